@@ -1,0 +1,13 @@
+"""Batch normalization for Lasagne."""
+
+from . import compat  # isort: skip  # First: it makes the next imports work.
+
+from .layer import BatchNormLayer, batch_norm
+
+__all__ = [
+    "BatchNormLayer",
+    "batch_norm",
+    "compat",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,450 @@
+"""The batch normalization layer, and how to put it on another layer."""
+
+import numbers
+
+import lasagne
+import numpy as np
+import theano
+import theano.tensor as T
+
+from .expressions import batch_statistics, normalize, normalize_batch
+from .updates import track_averages
+
+__all__ = [
+    "BatchNormLayer",
+    "batch_norm",
+]
+
+
+class BatchNormLayer(lasagne.layers.Layer):
+    """Normalize each channel of the input over the batch.
+
+    .. math::
+        y = f\\left(\\frac{x - \\mu}{\\sigma + \\epsilon} \\gamma
+            + \\beta\\right)
+
+    In training, :math:`\\mu` and :math:`\\sigma` are the mean and the standard
+    deviation of the current batch, and stored running averages of both follow
+    along. For testing (``deterministic=True``), they are the stored averages.
+
+    Parameters
+    ----------
+    incoming : Layer or tuple
+        The layer feeding into this layer, or the expected input shape. The
+        sizes of the axes that are not normalized over must be known.
+    axes : None, 'auto', int or tuple of int
+        The axis or axes to normalize over; negative ones count from the end.
+        By default, all but the second: the batch for dense layers, the batch
+        and all positions for convolutional layers.
+    epsilon : float or scalar Theano variable
+        Small constant added to the standard deviation before dividing by it.
+    alpha : float or scalar Theano variable
+        Weight of the current batch in the running averages, from 0 to 1.
+        Pass a shared variable to change it without compiling again.
+    nonlinearity : callable or None
+        Applied to the normalized, scaled and shifted input; by default, or if
+        None, it is the identity.
+    beta : Theano shared variable, array, number, callable or None
+        Initial value of the shift :math:`\\beta`; None leaves it out. All
+        four parameters have the input's number of dimensions and are of
+        size 1 along the `axes`; an array may also leave these out.
+    gamma : Theano shared variable, array, number, callable or None
+        Initial value of the scale :math:`\\gamma`; None leaves it out.
+    mean : Theano shared variable, array, number or callable
+        Initial value of the running average of the batch means.
+    std : Theano shared variable, array, number or callable
+        Initial value of the running average of the batch standard deviations.
+    **kwargs
+        Passed on to :class:`lasagne.layers.Layer`, such as ``name``.
+
+    Raises
+    ------
+    ValueError
+        If an axis is out of range or named twice, if the size of an axis that
+        is not normalized over is unknown, if a parameter's value does not
+        have the right shape, or `epsilon` or `alpha` is out of range.
+    TypeError
+        If an argument is of another type than stated.
+
+    Attributes
+    ----------
+    mean, std, beta, gamma : Theano shared variables, or None where left out
+        In the order of :meth:`get_params`. `mean` and `std` are neither
+        trainable nor regularizable and are tagged ``batch_norm_stat``; `beta`
+        is trainable and regularizable; `gamma` is trainable only.
+
+    Notes
+    -----
+    The standard deviation is the biased one (divided by the number of
+    values), in training and in the running averages alike. Where it is zero,
+    the gradient with respect to it is taken to be zero.
+
+    The averages are updated by every Theano function that computes an output
+    that was built for training, or a gradient through one; nothing has to be
+    passed to :func:`theano.function`. If the layer was applied several times
+    in what a function computes, the updates follow each other in the order in
+    which the layer was applied. An update that is passed for `mean` or `std`
+    explicitly replaces them, and ``no_default_updates=True`` turns them off.
+    A batch with statistics that are not finite, or with fewer than two values
+    per channel, leaves the averages of the layer as they are.
+
+    References
+    ----------
+    .. [1] Ioffe, Sergey and Szegedy, Christian (2015): Batch Normalization:
+           Accelerating Deep Network Training by Reducing Internal Covariate
+           Shift, section 3. http://arxiv.org/abs/1502.03167.
+
+    Examples
+    --------
+    >>> from lasagne.layers import InputLayer, get_output
+    >>> from bnlasagne import BatchNormLayer
+    >>> layer = BatchNormLayer(InputLayer((None, 3)), alpha=0.1)
+    >>> [param.name for param in layer.get_params()]
+    ['mean', 'std', 'beta', 'gamma']
+    >>> output = get_output(layer)
+    >>> test_output = get_output(layer, deterministic=True)
+    """
+
+    def __init__(self, incoming, axes=None, epsilon=0.01, alpha=0.5,
+                 nonlinearity=None, beta=lasagne.init.Constant(0),
+                 gamma=lasagne.init.Constant(1),
+                 mean=lasagne.init.Constant(0), std=lasagne.init.Constant(1),
+                 **kwargs):
+        _check_incoming(incoming)
+        super(BatchNormLayer, self).__init__(incoming, **kwargs)
+        self.axes = self._check_axes(axes)
+        self.epsilon = self._check_scalar("epsilon", epsilon, np.inf)
+        self.alpha = self._check_scalar("alpha", alpha, 1)
+        self.nonlinearity = self._check_nonlinearity(nonlinearity)
+        self.mean = self._add_param(
+            "mean", mean, trainable=False, regularizable=False,
+            batch_norm_stat=True)
+        self.std = self._add_param(
+            "std", std, trainable=False, regularizable=False,
+            batch_norm_stat=True)
+        self.beta = None if beta is None else self._add_param(
+            "beta", beta, trainable=True, regularizable=True)
+        self.gamma = None if gamma is None else self._add_param(
+            "gamma", gamma, trainable=True, regularizable=False)
+
+    def get_output_for(self, input, deterministic=False,
+                       batch_norm_use_averages=None,
+                       batch_norm_update_averages=None, **kwargs):
+        """Normalize an input.
+
+        Parameters
+        ----------
+        input : Theano variable
+            Of the shape that the layer was built for.
+        deterministic : bool
+            Whether the output is for testing.
+        batch_norm_use_averages : bool or None
+            Whether to normalize by the stored averages, rather than by the
+            statistics of `input`. By default, as `deterministic` says.
+        batch_norm_update_averages : bool or None
+            Whether functions that compute the output update the stored
+            averages. By default, if not `deterministic`.
+
+        Returns
+        -------
+        Theano variable
+            Of the shape of `input`.
+
+        Raises
+        ------
+        ValueError
+            If `input` has a wrong number of dimensions, or averages are to be
+            updated that are no shared variables.
+        """
+        if batch_norm_use_averages is None:
+            batch_norm_use_averages = deterministic
+        if batch_norm_update_averages is None:
+            batch_norm_update_averages = not deterministic
+        x = self._prepare(input)
+        gamma, beta = self._aligned(self.gamma), self._aligned(self.beta)
+        if batch_norm_use_averages:
+            mean, std = self._aligned(self.mean), self._aligned(self.std)
+            output = normalize(x, mean, std, gamma, beta, self.epsilon)
+            if batch_norm_update_averages:
+                batch_mean, batch_std = batch_statistics(x, self.axes)
+        else:
+            output, batch_mean, batch_std = normalize_batch(
+                x, gamma, beta, self.epsilon, self.axes)
+        if batch_norm_update_averages:
+            output = self._track(output, x, batch_mean, batch_std)
+        return self.nonlinearity(output)
+
+    def _track(self, output, x, batch_mean, batch_std):
+        """Have functions that compute `output` update the averages."""
+        for average in (self.mean, self.std):
+            if not isinstance(average, theano.compile.SharedVariable):
+                raise ValueError(
+                    "%s cannot update its running averages: %s is an "
+                    "expression. Give a shared variable for it, or pass "
+                    "batch_norm_update_averages=False to get_output()."
+                    % (_label(self), average))
+        count = T.prod([x.shape[axis] for axis in self.axes])
+        return track_averages(output, (self.mean, self.std),
+                              (batch_mean, batch_std), count,
+                              T.as_tensor_variable(self.alpha))
+
+    def _prepare(self, input):
+        """The input as a floating-point tensor, checked."""
+        x = T.as_tensor_variable(input)
+        if x.ndim != len(self.input_shape):
+            raise ValueError(
+                "%s expects an input with %d dimensions, like its input_shape "
+                "%s, but got one with %d."
+                % (_label(self), len(self.input_shape), self.input_shape,
+                   x.ndim))
+        if x.dtype in T.discrete_dtypes:
+            x = x.astype(theano.config.floatX)
+        return x
+
+    def _aligned(self, param):
+        """A parameter, broadcastable where it must be, or None."""
+        if param is None:
+            return None
+        return T.patternbroadcast(param, self._broadcastable())
+
+    # Checks of the constructor's arguments
+
+    def _check_axes(self, axes):
+        ndim = len(self.input_shape)
+        if axes is None or (isinstance(axes, str) and axes == "auto"):
+            axes = (0,) + tuple(range(2, ndim))
+        elif isinstance(axes, numbers.Integral):
+            axes = (axes,)
+        elif (not isinstance(axes, (tuple, list)) or
+              not all(isinstance(axis, numbers.Integral) for axis in axes)):
+            raise TypeError("%s: axes must be None, 'auto', an int or a tuple "
+                            "of int, got %r." % (_label(self), axes))
+        return _positive_axes(axes, ndim, _label(self))
+
+    def _check_scalar(self, name, value, largest):
+        if isinstance(value, theano.Variable):
+            if value.ndim != 0:
+                raise ValueError("%s: %s must be a scalar, got a Theano "
+                                 "variable with %d dimensions."
+                                 % (_label(self), name, value.ndim))
+            return value
+        if not isinstance(value, (numbers.Real, np.ndarray)):
+            raise TypeError("%s: %s must be a number or a scalar Theano "
+                            "variable, got %r." % (_label(self), name, value))
+        if np.ndim(value) != 0 or not 0 <= value <= largest:
+            raise ValueError("%s: %s must be a number from 0 to %s, got %r."
+                             % (_label(self), name, largest, value))
+        return float(value)
+
+    def _check_nonlinearity(self, nonlinearity):
+        if nonlinearity is None:
+            return lasagne.nonlinearities.identity
+        if not callable(nonlinearity):
+            raise TypeError("%s: nonlinearity must be None or a callable such "
+                            "as lasagne.nonlinearities.rectify, got %r."
+                            % (_label(self), nonlinearity))
+        return nonlinearity
+
+    # Parameters
+
+    def _add_param(self, name, spec, **tags):
+        """Add a parameter and return it."""
+        return self.add_param(self._shared(name, spec), self._param_shape(),
+                              name, **tags)
+
+    def _shared(self, name, spec):
+        """A shared variable for a parameter's initial value.
+
+        Lasagne would make one, too; but not with the broadcastable axes that
+        go with the size-1 axes of the parameters.
+        """
+        if isinstance(spec, theano.Variable):
+            if spec.ndim != len(self.input_shape):
+                raise ValueError(
+                    "%s: %s must have %d dimensions, like the input, but the "
+                    "Theano variable given has %d."
+                    % (_label(self), name, len(self.input_shape), spec.ndim))
+            return spec
+        value = self._initial_value(name, spec)
+        full_name = name if self.name is None else self.name + "." + name
+        return theano.shared(value, full_name,
+                             broadcastable=self._broadcastable())
+
+    def _initial_value(self, name, spec):
+        """A parameter's initial value, in its full shape."""
+        shape = self._param_shape()
+        value = spec(shape) if callable(spec) else spec
+        try:
+            value = lasagne.utils.floatX(value)
+        except (TypeError, ValueError):
+            raise TypeError("%s: %s must be an array, a number, a Theano "
+                            "shared variable or a callable that returns an "
+                            "array, got %r."
+                            % (_label(self), name, spec)) from None
+        short = tuple(size for axis, size in enumerate(shape)
+                      if axis not in self.axes)
+        if value.shape not in (shape, short, ()):
+            raise ValueError("%s: %s must have shape %s or %s, got %s."
+                             % (_label(self), name, shape, short, value.shape))
+        if value.ndim == 0:
+            return np.full(shape, value)
+        return value.reshape(shape)
+
+    def _param_shape(self):
+        shape = tuple(1 if axis in self.axes else size
+                      for axis, size in enumerate(self.input_shape))
+        for axis, size in enumerate(shape):
+            if size is None:
+                raise ValueError(
+                    "%s needs specified input sizes for all axes not "
+                    "normalized over, but axis %d of the input shape %s is "
+                    "None. Give its size, or name the axis in axes=%s."
+                    % (_label(self), axis, self.input_shape,
+                       tuple(sorted(self.axes + (axis,)))))
+        return shape
+
+    def _broadcastable(self):
+        return tuple(axis in self.axes
+                     for axis in range(len(self.input_shape)))
+
+
+def _label(layer):
+    """How messages refer to a layer."""
+    kind = type(layer).__name__
+    name = getattr(layer, "name", None)
+    return kind if name is None else "%s %r" % (kind, name)
+
+
+def _check_incoming(incoming):
+    if not isinstance(incoming, (lasagne.layers.Layer, tuple)):
+        raise TypeError("BatchNormLayer: incoming must be a Layer instance or "
+                        "a tuple with the input shape, got %r." % (incoming,))
+
+
+def _positive_axes(axes, ndim, label):
+    """Axes counted from the start, in order; checked."""
+    for axis in axes:
+        if not -ndim <= axis < ndim:
+            raise ValueError("%s: axis %d is out of range for an input with "
+                             "%d dimensions." % (label, axis, ndim))
+    positive = tuple(sorted(int(axis) % ndim for axis in axes))
+    if not positive:
+        raise ValueError("%s: axes must name at least one axis." % label)
+    if len(set(positive)) < len(positive):
+        raise ValueError("%s: axes %s name an axis twice."
+                         % (label, tuple(axes)))
+    return positive
+
+
+def batch_norm(layer, **kwargs):
+    """Apply batch normalization to an existing layer.
+
+    The :class:`BatchNormLayer` goes between the layer's linear part and its
+    nonlinearity: it takes over the nonlinearity, and the bias is removed, as
+    the normalization would undo it and `beta` takes its place.
+
+    Parameters
+    ----------
+    layer : Layer
+        The layer to normalize the output of. It is changed for good.
+    **kwargs
+        Passed on to :class:`BatchNormLayer`. A `nonlinearity` given here is
+        used in place of the layer's own, and a `name` in place of the layer's
+        name with ``_bn`` appended.
+
+    Returns
+    -------
+    BatchNormLayer
+        Stacked on `layer`. Use it in the place of `layer`.
+
+    Raises
+    ------
+    TypeError
+        If `layer` is no layer, or one with a recurrence.
+    ValueError
+        If an earlier call took over the layer's nonlinearity, or an argument
+        does not fit the layer. As with all errors, `layer` is as it was.
+
+    Notes
+    -----
+    A bias that is shared with other layers is removed from this layer only. A
+    bias that differs from position to position (``untie_biases=True``, locally
+    connected layers) is removed as well, although the normalization would undo
+    its mean over the positions only. To keep it, stack a `BatchNormLayer` on
+    the layer by hand.
+
+    References
+    ----------
+    .. [1] Ioffe, Sergey and Szegedy, Christian (2015): Batch Normalization:
+           Accelerating Deep Network Training by Reducing Internal Covariate
+           Shift, section 3.2. http://arxiv.org/abs/1502.03167.
+
+    Examples
+    --------
+    >>> from lasagne.layers import DenseLayer, InputLayer
+    >>> from lasagne.nonlinearities import rectify
+    >>> from bnlasagne import batch_norm
+    >>> dense = DenseLayer(InputLayer((None, 8)), 5, nonlinearity=rectify)
+    >>> layer = batch_norm(dense)
+    >>> layer.nonlinearity is rectify
+    True
+    >>> dense.b is None
+    True
+    """
+    _check_wrappable(layer)
+    name = getattr(layer, "name", None)
+    if kwargs.get("name") is None and name is not None:
+        kwargs["name"] = name + "_bn"
+    wrapper = BatchNormLayer(layer, **kwargs)
+    _remove_bias(layer)
+    nonlinearity = _remove_nonlinearity(layer, wrapper)
+    if "nonlinearity" not in kwargs:
+        wrapper.nonlinearity = nonlinearity
+    return wrapper
+
+
+def _check_wrappable(layer):
+    if not isinstance(layer, lasagne.layers.Layer):
+        raise TypeError("batch_norm() expects a Layer instance such as a "
+                        "DenseLayer, got %r." % (layer,))
+    if isinstance(layer, _recurrent_layers()):
+        raise TypeError(
+            "batch_norm() cannot wrap %s: its nonlinearity is inside of the "
+            "recurrence, and its output is fed back to it. Normalize its "
+            "input with BatchNormLayer(incoming, axes=(0, 1)) below it, or "
+            "the input-to-hidden layer of a CustomRecurrentLayer with "
+            "batch_norm()." % _label(layer))
+    wrapper = getattr(layer, "_normalized_by", None)
+    if wrapper is not None:
+        raise ValueError(
+            "batch_norm() has wrapped %s before, and its nonlinearity has "
+            "gone to %s. Use that one in its place; or stack another "
+            "BatchNormLayer(layer, nonlinearity=...) on the layer."
+            % (_label(layer), wrapper))
+
+
+def _recurrent_layers():
+    """Lasagne's layers that feed their output back to themselves."""
+    names = ("CustomRecurrentLayer", "LSTMLayer", "GRULayer")
+    return tuple(getattr(lasagne.layers, name) for name in names
+                 if hasattr(lasagne.layers, name))
+
+
+def _remove_bias(layer):
+    """Remove a layer's bias, where it has one."""
+    bias = getattr(layer, "b", None)
+    if bias is not None and bias in layer.params:
+        del layer.params[bias]
+        layer.b = None
+
+
+def _remove_nonlinearity(layer, wrapper):
+    """Make a layer linear and return the nonlinearity that it had."""
+    identity = lasagne.nonlinearities.identity
+    nonlinearity = getattr(layer, "nonlinearity", None)
+    if nonlinearity is None or nonlinearity is identity:
+        return identity
+    layer.nonlinearity = identity
+    # Tells a layer that lost its nonlinearity from one that never had any.
+    layer._normalized_by = _label(wrapper)
+    return nonlinearity
