@@ -274,13 +274,11 @@ class BatchNormLayer(lasagne.layers.Layer):
         """A parameter's initial value, in its full shape."""
         shape = self._param_shape()
         value = spec(shape) if callable(spec) else spec
-        try:
-            value = lasagne.utils.floatX(value)
-        except (TypeError, ValueError):
+        if not np.issubdtype(np.asarray(value).dtype, np.number):
             raise TypeError("%s: %s must be an array, a number, a Theano "
                             "shared variable or a callable that returns an "
-                            "array, got %r."
-                            % (_label(self), name, spec)) from None
+                            "array, got %r." % (_label(self), name, spec))
+        value = lasagne.utils.floatX(value)
         short = tuple(size for axis, size in enumerate(shape)
                       if axis not in self.axes)
         if value.shape not in (shape, short, ()):

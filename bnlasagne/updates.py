@@ -276,6 +276,11 @@ def _update_as_one(fgraph, group, aliases, placeholders, steps):
              if alias in outputs and aliases[alias].application is None]
     moving = [alias for alias in group if alias in steps
               and (alias in placeholders or alias in outputs)]
+    if len(group) > 1 and fgraph.update_mapping is None and any(
+            alias in steps for alias in group if alias not in moving):
+        # A loop in a loop's step, whose updates the step passed on itself:
+        # they are among the outputs of the step, and which ones is unknown.
+        raise ValueError(_OUT_OF_REACH % group[0])
     if given:
         average, value = given[0], fgraph.outputs[outputs[given[0]]]
     elif moving:

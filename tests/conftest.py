@@ -1,0 +1,42 @@
+"""Fixtures for all tests."""
+
+import bnlasagne  # isort: skip  # noqa: F401  # First: it repairs the stack.
+
+import numpy as np
+import pytest
+import theano
+
+
+@pytest.fixture
+def rng():
+    return np.random.RandomState(1502)
+
+
+@pytest.fixture(params=["float32", "float64"])
+def floatX(request):
+    """The test runs in both widths of Theano's default float."""
+    with theano.configparser.change_flags(floatX=request.param):
+        yield request.param
+
+
+@pytest.fixture
+def float64():
+    """The test runs in double precision."""
+    with theano.configparser.change_flags(floatX="float64"):
+        yield
+
+
+@pytest.fixture(params=["FAST_COMPILE", "FAST_RUN without C"])
+def mode(request):
+    """The test runs with few and with all of Theano's optimizations."""
+    if request.param == "FAST_COMPILE":
+        return request.param
+    return theano.Mode("py", "fast_run")
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """The test's functions are compiled without C, which takes seconds."""
+    # Setting Theano's flag would not do: the default mode is made only once.
+    monkeypatch.setattr(theano.compile.mode, "instantiated_default_mode",
+                        theano.compile.mode.get_mode("FAST_COMPILE"))
