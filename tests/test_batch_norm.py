@@ -2,6 +2,8 @@
 
 import copy
 
+from bnlasagne import BatchNormLayer, batch_norm
+
 import lasagne
 import numpy as np
 import pytest
@@ -11,8 +13,6 @@ import theano.tensor as T
 from lasagne.layers import DenseLayer, InputLayer, get_output
 from lasagne.nonlinearities import identity, rectify, tanh
 from numpy.testing import assert_allclose
-
-from bnlasagne import BatchNormLayer, batch_norm
 
 
 def vectors():

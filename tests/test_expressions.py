@@ -1,13 +1,13 @@
 """Outputs and gradients of the expressions, against the oracle."""
 
+from bnlasagne import expressions
+
 import numpy as np
 import pytest
 import reference
 import theano
 import theano.tensor as T
 from numpy.testing import assert_allclose
-
-from bnlasagne import expressions
 
 TOLERANCE = {"float32": {"rtol": 2e-5, "atol": 2e-5},
              "float64": {"rtol": 1e-11, "atol": 1e-11}}

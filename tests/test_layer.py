@@ -3,6 +3,8 @@
 import pickle
 
 import bnlasagne
+from bnlasagne import BatchNormLayer, batch_norm
+
 import lasagne
 import numpy as np
 import pytest
@@ -19,8 +21,6 @@ from lasagne.layers import (
     set_all_param_values,
 )
 from numpy.testing import assert_allclose, assert_array_equal
-
-from bnlasagne import BatchNormLayer, batch_norm
 
 TOLERANCE = {"float32": {"rtol": 2e-5, "atol": 2e-5},
              "float64": {"rtol": 1e-11, "atol": 1e-11}}

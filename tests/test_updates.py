@@ -2,6 +2,8 @@
 
 import pickle
 
+from bnlasagne import BatchNormLayer, batch_norm
+
 import lasagne
 import numpy as np
 import pytest
@@ -16,8 +18,6 @@ from lasagne.layers import (
     get_output,
 )
 from numpy.testing import assert_allclose, assert_array_equal
-
-from bnlasagne import BatchNormLayer, batch_norm
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -64,7 +64,8 @@ def test_one_application(layer, batches, mode):
 def test_nothing_is_left_in_the_compiled_function(layer, mode):
     x = T.matrix()
     function = theano.function([x], layer.get_output_for(x), mode=mode)
-    ops = {type(node.op).__name__ for node in function.maker.fgraph.apply_nodes}
+    nodes = function.maker.fgraph.apply_nodes
+    ops = {type(node.op).__name__ for node in nodes}
     assert not ops & {"TrackAverages", "UpdatedAverage"}
 
 

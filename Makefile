@@ -1,0 +1,31 @@
+# Every target makes .venv first, or brings it up to date; PYTHON=… says with
+# which interpreter (3.8 to 3.11).
+
+python = .venv/bin/python
+
+# Without Python.h, no compiler: see .ci/venv. THEANO_FLAGS comes last, wins.
+flags = if [ -e .venv/no-header ]; then \
+	export THEANO_FLAGS="cxx=,$${THEANO_FLAGS-}"; fi;
+
+.PHONY: help demo test lint clean
+
+help:
+	@echo "make demo   train on digits, with and without batch normalization"
+	@echo "make test   ruff, then all tests"
+	@echo "make lint   ruff only"
+	@echo "make clean  remove what the other targets made"
+
+demo:
+	@.ci/venv examples
+	@$(flags) $(python) examples/mnist.py
+
+lint:
+	@.ci/venv test
+	$(python) -m ruff check .
+
+test: lint
+	@$(flags) $(python) -m pytest
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,76 @@
+"""Package metadata; `pip install .` installs everything that is needed."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+
+
+def read(name):
+    path = HERE / name
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def version():
+    # Read rather than imported: importing needs what pip is to install.
+    source = read("bnlasagne/__init__.py")
+    return re.search(r"^__version__ = ['\"](.+)['\"]", source, re.M).group(1)
+
+
+# bnlasagne/compat.py names these in its messages.
+requirements = [
+    # The last release; older ones fail on Python >= 3.9.
+    "Theano==1.0.5",
+    # Its development version, 0.2.dev1, works as well. PyPI has 0.1 only.
+    "Lasagne>=0.1",
+    # 1.17.3 is the first with wheels for Python 3.8; Theano 1.0.5 uses names
+    # that 1.24 removed.
+    "numpy>=1.17.3,<1.24",
+    # Lasagne 0.1 imports pkg_resources without asking for it: setuptools 82
+    # dropped it, and 80.9 began to print a warning about it.
+    "setuptools<80.9",
+]
+examples = [
+    "matplotlib",
+    "pillow",
+    "tqdm",
+]
+test = [
+    "pytest>=7",
+    # Pinned: each release of ruff may find more.
+    "ruff==0.17.6",
+    *examples,  # the tests run them
+]
+
+setup(
+    name="bnlasagne",
+    version=version(),
+    description="Batch normalization for Lasagne, as one drop-in layer",
+    long_description=read("README.md"),
+    long_description_content_type="text/markdown",
+    author="The bnlasagne developers",
+    license="MIT",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.8",
+        "Programming Language :: Python :: 3.9",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    packages=find_packages(include=["bnlasagne", "bnlasagne.*"]),
+    package_data={"bnlasagne": ["*.h"]},
+    python_requires=">=3.8,<3.12",
+    # The marker lets pip come to python_requires and say what is wrong;
+    # without it, some versions first fail to build Theano.
+    install_requires=[
+        line + '; python_version < "3.12"' for line in requirements
+    ],
+    extras_require={"examples": examples, "test": test},
+)
