@@ -7,7 +7,7 @@ import numpy as np
 import theano
 import theano.tensor as T
 
-from .expressions import batch_statistics, normalize, normalize_batch
+from . import expressions, ops
 from .updates import track_averages
 
 __all__ = [
@@ -161,18 +161,46 @@ class BatchNormLayer(lasagne.layers.Layer):
         if batch_norm_update_averages is None:
             batch_norm_update_averages = not deterministic
         x = self._prepare(input)
-        gamma, beta = self._aligned(self.gamma), self._aligned(self.beta)
         if batch_norm_use_averages:
-            mean, std = self._aligned(self.mean), self._aligned(self.std)
-            output = normalize(x, mean, std, gamma, beta, self.epsilon)
+            output = self._normalize(x)
             if batch_norm_update_averages:
-                batch_mean, batch_std = batch_statistics(x, self.axes)
+                statistics = expressions.batch_statistics(x, self.axes)
         else:
-            output, batch_mean, batch_std = normalize_batch(
-                x, gamma, beta, self.epsilon, self.axes)
+            output, *statistics = self._normalize_batch(x)
         if batch_norm_update_averages:
-            output = self._track(output, x, batch_mean, batch_std)
-        return self.nonlinearity(output)
+            output = self._track(output, x, *statistics)
+        return output
+    # The output, from whichever can be used of the fused Ops, which rectify in
+    # passing, and the plain expressions.
+
+    def _normalize_batch(self, x):
+        """The output and the statistics of the batch."""
+        gamma, beta = self._aligned(self.gamma), self._aligned(self.beta)
+        if not ops.are_usable(x, *_present(gamma, beta)):
+            output, mean, std = expressions.normalize_batch(
+                x, gamma, beta, self.epsilon, self.axes)
+            return self.nonlinearity(output), mean, std
+        output, mean, std = ops.normalize_batch(
+            x, gamma, beta, self.epsilon, self.axes, self._rectifies())
+        return self._finish(output), mean, std
+
+    def _normalize(self, x):
+        """The output, by the stored statistics."""
+        mean, std, gamma, beta = (self._aligned(param) for param in (
+            self.mean, self.std, self.gamma, self.beta))
+        if not ops.are_usable(x, *_present(mean, std, gamma, beta)):
+            return self.nonlinearity(expressions.normalize(
+                x, mean, std, gamma, beta, self.epsilon))
+        return self._finish(ops.normalize(
+            x, mean, std, gamma, beta, self.epsilon, self.axes,
+            self._rectifies()))
+
+    def _rectifies(self):
+        return self.nonlinearity in (lasagne.nonlinearities.rectify,
+                                     T.nnet.relu)
+
+    def _finish(self, output):
+        return output if self._rectifies() else self.nonlinearity(output)
 
     def _track(self, output, x, batch_mean, batch_std):
         """Have functions that compute `output` update the averages."""
@@ -311,6 +339,10 @@ def _label(layer):
     kind = type(layer).__name__
     name = getattr(layer, "name", None)
     return kind if name is None else "%s %r" % (kind, name)
+
+
+def _present(*variables):
+    return [variable for variable in variables if variable is not None]
 
 
 def _check_incoming(incoming):

@@ -1,0 +1,533 @@
+"""Batch normalization as fused Ops for the CPU.
+
+:func:`normalize_batch` and :func:`normalize` compute what their namesakes in
+:mod:`bnlasagne.expressions` do, at the speed of memory. Which of the two a
+layer is built from is decided by :func:`are_usable`.
+
+Each Op has the C++ code of ``kernels.h``, for machines with a compiler, and a
+NumPy version, for those without. Gradients of gradients are those of the
+plain expressions.
+"""
+
+import contextlib
+import hashlib
+import os
+
+import numpy as np
+import theano
+import theano.tensor as T
+from theano.gof import ParamsType
+from theano.gof.op import OpenMPOp
+from theano.tensor.opt import in2out
+
+from . import expressions
+
+__all__ = [
+    "BatchNormalize",
+    "BatchNormalizeGrad",
+    "Normalize",
+    "are_usable",
+    "normalize",
+    "normalize_batch",
+    "plain_expressions",
+]
+
+
+# Which one is built
+
+_forced_plain = 0
+
+
+@contextlib.contextmanager
+def plain_expressions():
+    """Build batch normalization from plain Theano expressions.
+
+    Within this context, outputs of layers are built without the fused Ops;
+    for debugging, for comparisons, and for what only Theano's own Ops can do,
+    such as :func:`theano.Rop`.
+
+    Examples
+    --------
+    >>> from lasagne.layers import InputLayer, get_output
+    >>> from bnlasagne import BatchNormLayer, plain_expressions
+    >>> layer = BatchNormLayer(InputLayer((None, 3)))
+    >>> with plain_expressions():
+    ...     output = get_output(layer)
+    """
+    global _forced_plain
+    _forced_plain += 1
+    try:
+        yield
+    finally:
+        _forced_plain -= 1
+
+
+def are_usable(*variables):
+    """Whether the fused Ops can be applied to variables, and may be.
+
+    Parameters
+    ----------
+    *variables : Theano variables
+        The input, and those of the statistics and parameters that are not
+        None.
+
+    Returns
+    -------
+    bool
+        True on the CPU, in single or double precision, all of it alike, but
+        not within :func:`plain_expressions`.
+    """
+    return (not _forced_plain
+            and theano.config.device.startswith("cpu")
+            and len({variable.dtype for variable in variables}) == 1
+            and all(isinstance(variable.type, T.TensorType)
+                    and variable.dtype in ("float32", "float64")
+                    for variable in variables))
+
+
+def normalize_batch(x, gamma, beta, epsilon, axes, rectify=False):
+    """Normalize a batch by its own statistics.
+
+    See :func:`bnlasagne.expressions.normalize_batch`. With `rectify`, values
+    below zero are replaced by zero.
+    """
+    order, inverse = _in_blocks(x.ndim, axes)
+    x, gamma, beta = (_shuffled(variable, order) for variable in (
+        x, _filled(gamma, 1, x, axes), _filled(beta, 0, x, axes)))
+    op = BatchNormalize(*_parameter_axes(x.ndim, axes), rectify)
+    outputs = op(x, gamma, beta, epsilon)[:3]
+    return tuple(_shuffled(output, inverse) for output in outputs)
+
+
+def normalize(x, mean, std, gamma, beta, epsilon, axes, rectify=False):
+    """Normalize a batch by the given statistics.
+
+    See :func:`bnlasagne.expressions.normalize`. With `rectify`, values below
+    zero are replaced by zero.
+    """
+    order, inverse = _in_blocks(x.ndim, axes)
+    x, mean, std, gamma, beta = (_shuffled(variable, order) for variable in (
+        x, mean, std, _filled(gamma, 1, x, axes), _filled(beta, 0, x, axes)))
+    op = Normalize(*_parameter_axes(x.ndim, axes), rectify)
+    return _shuffled(op(x, mean, std, gamma, beta, epsilon), inverse)
+
+
+def _filled(parameter, value, x, axes):
+    """The parameter, or an array of one value where it is None."""
+    if parameter is not None:
+        return parameter
+    shape = [1 if axis in axes else x.shape[axis] for axis in range(x.ndim)]
+    return T.alloc(np.asarray(value, x.dtype), *shape)
+
+
+# The kernels see an array as [M][C][S], with the axes of the parameters in one
+# block, C. Other axes are brought into this order first.
+
+def _in_blocks(ndim, axes):
+    """An order of the axes with those of parameters in one block.
+
+    Returns
+    -------
+    order, inverse : tuple of int
+        For `dimshuffle`, there and back.
+    """
+    others = [axis for axis in range(ndim) if axis not in axes]
+    if not others or others[-1] - others[0] + 1 == len(others):
+        order = tuple(range(ndim))
+    else:
+        order = tuple(axes) + tuple(others)
+    return order, tuple(int(axis) for axis in np.argsort(order))
+
+
+def _parameter_axes(ndim, axes):
+    """First axis of the parameters, in order, and the one after the last."""
+    others = [axis for axis in range(ndim) if axis not in axes]
+    if not others:
+        # One channel, and all its values lie one after the other.
+        return 0, 0
+    if others[-1] - others[0] + 1 == len(others):
+        return others[0], others[-1] + 1
+    return ndim - len(others), ndim
+
+
+def _shuffled(variable, order):
+    if order == tuple(range(len(order))):
+        return variable
+    return variable.dimshuffle(*order)
+
+
+# The Ops
+
+def _read(name):
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), name)
+    with open(path, encoding="utf-8") as source:
+        return source.read()
+
+
+_SOURCE = _read("kernels.h") + _read("arrays.h")
+_OPENMP = []
+
+
+def _has_openmp():
+    """Whether the compiler has OpenMP; found out once."""
+    if not _OPENMP:
+        _OPENMP.append(bool(OpenMPOp.test_gxx_support()))
+    return _OPENMP[0]
+
+
+class _FusedOp(theano.Op):
+    """What the Ops have in common.
+
+    Parameters
+    ----------
+    first, end : int
+        First axis of the parameters, and the one after the last. All others
+        are normalized over.
+    rectify : bool
+        Whether values below zero are replaced by zero.
+    inplace : bool
+        Whether the output overwrites an input. Not to be used in graphs that
+        users build; an optimization takes care of it.
+    """
+
+    __props__ = ("first", "end", "rectify", "inplace")
+    # The C++ code gets them when it is called, so that it is the same for all
+    # layers, and compiled once.
+    params_type = ParamsType(
+        first=theano.scalar.int64, end=theano.scalar.int64,
+        rectify=theano.scalar.bool, inplace=theano.scalar.bool)
+    overwrites = None
+
+    def __init__(self, first, end, rectify=False, inplace=False):
+        self.first = int(first)
+        self.end = int(end)
+        self.rectify = bool(rectify)
+        self.inplace = bool(inplace)
+        if inplace:
+            self.destroy_map = {0: [self.overwrites]}
+
+    def axes(self, ndim):
+        """The axes to normalize over."""
+        return tuple(axis for axis in range(ndim)
+                     if not self.first <= axis < self.end)
+
+    def _check_inputs(self, x, params):
+        """The inputs, with parameters broadcastable along the axes."""
+        x = T.as_tensor_variable(x)
+        if x.dtype not in ("float32", "float64"):
+            raise TypeError("%s: the input must be float32 or float64, got "
+                            "%s." % (type(self).__name__, x.dtype))
+        pattern = self._pattern(x)
+        checked = []
+        for param in params:
+            param = T.as_tensor_variable(param)
+            if param.dtype != x.dtype or param.ndim != x.ndim:
+                raise TypeError(
+                    "%s: the statistics and parameters must have the input's "
+                    "type and number of dimensions, %s and %d, got %s and %d."
+                    % (type(self).__name__, x.dtype, x.ndim, param.dtype,
+                       param.ndim))
+            checked.append(T.patternbroadcast(param, pattern))
+        return [x] + checked
+
+    def _pattern(self, x):
+        """Which axes of a parameter are broadcastable."""
+        axes = self.axes(x.ndim)
+        return tuple(axis in axes or x.broadcastable[axis]
+                     for axis in range(x.ndim))
+
+    def _expression(self, inputs):
+        """What the Op computes, as a plain expression."""
+        raise NotImplementedError
+
+    def _plain_gradient(self, inputs, output_gradients):
+        """Gradients of the plain expression.
+
+        The inputs may depend on each other; as arguments they do not.
+        """
+        arguments = [variable.type() for variable in inputs]
+        known = {
+            expression: gradient for expression, gradient
+            in zip(self._expression(arguments), output_gradients)
+            if not isinstance(gradient.type, theano.gradient.DisconnectedType)}
+        gradients = theano.grad(
+            None, arguments, known_grads=known, disconnected_inputs="ignore")
+        return theano.clone(gradients, replace=dict(zip(arguments, inputs)))
+
+    # C++
+
+    def c_support_code(self):
+        return _SOURCE
+
+    def c_headers(self):
+        return ["<vector>"]
+
+    def c_compile_args(self):
+        args = ["-std=gnu++14", "-O3"]
+        return args + ["-fopenmp"] if _has_openmp() else args
+
+    def c_code_cache_version(self):
+        return (int(hashlib.sha256(_SOURCE.encode()).hexdigest()[:8], 16), 1)
+
+    def _c_code(self, code, node, inputs, outputs, sub):
+        """Fill in C++ code.
+
+        ``{x}`` stands for the C++ name of the input or output of that name.
+        """
+        names = dict(zip(self.inputs + self.outputs, inputs + outputs))
+        for name, variable in names.items():
+            code = code.replace("{" + name + "}", variable)
+        dtype = node.inputs[0].dtype
+        for old, new in (("{params}", sub["params"]), ("{fail}", sub["fail"]),
+                         ("{T}", "npy_" + dtype),
+                         ("{type}", "NPY_" + dtype.upper())):
+            code = code.replace(old, new)
+        return "{ using namespace bnlasagne; " + code + "}"
+
+
+def _nan_free(function):
+    """Call a NumPy version of an Op without warnings of its arithmetic."""
+    def perform(self, node, inputs, output_storage, params):
+        with np.errstate(all="ignore"):
+            outputs = function(self, *inputs)
+        for storage, output, variable in zip(output_storage, outputs,
+                                             node.outputs):
+            storage[0] = np.asarray(output, dtype=variable.dtype)
+    return perform
+
+
+class BatchNormalize(_FusedOp):
+    """Normalize a batch by its own statistics.
+
+    Inputs: the batch, gamma, beta, epsilon. Outputs: the normalized batch,
+    mean, standard deviation, and what the gradient wants to know of them in
+    double precision.
+    """
+
+    inputs = ["x", "gamma", "beta", "epsilon"]
+    outputs = ["y", "mean", "std", "statistics"]
+
+    def make_node(self, x, gamma, beta, epsilon):
+        inputs = self._check_inputs(x, [gamma, beta])
+        x = inputs[0]
+        inputs.append(T.cast(T.as_tensor_variable(epsilon), "float64"))
+        statistic = T.TensorType(x.dtype, self._pattern(x))
+        return theano.Apply(
+            self, inputs, [x.type(), statistic(), statistic(), T.dmatrix()])
+
+    def infer_shape(self, node, shapes):
+        x, gamma = shapes[:2]
+        channels = T.prod(gamma) if gamma else 1
+        return [x, gamma, gamma, (3, channels)]
+
+    def connection_pattern(self, node):
+        return [[True, True, True, True], [True, False, False, False],
+                [True, False, False, False], [True, False, False, True]]
+
+    def L_op(self, inputs, outputs, output_gradients):
+        x, gamma, beta, epsilon = inputs
+        _, mean, std, statistics = outputs
+        dy, dmean, dstd, _ = output_gradients
+        if isinstance(dy.type, theano.gradient.DisconnectedType):
+            dx = x.zeros_like()
+            dgamma = dbeta = depsilon = dy
+        else:
+            op = BatchNormalizeGrad(self.first, self.end, self.rectify)
+            dx, dgamma, dbeta = op(x, gamma, beta, epsilon,
+                                   dy.astype(x.dtype), statistics)
+            depsilon = theano.gradient.grad_not_implemented(
+                self, 3, epsilon, "epsilon is taken to be a constant")
+        count = T.prod([x.shape[axis] for axis in self.axes(x.ndim)])
+        count = count.astype(x.dtype)
+        if not isinstance(dmean.type, theano.gradient.DisconnectedType):
+            dx = dx + dmean / count
+        if not isinstance(dstd.type, theano.gradient.DisconnectedType):
+            is_zero = T.eq(std, 0)
+            direction = T.switch(
+                is_zero, 0, (x - mean) / T.switch(is_zero, 1, std))
+            dx = dx + dstd * direction / count
+        return [dx, dgamma, dbeta, depsilon]
+
+    @_nan_free
+    def perform(self, x, gamma, beta, epsilon):
+        axes = self.axes(x.ndim)
+        count = np.prod([x.shape[axis] for axis in axes])
+        mean = x.sum(axes, dtype=np.float64, keepdims=True) / count
+        deviation = x - mean
+        std = np.sqrt(np.square(deviation).sum(axes, keepdims=True) / count)
+        inverse = 1 / (std + epsilon)
+        y = deviation * (gamma * inverse) + beta
+        if self.rectify:
+            y = np.where(y < 0, 0, y)
+        return y, mean, std, [
+            statistic.ravel() for statistic in (mean, std, inverse)]
+
+    def c_code(self, node, name, inputs, outputs, sub):
+        return self._c_code("""
+            const int first = {params}->first, end = {params}->end;
+            Array x(in_order({x})), gamma(in_order({gamma}));
+            Array beta(in_order({beta}));
+            if (!x || !gamma || !beta
+                || !is_parameter(gamma, "gamma", x, first, end)
+                || !is_parameter(beta, "beta", x, first, end)) {fail}
+            const Shape shape = shape_of(x, first, end);
+            const npy_intp table[2] = {3, shape.C};
+            if (!prepare_like(&{y}, x) || !prepare_like(&{mean}, gamma)
+                || !prepare_like(&{std}, gamma)
+                || !prepare(&{statistics}, 2, table, NPY_FLOAT64)) {fail}
+            ({params}->rectify ? forward<{T}, true> : forward<{T}, false>)(
+                shape, values<{T}>(x), values<{T}>(gamma), values<{T}>(beta),
+                *values<double>({epsilon}), values<{T}>({y}),
+                values<{T}>({mean}), values<{T}>({std}),
+                values<double>({statistics}));
+            """, node, inputs, outputs, sub)
+
+
+class BatchNormalizeGrad(_FusedOp):
+    """Gradient of :class:`BatchNormalize`.
+
+    Inputs: those of `BatchNormalize`, the gradient with respect to its first
+    output, which the in-place variant overwrites, and its last output.
+    Outputs: the gradients with respect to the batch, gamma and beta.
+    """
+
+    inputs = ["x", "gamma", "beta", "epsilon", "dy", "statistics"]
+    outputs = ["dx", "dgamma", "dbeta"]
+    overwrites = 4
+
+    def make_node(self, x, gamma, beta, epsilon, dy, statistics):
+        inputs = self._check_inputs(x, [gamma, beta])
+        inputs += [epsilon, T.as_tensor_variable(dy), statistics]
+        if dy.dtype != x.dtype or dy.ndim != x.ndim:
+            raise TypeError("%s: the output's gradient must be like the "
+                            "input." % type(self).__name__)
+        return theano.Apply(
+            self, inputs, [variable.type() for variable in inputs[:3]])
+
+    def infer_shape(self, node, shapes):
+        return shapes[:3]
+
+    def _expression(self, inputs):
+        x, gamma, beta, epsilon, dy, _ = inputs
+        y, _, _ = expressions.normalize_batch(
+            x, gamma, beta, T.cast(epsilon, x.dtype), self.axes(x.ndim))
+        if self.rectify:
+            dy = T.switch(T.gt(y, 0), dy, 0)
+        return theano.grad(None, [x, gamma, beta], known_grads={y: dy},
+                           disconnected_inputs="ignore")
+
+    def connection_pattern(self, node):
+        # The statistics are those of the batch: what depends on them is in
+        # the gradient with respect to the batch.
+        return [[True] * 3] * 3 + [[False] * 3, [True] * 3, [False] * 3]
+
+    def L_op(self, inputs, outputs, output_gradients):
+        gradients = self._plain_gradient(inputs, output_gradients)
+        disconnected = theano.gradient.DisconnectedType()
+        for position in (3, 5):
+            gradients[position] = disconnected()
+        return gradients
+
+    @_nan_free
+    def perform(self, x, gamma, beta, epsilon, dy, statistics):
+        axes = self.axes(x.ndim)
+        mean, std, inverse = (
+            statistic.reshape(gamma.shape) for statistic in statistics)
+        if x.size == 0:
+            inverse = np.zeros(gamma.shape)
+        deviation = x - mean
+        if self.rectify:
+            dy = np.where(deviation * (gamma * inverse) + beta > 0, dy, 0)
+        count = np.prod([x.shape[axis] for axis in axes])
+        dbeta = dy.sum(axes, dtype=np.float64, keepdims=True)
+        dgamma = (dy * deviation).sum(axes, keepdims=True) * inverse
+        direction = np.where(std == 0, 0, dgamma / (count * std))
+        dx = gamma * inverse * (dy - dbeta / count - deviation * direction)
+        return dx, dgamma, dbeta
+
+    def c_code(self, node, name, inputs, outputs, sub):
+        return self._c_code("""
+            const int first = {params}->first, end = {params}->end;
+            Array x(in_order({x})), gamma(in_order({gamma}));
+            Array beta(in_order({beta})), dy(in_order({dy}));
+            Array statistics(in_order({statistics}));
+            if (!x || !gamma || !beta || !dy || !statistics
+                || !is_like(dy, "the output's gradient", x)
+                || !({params}->inplace ? prepare_over(&{dx}, dy)
+                                       : prepare_like(&{dx}, x))
+                || !prepare_like(&{dgamma}, gamma)
+                || !prepare_like(&{dbeta}, beta)) {fail}
+            ({params}->rectify ? backward<{T}, true> : backward<{T}, false>)(
+                shape_of(x, first, end), values<{T}>(x), values<{T}>(gamma),
+                values<{T}>(beta), values<{T}>(dy),
+                values<double>(statistics), values<{T}>({dx}),
+                values<{T}>({dgamma}), values<{T}>({dbeta}));
+            """, node, inputs, outputs, sub)
+
+
+class Normalize(_FusedOp):
+    """Normalize a batch by the given statistics.
+
+    Inputs: the batch, which the in-place variant overwrites, mean, standard
+    deviation, gamma, beta, epsilon. Output: the normalized batch.
+    """
+
+    inputs = ["x", "mean", "std", "gamma", "beta", "epsilon"]
+    outputs = ["y"]
+    overwrites = 0
+
+    def make_node(self, x, mean, std, gamma, beta, epsilon):
+        inputs = self._check_inputs(x, [mean, std, gamma, beta])
+        inputs.append(T.cast(T.as_tensor_variable(epsilon), "float64"))
+        return theano.Apply(self, inputs, [inputs[0].type()])
+
+    def infer_shape(self, node, shapes):
+        return shapes[:1]
+
+    def _expression(self, inputs):
+        inputs = inputs[:5] + [T.cast(inputs[5], inputs[0].dtype)]
+        y = expressions.normalize(*inputs)
+        return [T.switch(T.lt(y, 0), 0, y) if self.rectify else y]
+
+    def L_op(self, inputs, outputs, output_gradients):
+        return self._plain_gradient(inputs, output_gradients)
+
+    @_nan_free
+    def perform(self, x, mean, std, gamma, beta, epsilon):
+        mean, std = (np.asarray(value, np.float64) for value in (mean, std))
+        y = (x - mean) * (gamma / (std + epsilon)) + beta
+        return (np.where(y < 0, 0, y) if self.rectify else y),
+
+    def c_code(self, node, name, inputs, outputs, sub):
+        return self._c_code("""
+            const int first = {params}->first, end = {params}->end;
+            Array x(in_order({x})), mean(in_order({mean}));
+            Array std(in_order({std})), gamma(in_order({gamma}));
+            Array beta(in_order({beta}));
+            if (!x || !mean || !std || !gamma || !beta
+                || !is_parameter(mean, "mean", x, first, end)
+                || !is_parameter(std, "std", x, first, end)
+                || !is_parameter(gamma, "gamma", x, first, end)
+                || !is_parameter(beta, "beta", x, first, end)
+                || !({params}->inplace ? prepare_over(&{y}, x)
+                                       : prepare_like(&{y}, x))) {fail}
+            ({params}->rectify ? apply<{T}, true> : apply<{T}, false>)(
+                shape_of(x, first, end), values<{T}>(x), values<{T}>(mean),
+                values<{T}>(std), values<{T}>(gamma), values<{T}>(beta),
+                *values<double>({epsilon}), values<{T}>({y}));
+            """, node, inputs, outputs, sub)
+
+
+@theano.gof.local_optimizer([BatchNormalizeGrad, Normalize], inplace=True)
+def _local_inplace(node):
+    """Let outputs overwrite an input that nothing else needs."""
+    op = node.op
+    if not isinstance(op, (BatchNormalizeGrad, Normalize)) or op.inplace:
+        return False
+    inplace = type(op)(op.first, op.end, op.rectify, inplace=True)
+    return inplace(*node.inputs, return_list=True)
+
+
+# Where Theano makes its own Ops in-place.
+theano.compile.optdb.register(
+    "bnlasagne_inplace", in2out(_local_inplace), 75, "fast_run", "inplace")
