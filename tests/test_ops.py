@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+from bnlasagne import BatchNormLayer, expressions, ops, plain_expressions
+
 import lasagne
 import numpy as np
 import pytest
@@ -11,8 +13,6 @@ import reference
 import theano
 import theano.tensor as T
 from numpy.testing import assert_allclose, assert_array_equal
-
-from bnlasagne import BatchNormLayer, expressions, ops, plain_expressions
 
 TOLERANCE = {"float32": {"rtol": 2e-5, "atol": 2e-5},
              "float64": {"rtol": 1e-11, "atol": 1e-11}}
