@@ -43,14 +43,17 @@ typedef std::ptrdiff_t Index;
 /* Values per block, and rows per block of columns, of single-type sums. */
 const Index BLOCK = 4096;
 const Index BLOCK_ROWS = 256;
+/* Values that are walked forwards where all is walked backwards. */
+const Index CHUNK = 8192;
 /* From this S on, along the rows. */
 const Index LONG_ROW = 256;
 /* Values, from which on threads are worth their start. */
 const Index PARALLEL = 32768;
 /* Units, from which on they are shared out whole. */
 const Index ENOUGH_UNITS = 4;
-/* Bytes of a unit, or of a piece of rows, that stay in the cache. */
-const Index CACHED = 262144;
+/* Bytes of a tile of columns, and of a piece of rows. */
+const Index TILE = 1048576;
+const Index PIECE = 262144;
 
 struct Shape {
     Index M, C, S;
@@ -62,17 +65,19 @@ struct Shape {
 
 /* GCC splits the vectors where the machine has only shorter ones. */
 template <typename T> struct Vector {
-    typedef T type __attribute__((
-        vector_size(64), aligned(__alignof__(T)), may_alias));
+    typedef T type __attribute__((vector_size(64)));
     static const Index size = 64 / sizeof(T);
 };
 
+/* From and to any address; each is one instruction. */
 template <typename V, typename T> inline V load(const T* from) {
-    return *reinterpret_cast<const V*>(from);
+    V value;
+    std::memcpy(&value, from, sizeof(V));
+    return value;
 }
 
 template <typename V, typename T> inline void store(T* to, V value) {
-    *reinterpret_cast<V*>(to) = value;
+    std::memcpy(to, &value, sizeof(V));
 }
 
 template <typename T, typename V> inline double total(V vector) {
@@ -331,16 +336,17 @@ void row_gradient(const T* x, const T* dy, T* dx, const Shape& shape, Index c,
     typedef typename Vector<T>::type V;
     const Index size = Vector<T>::size;
     const Gradient<T> k = gradient;
+    auto gradient_at = [&](Index at, Index n) {
+        V value = load_some<V>(x + at, n, T(0));
+        V g = reaching<RECTIFY>(load_some<V>(dy + at, n, T(0)),
+                                k.affine(value));
+        V change = k.a * (g - k.mean) + k.b * (value - k.affine.centre) + k.c;
+        store_some(dx + at, n, change);
+    };
     each_run<true>(shape, c, begin, end, [&](Index at, Index n) {
-        for (Index i = 0; i < n; i += size) {
-            Index some = std::min(size, n - i);
-            V value = load_some<V>(x + at + i, some, T(0));
-            V g = reaching<RECTIFY>(load_some<V>(dy + at + i, some, T(0)),
-                                    k.affine(value));
-            store_some(dx + at + i, some,
-                       k.a * (g - k.mean) + k.b * (value - k.affine.centre)
-                       + k.c);
-        }
+        Index i = 0;
+        for (; i + size <= n; i += size) gradient_at(at + i, size);
+        if (i < n) gradient_at(at + i, n - i);
     });
 }
 
@@ -356,14 +362,20 @@ template <typename T, typename F> inline void each_column(Index n, F f) {
 
 /* Calls f(row, rows) for groups of four rows, a constant that the compiler can
  * unroll loops by, and for the less that are left. */
-template <bool BACKWARDS, typename F>
-inline void each_four(Index begin, Index end, F f) {
+template <typename F> inline void each_four(Index begin, Index end, F f) {
     typedef std::integral_constant<Index, 4> Four;
-    Index groups = (end - begin) / 4, left = (end - begin) % 4;
-    if (BACKWARDS && left) f(end - left, left);
-    for (Index i = 0; i < groups; ++i)
-        f(begin + 4 * (BACKWARDS ? groups - 1 - i : i), Four());
-    if (!BACKWARDS && left) f(end - left, left);
+    Index m = begin;
+    for (; m + 4 <= end; m += 4) f(m, Four());
+    if (m < end) f(m, end - m);
+}
+
+/* The same, from the last chunk of rows to the first; forwards within, as
+ * processors fetch ahead best that way. */
+template <typename F>
+inline void each_four_backwards(Index begin, Index end, Index width, F f) {
+    const Index chunk = std::max(CHUNK / width / 4 * 4, Index(4));
+    for (Index m = (end - begin - 1) / chunk * chunk; m >= 0; m -= chunk)
+        each_four(begin + m, std::min(begin + m + chunk, end), f);
 }
 
 /* A tile: columns from `column` on, of all or some of the rows. */
@@ -375,7 +387,7 @@ struct Tile {
 template <typename T, typename F>
 inline void sum_columns(const Tile& tile, Index begin, Index end, T* first,
                         T* second, F terms) {
-    each_four<false>(begin, end, [&](Index m, auto rows) {
+    each_four(begin, end, [&](Index m, auto rows) {
         each_column<T>(tile.width, [&](auto zero, Index j) {
             typedef decltype(zero) V;
             V one = load<V>(first + j), two = load<V>(second + j);
@@ -452,7 +464,7 @@ void column_normalize(const T* x, T* y, const Shape& shape, const Tile& tile,
     const Index stride = shape.columns();
     const T *centre = columns.constant(0), *scale = columns.constant(1);
     const T* shift = columns.constant(2);
-    each_four<BACKWARDS>(tile.begin, tile.end, [&](Index m, auto rows) {
+    auto group = [&](Index m, auto rows) {
         const T* from = x + m * stride + tile.column;
         T* to = y + m * stride + tile.column;
         each_column<T>(tile.width, [&](auto zero, Index j) {
@@ -463,7 +475,11 @@ void column_normalize(const T* x, T* y, const Shape& shape, const Tile& tile,
                 store(to + r * stride + j, rectified<RECTIFY>(
                     V((load<V>(from + r * stride + j) - c) * f + s)));
         });
-    });
+    };
+    if (BACKWARDS)
+        each_four_backwards(tile.begin, tile.end, tile.width, group);
+    else
+        each_four(tile.begin, tile.end, group);
 }
 
 template <typename T, bool RECTIFY>
@@ -503,7 +519,8 @@ void column_gradient(const T* x, const T* dy, T* dx, const Shape& shape,
     const Index stride = shape.columns();
     const T* constant[7];
     for (int k = 0; k < 7; ++k) constant[k] = columns.constant(k);
-    each_four<true>(tile.begin, tile.end, [&](Index m, auto rows) {
+    each_four_backwards(tile.begin, tile.end, tile.width,
+                        [&](Index m, auto rows) {
         const Index at = m * stride + tile.column;
         each_column<T>(tile.width, [&](auto zero, Index j) {
             typedef decltype(zero) V;
@@ -534,8 +551,8 @@ struct Plan {
         along_rows = shape.S >= LONG_ROW;
         Index all = shape.columns(), channels = shape.C;
         if (!along_rows) {
-            Index wanted = CACHED / std::max(shape.M * bytes, Index(1));
-            wanted = std::min(wanted, std::max(all / 8, Index(64)));
+            Index wanted = TILE / std::max(shape.M * bytes, Index(1));
+            wanted = std::min(wanted, std::max(all / 4, Index(64)));
             wanted = std::min(std::max(wanted, Index(64)), Index(1024));
             channels = std::max(wanted / std::max(shape.S, Index(1)),
                                 Index(1));
@@ -543,7 +560,7 @@ struct Plan {
         width = channels * shape.S;
         units = along_rows ? shape.C : (shape.C + channels - 1) / channels;
         whole_units = units >= ENOUGH_UNITS
-                      || shape.size() * bytes <= 2 * CACHED;
+                      || shape.size() * bytes <= 2 * PIECE;
         if (!whole_units && !along_rows) {
             width = all;
             units = 1;
@@ -552,7 +569,7 @@ struct Plan {
         Index row = along_rows ? bytes : all * bytes;
         length = whole_units
             ? std::max(total, Index(1))
-            : std::max(CACHED / row, along_rows ? BLOCK : BLOCK_ROWS);
+            : std::max(PIECE / row, along_rows ? BLOCK : BLOCK_ROWS);
         pieces = std::max((total + length - 1) / length, Index(1));
     }
     Index begin(Index piece) const { return piece * length; }
