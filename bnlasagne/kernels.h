@@ -47,6 +47,8 @@ const Index BLOCK_ROWS = 256;
 const Index CHUNK = 8192;
 /* From this S on, along the rows. */
 const Index LONG_ROW = 256;
+/* Columns, up to which they are few. */
+const Index NARROW = 256;
 /* Values, from which on threads are worth their start. */
 const Index PARALLEL = 32768;
 /* Units, from which on they are shared out whole. */
@@ -360,22 +362,23 @@ template <typename T, typename F> inline void each_column(Index n, F f) {
     for (; j < n; ++j) f(T(), j);
 }
 
-/* Calls f(row, rows) for groups of four rows, a constant that the compiler can
+/* Calls f(row, rows) for groups of some rows, a constant that the compiler can
  * unroll loops by, and for the less that are left. */
-template <typename F> inline void each_four(Index begin, Index end, F f) {
-    typedef std::integral_constant<Index, 4> Four;
+template <int ROWS, typename F>
+inline void each_group(Index begin, Index end, F f) {
+    typedef std::integral_constant<Index, ROWS> Rows;
     Index m = begin;
-    for (; m + 4 <= end; m += 4) f(m, Four());
+    for (; m + ROWS <= end; m += ROWS) f(m, Rows());
     if (m < end) f(m, end - m);
 }
 
 /* The same, from the last chunk of rows to the first; forwards within, as
  * processors fetch ahead best that way. */
-template <typename F>
-inline void each_four_backwards(Index begin, Index end, Index width, F f) {
-    const Index chunk = std::max(CHUNK / width / 4 * 4, Index(4));
+template <int ROWS, typename F>
+inline void each_group_backwards(Index begin, Index end, Index width, F f) {
+    const Index chunk = std::max(CHUNK / width / ROWS * ROWS, Index(ROWS));
     for (Index m = (end - begin - 1) / chunk * chunk; m >= 0; m -= chunk)
-        each_four(begin + m, std::min(begin + m + chunk, end), f);
+        each_group<ROWS>(begin + m, std::min(begin + m + chunk, end), f);
 }
 
 /* A tile: columns from `column` on, of all or some of the rows. */
@@ -387,7 +390,7 @@ struct Tile {
 template <typename T, typename F>
 inline void sum_columns(const Tile& tile, Index begin, Index end, T* first,
                         T* second, F terms) {
-    each_four(begin, end, [&](Index m, auto rows) {
+    each_group<4>(begin, end, [&](Index m, auto rows) {
         each_column<T>(tile.width, [&](auto zero, Index j) {
             typedef decltype(zero) V;
             V one = load<V>(first + j), two = load<V>(second + j);
@@ -396,6 +399,21 @@ inline void sum_columns(const Tile& tile, Index begin, Index end, T* first,
             store(second + j, two);
         });
     });
+}
+
+/* Calls f(row, rows) for all rows of a tile, in the best way to write them:
+ * where few columns are all there is, straight on. */
+template <bool BACKWARDS, typename F>
+inline void write_rows(const Tile& tile, Index stride, F f) {
+    const bool straight = tile.width == stride && tile.width <= NARROW;
+    if (BACKWARDS && straight)
+        each_group_backwards<1>(tile.begin, tile.end, tile.width, f);
+    else if (BACKWARDS)
+        each_group_backwards<4>(tile.begin, tile.end, tile.width, f);
+    else if (straight)
+        each_group<1>(tile.begin, tile.end, f);
+    else
+        each_group<4>(tile.begin, tile.end, f);
 }
 
 /* Memory that a thread needs for the columns of a tile. */
@@ -476,10 +494,7 @@ void column_normalize(const T* x, T* y, const Shape& shape, const Tile& tile,
                     V((load<V>(from + r * stride + j) - c) * f + s)));
         });
     };
-    if (BACKWARDS)
-        each_four_backwards(tile.begin, tile.end, tile.width, group);
-    else
-        each_four(tile.begin, tile.end, group);
+    write_rows<BACKWARDS>(tile, stride, group);
 }
 
 template <typename T, bool RECTIFY>
@@ -519,8 +534,7 @@ void column_gradient(const T* x, const T* dy, T* dx, const Shape& shape,
     const Index stride = shape.columns();
     const T* constant[7];
     for (int k = 0; k < 7; ++k) constant[k] = columns.constant(k);
-    each_four_backwards(tile.begin, tile.end, tile.width,
-                        [&](Index m, auto rows) {
+    write_rows<true>(tile, stride, [&](Index m, auto rows) {
         const Index at = m * stride + tile.column;
         each_column<T>(tile.width, [&](auto zero, Index j) {
             typedef decltype(zero) V;
