@@ -151,7 +151,7 @@ struct Statistics {
 /* Calls f(offset, n) for runs of at most BLOCK neighbours that make up the
  * values number begin to end of channel c. */
 template <bool BACKWARDS, typename F>
-inline void each_run(const Shape& shape, Index c, Index begin, Index end,
+inline void each_run(Shape shape, Index c, Index begin, Index end,
                      F f) {
     if (begin >= end) return;
     Index first = begin / shape.S, last = (end - 1) / shape.S;
@@ -257,7 +257,7 @@ Moments block_moments(const Sums<T>& sums, T near) {
 
 /* Slow, but no float overflows. */
 template <typename T>
-Moments wide_moments(const T* x, const Shape& shape, Index c, Index begin,
+Moments wide_moments(const T* x, Shape shape, Index c, Index begin,
                      Index end) {
     double sum = 0, m2 = 0, n = static_cast<double>(end - begin);
     each_run<false>(shape, c, begin, end, [&](Index at, Index k) {
@@ -272,7 +272,7 @@ Moments wide_moments(const T* x, const Shape& shape, Index c, Index begin,
 }
 
 template <typename T>
-Moments row_moments(const T* x, const Shape& shape, Index c, Index begin,
+Moments row_moments(const T* x, Shape shape, Index c, Index begin,
                     Index end) {
     Sums<T> sums;
     // An outlier at the start must not be what all is compared with.
@@ -298,8 +298,8 @@ Moments row_moments(const T* x, const Shape& shape, Index c, Index begin,
 }
 
 template <typename T, bool RECTIFY>
-void row_normalize(const T* x, T* y, const Shape& shape, Index c, Index begin,
-                   Index end, const Affine<T>& affine) {
+void row_normalize(const T* x, T* y, Shape shape, Index c, Index begin,
+                   Index end, Affine<T> affine) {
     typedef typename Vector<T>::type V;
     const Index size = Vector<T>::size;
     each_run<true>(shape, c, begin, end, [&](Index at, Index n) {
@@ -315,8 +315,8 @@ void row_normalize(const T* x, T* y, const Shape& shape, Index c, Index begin,
 }
 
 template <typename T, bool RECTIFY>
-void row_gradient_sums(const T* x, const T* dy, const Shape& shape, Index c,
-                       Index begin, Index end, const Affine<T>& affine,
+void row_gradient_sums(const T* x, const T* dy, Shape shape, Index c,
+                       Index begin, Index end, Affine<T> affine,
                        double* sum, double* product) {
     Sums<T> sums;
     *sum = *product = 0;
@@ -333,8 +333,8 @@ void row_gradient_sums(const T* x, const T* dy, const Shape& shape, Index c,
 }
 
 template <typename T, bool RECTIFY>
-void row_gradient(const T* x, const T* dy, T* dx, const Shape& shape, Index c,
-                  Index begin, Index end, const Gradient<T>& gradient) {
+void row_gradient(const T* x, const T* dy, T* dx, Shape shape, Index c,
+                  Index begin, Index end, Gradient<T> gradient) {
     typedef typename Vector<T>::type V;
     const Index size = Vector<T>::size;
     const Gradient<T> k = gradient;
@@ -388,7 +388,7 @@ struct Tile {
 
 /* Adds two terms for each value of a tile to sums for each of its columns. */
 template <typename T, typename F>
-inline void sum_columns(const Tile& tile, Index begin, Index end, T* first,
+inline void sum_columns(Tile tile, Index begin, Index end, T* first,
                         T* second, F terms) {
     each_group<4>(begin, end, [&](Index m, auto rows) {
         each_column<T>(tile.width, [&](auto zero, Index j) {
@@ -404,7 +404,7 @@ inline void sum_columns(const Tile& tile, Index begin, Index end, T* first,
 /* Calls f(row, rows) for all rows of a tile, in the best way to write them:
  * where few columns are all there is, straight on. */
 template <bool BACKWARDS, typename F>
-inline void write_rows(const Tile& tile, Index stride, F f) {
+inline void write_rows(Tile tile, Index stride, F f) {
     const bool straight = tile.width == stride && tile.width <= NARROW;
     if (BACKWARDS && straight)
         each_group_backwards<1>(tile.begin, tile.end, tile.width, f);
@@ -416,23 +416,41 @@ inline void write_rows(const Tile& tile, Index stride, F f) {
         each_group<4>(tile.begin, tile.end, f);
 }
 
+/* Memory that starts at the start of a cache line, so that vectors in it do not
+ * straddle two. */
+template <typename T> class Lines {
+    std::vector<T> memory_;
+    T* data_;
+
+  public:
+    explicit Lines(Index size) : memory_(size + Vector<T>::size) {
+        std::size_t over =
+            reinterpret_cast<std::size_t>(memory_.data()) % 64 / sizeof(T);
+        data_ = memory_.data() + (over ? Vector<T>::size - over : 0);
+    }
+    T* data() const { return data_; }
+};
+
 /* Memory that a thread needs for the columns of a tile. */
 template <typename T> struct Columns {
-    std::vector<T> near, first, second, values;
+    Lines<T> near, first, second, values;
     std::vector<double> mean, m2;
-    Index width;
+    Index width, padded;
     explicit Columns(Index width)
-        : near(width), first(width), second(width), values(7 * width),
-          mean(width), m2(width), width(width) {}
-    T* constant(int k) { return values.data() + k * width; }
+        : near(width), first(width), second(width),
+          values(7 * (width + Vector<T>::size)), mean(width), m2(width),
+          width(width),
+          padded((width + Vector<T>::size - 1) / Vector<T>::size
+                 * Vector<T>::size) {}
+    T* constant(int k) { return values.data() + k * padded; }
     void clear_sums() {
-        std::fill(first.begin(), first.end(), T(0));
-        std::fill(second.begin(), second.end(), T(0));
+        std::fill(first.data(), first.data() + width, T(0));
+        std::fill(second.data(), second.data() + width, T(0));
     }
 };
 
 template <typename T>
-void column_moments(const T* x, const Shape& shape, const Tile& tile,
+void column_moments(const T* x, Shape shape, Tile tile,
                     Columns<T>& columns) {
     const Index stride = shape.columns(), width = tile.width;
     const T* base = x + tile.column;
@@ -477,7 +495,7 @@ void column_moments(const T* x, const Shape& shape, const Tile& tile,
 }
 
 template <typename T, bool RECTIFY, bool BACKWARDS>
-void column_normalize(const T* x, T* y, const Shape& shape, const Tile& tile,
+void column_normalize(const T* x, T* y, Shape shape, Tile tile,
                       Columns<T>& columns) {
     const Index stride = shape.columns();
     const T *centre = columns.constant(0), *scale = columns.constant(1);
@@ -498,8 +516,8 @@ void column_normalize(const T* x, T* y, const Shape& shape, const Tile& tile,
 }
 
 template <typename T, bool RECTIFY>
-void column_gradient_sums(const T* x, const T* dy, const Shape& shape,
-                          const Tile& tile, Columns<T>& columns) {
+void column_gradient_sums(const T* x, const T* dy, Shape shape,
+                          Tile tile, Columns<T>& columns) {
     const Index stride = shape.columns(), width = tile.width;
     const T *from = x + tile.column, *grad = dy + tile.column;
     const T *centre = columns.constant(0), *scale = columns.constant(1);
@@ -529,8 +547,8 @@ void column_gradient_sums(const T* x, const T* dy, const Shape& shape,
 }
 
 template <typename T, bool RECTIFY>
-void column_gradient(const T* x, const T* dy, T* dx, const Shape& shape,
-                     const Tile& tile, Columns<T>& columns) {
+void column_gradient(const T* x, const T* dy, T* dx, Shape shape,
+                     Tile tile, Columns<T>& columns) {
     const Index stride = shape.columns();
     const T* constant[7];
     for (int k = 0; k < 7; ++k) constant[k] = columns.constant(k);
