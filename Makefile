@@ -7,10 +7,11 @@ python = .venv/bin/python
 flags = if [ -e .venv/no-header ]; then \
 	export THEANO_FLAGS="cxx=,$${THEANO_FLAGS-}"; fi;
 
-.PHONY: help demo test lint clean
+.PHONY: help demo bench test lint clean
 
 help:
 	@echo "make demo   train on digits, with and without batch normalization"
+	@echo "make bench  measure the speed, against others (BENCH=… are options)"
 	@echo "make test   ruff, then all tests"
 	@echo "make lint   ruff only"
 	@echo "make clean  remove what the other targets made"
@@ -18,6 +19,10 @@ help:
 demo:
 	@.ci/venv examples
 	@$(flags) $(python) examples/mnist.py
+
+bench:
+	@.ci/venv bench
+	@$(flags) $(python) -m benchmarks $(BENCH)
 
 lint:
 	@.ci/venv test

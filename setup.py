@@ -43,6 +43,11 @@ test = [
     "ruff==0.17.6",
     *examples,  # the tests run them
 ]
+bench = [
+    # Pinned: it is what the results are about. No wheels for older Pythons.
+    'torch==2.13.0; python_version >= "3.10"',
+    *examples,  # one of them is measured
+]
 
 setup(
     name="bnlasagne",
@@ -72,5 +77,5 @@ setup(
     install_requires=[
         line + '; python_version < "3.12"' for line in requirements
     ],
-    extras_require={"examples": examples, "test": test},
+    extras_require={"examples": examples, "test": test, "bench": bench},
 )

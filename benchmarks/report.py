@@ -1,0 +1,168 @@
+"""The report: a page of Markdown, and a bar chart."""
+
+import statistics
+
+from . import cnn, startup
+from .goals import geometric_mean, speed_goals, startup_goals, verdict
+from .peers import PEERS
+from .speed import ENOUGH, QUIET, is_quiet
+
+METHOD = """\
+Times are in milliseconds, the median over rounds of the round's median call;
+in brackets the fastest call. In each round every peer has a turn, in random
+order; ratios are taken within a round, and their median is given. Every peer
+allocates its outputs in each call, with freed memory kept by malloc; inputs
+are in place before the call. All peers agreed with NumPy in double precision
+on a step before they were timed, each by its own convention of epsilon. The
+limit is a loop in C++ with the same memory traffic, into memory that it has.
+
+A round counts if other jobs used no more than %.1f cores during it. A result
+with fewer than %d such rounds is marked "?" and settles no goal.
+""" % (QUIET, ENOUGH)
+
+
+def markdown(results, cases, times):
+    """The whole report.
+
+    Parameters
+    ----------
+    results : dict
+        ``machine``: list of (name, value); ``threads``: list of int;
+        ``peers``: list of str; and what ``startup``, ``memory`` and ``cnn``
+        found, where they ran.
+    cases : list of Case
+    times : benchmarks.goals.Times
+
+    Returns
+    -------
+    str
+    """
+    parts = ["# Speed of bnlasagne\n", "Made by `%s`.\n" % results["command"],
+             _table(["machine", ""], results["machine"]), METHOD,
+             "## Goals\n", _goals(results, cases, times)]
+    for threads in results["threads"] if cases else []:
+        for training in (True, False):
+            for rectify in (False, True):
+                parts += _speed(results["peers"], cases, times, threads,
+                                training, rectify)
+    for name, write in (("startup", _startup), ("memory", _memory),
+                        ("cnn", _cnn)):
+        if name in results:
+            parts += write(results[name])
+    return "\n".join(parts)
+
+
+def _table(head, rows):
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| %s |" % " | ".join(map(str, line))
+                     for line in lines) + "\n"
+
+
+def _goals(results, cases, times):
+    goals = speed_goals(times, cases, results["threads"])
+    if "startup" in results:
+        goals += startup_goals(results["startup"])
+    return _table(["goal", "wanted", "measured", "reached"], [
+        [goal.text, "%s %.3g" % ("≥" if goal.at_least else "≤", goal.wanted),
+         "–" if goal.reached is None else "%.2f" % goal.reached,
+         verdict(goal)] for goal in goals])
+
+
+def _speed(peers, cases, times, threads, training, rectify):
+    cells = [(threads, training, rectify, case.name) for case in cases]
+    peers = [peer for peer in peers if PEERS[peer].measures(rectify, training)]
+    head = "## %s%s, threads: %d\n" % (
+        "Training step" if training else "Inference",
+        " + rectifier" if rectify else "", threads)
+    milliseconds = [
+        [_name(times, cell)] + ["%.3f (%.3f)" % (
+            1e3 * times.median(*cell, peer), 1e3 * times.fastest(*cell, peer))
+            for peer in peers] for cell in cells]
+    columns = [(peer, "ours") for peer in peers
+               if peer != "ours" and not peer.startswith("limit")]
+    columns += [("ours", peer) for peer in peers if peer.startswith("limit")]
+    ratios = [[times.ratio(cell, *column) for column in columns]
+              for cell in cells]
+    rows = [[_name(times, cell)] + ["%.2f" % ratio for ratio in row]
+            for cell, row in zip(cells, ratios)]
+    rows.append(["geometric mean"] + [
+        "%.2f" % geometric_mean(column) for column in zip(*ratios)])
+    labels = ["%s / %s" % tuple(
+        "ours" if peer == "ours" else PEERS[peer].label for peer in column)
+        for column in columns]
+    return [head, _table(["shape"] + [PEERS[peer].label for peer in peers],
+                         milliseconds), _table(["shape"] + labels, rows)]
+
+
+def _name(times, cell):
+    return cell[-1] + ("" if times.is_settled(cell) else " ?")
+
+
+def _startup(found):
+    return ["## A deep network's first step\n",
+            "Seconds from `theano.function` to the first result; warm, the "
+            "median of %d.\n" % len(found["ours"]["warm"]),
+            _table(["", "nodes", "empty cache", "warm cache"], [
+                [startup.LABELS[peer], row["nodes"],
+                 "–" if row["cold"] is None else "%.1f" % row["cold"],
+                 "%.2f" % statistics.median(row["warm"])]
+                for peer, row in found.items()])]
+
+
+def _memory(found):
+    return ["## Peak memory of a training step\n",
+            "Beyond x, dy and the parameters, in sizes of x; y and dx are "
+            "two of it.\n",
+            _table(["", "sizes of x"], [
+                [PEERS[peer].label, "%.2f" % sizes]
+                for peer, sizes in found.items()])]
+
+
+def _cnn(found):
+    quiet = sum(map(is_quiet, found["others"]))
+    return ["## A step of examples/cnn.py\n",
+            "%d of %d rounds were quiet.\n" % (quiet, len(found["others"])),
+            _table(["", "ms"], [
+                [label, "%.2f" % (1e3 * statistics.median(
+                    found["seconds"][name]))]
+                for name, label in cnn.LABELS.items()])]
+
+
+def chart(path, results, cases, times):
+    """Save a bar chart of the training steps' ratios.
+
+    Parameters
+    ----------
+    path : str or Path
+        Of the PNG.
+    results, cases, times
+        As for :func:`markdown`.
+    """
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    peers = [peer for peer in results["peers"] if peer != "ours"
+             and PEERS[peer].measures(False, True)]
+    counts = results["threads"]
+    figure, axes = pyplot.subplots(
+        len(counts), figsize=(10, 3.6 * len(counts)), squeeze=False)
+    for axis, threads in zip(axes[:, 0], counts):
+        cells = [(threads, True, False, case.name) for case in cases]
+        width = 0.8 / max(1, len(peers))
+        for index, peer in enumerate(peers):
+            axis.bar([place + index * width for place in range(len(cells))],
+                     [times.ratio(cell, peer, "ours") for cell in cells],
+                     width, label=PEERS[peer].label)
+        axis.set_xticks([place + 0.4 for place in range(len(cells))])
+        axis.set_xticklabels([_name(times, cell) for cell in cells],
+                             fontsize=8)
+        axis.set_yscale("log")
+        axis.axhline(1, color="black", linewidth=0.8)
+        axis.set_ylabel("time / ours")
+        axis.set_title("Training step, threads: %d (? = not settled, other "
+                       "jobs were running)" % threads, fontsize=10)
+    axes[0, 0].legend(fontsize=7, ncol=2)
+    figure.tight_layout()
+    figure.savefig(str(path), dpi=100)
+    pyplot.close(figure)
