@@ -575,13 +575,15 @@ void column_gradient(const T* x, const T* dy, T* dx, Shape shape,
 /* How the work is cut; a matter of the shape alone. */
 struct Plan {
     bool along_rows, whole_units;
-    Index width;   // columns of a tile
-    Index units;   // channels, or tiles
-    Index length;  // of a piece: values along rows, or rows
-    Index pieces;  // of each unit
+    Index channels;  // of a unit, which is one channel or a tile of columns
+    Index width;     // columns of a unit
+    Index units;
+    Index length;    // of a piece: values along rows, or rows
+    Index pieces;    // of each unit
     Plan(const Shape& shape, Index bytes) {
         along_rows = shape.S >= LONG_ROW;
-        Index all = shape.columns(), channels = shape.C;
+        Index all = shape.columns();
+        channels = 1;
         if (!along_rows) {
             Index wanted = TILE / std::max(shape.M * bytes, Index(1));
             wanted = std::min(wanted, std::max(all / 4, Index(64)));
@@ -589,14 +591,15 @@ struct Plan {
             channels = std::max(wanted / std::max(shape.S, Index(1)),
                                 Index(1));
         }
-        width = channels * shape.S;
-        units = along_rows ? shape.C : (shape.C + channels - 1) / channels;
+        units = (shape.C + channels - 1) / channels;
         whole_units = units >= ENOUGH_UNITS
                       || shape.size() * bytes <= 2 * PIECE;
         if (!whole_units && !along_rows) {
-            width = all;
+            channels = shape.C;
             units = 1;
         }
+        // Along rows, no columns are worked on.
+        width = along_rows ? 0 : channels * shape.S;
         Index total = along_rows ? shape.count() : shape.M;
         Index row = along_rows ? bytes : all * bytes;
         length = whole_units
@@ -620,10 +623,11 @@ struct Plan {
 /* Runs a job's passes over all units and pieces. A job has
  *   Memory, what a thread needs, made from a number of columns;
  *   first(unit, piece, memory), which stores what it finds for the piece;
- *   join(unit, memory), which merges the pieces in order;
+ *   join(channel), which merges the pieces in order;
  *   second(unit, piece, memory), which uses what was joined. */
 template <typename Job> void run(Job& job, const Plan& plan, bool parallel) {
     (void)parallel;
+    const Index C = job.shape.C;
     if (plan.whole_units) {
         BNLASAGNE_PRAGMA(omp parallel if (parallel))
         {
@@ -631,7 +635,9 @@ template <typename Job> void run(Job& job, const Plan& plan, bool parallel) {
             BNLASAGNE_PRAGMA(omp for schedule(dynamic))
             for (Index unit = 0; unit < plan.units; ++unit) {
                 job.first(unit, 0, memory);
-                job.join(unit, memory);
+                const Index first = unit * plan.channels;
+                const Index end = std::min(first + plan.channels, C);
+                for (Index c = first; c < end; ++c) job.join(c);
                 job.second(unit, 0, memory);
             }
         }
@@ -645,8 +651,7 @@ template <typename Job> void run(Job& job, const Plan& plan, bool parallel) {
         for (Index i = 0; i < work; ++i)
             job.first(i / plan.pieces, i % plan.pieces, memory);
         BNLASAGNE_PRAGMA(omp for schedule(static))
-        for (Index unit = 0; unit < plan.units; ++unit)
-            job.join(unit, memory);
+        for (Index c = 0; c < C; ++c) job.join(c);
         BNLASAGNE_PRAGMA(omp for schedule(static))
         for (Index i = work - 1; i >= 0; --i)
             job.second(i / plan.pieces, i % plan.pieces, memory);
@@ -699,7 +704,7 @@ template <typename T, bool RECTIFY> struct Forward : Job<T> {
         }
     }
 
-    void join_channel(Index c) {
+    void join(Index c) {
         Moments all = moments[c];
         for (Index piece = 1; piece < plan.pieces; ++piece)
             all.merge(moments[piece * shape.C + c]);
@@ -713,12 +718,6 @@ template <typename T, bool RECTIFY> struct Forward : Job<T> {
         mean[c] = static_cast<T>(all.mean);
         std[c] = static_cast<T>(deviation);
         affine[c] = Affine<T>(all.mean, gamma[c] * inverse, beta[c]);
-    }
-
-    void join(Index unit, Columns<T>&) {
-        Index channels = plan.along_rows ? 1 : plan.width / shape.S;
-        Index end = std::min((unit + 1) * channels, shape.C);
-        for (Index c = unit * channels; c < end; ++c) join_channel(c);
     }
 
     void second(Index unit, Index piece, Columns<T>& columns) {
@@ -788,7 +787,7 @@ template <typename T, bool RECTIFY> struct Backward : Job<T> {
         }
     }
 
-    void join_channel(Index c) {
+    void join(Index c) {
         double sum = 0, product = 0;
         for (Index piece = 0; piece < plan.pieces; ++piece) {
             sum += sums[piece * shape.C + c];
@@ -813,12 +812,6 @@ template <typename T, bool RECTIFY> struct Backward : Job<T> {
         dgamma[c] = static_cast<T>(product * inverse);
         dbeta[c] = static_cast<T>(sum);
         if (count == 0) dgamma[c] = 0;
-    }
-
-    void join(Index unit, Columns<T>&) {
-        Index channels = plan.along_rows ? 1 : plan.width / shape.S;
-        Index end = std::min((unit + 1) * channels, shape.C);
-        for (Index c = unit * channels; c < end; ++c) join_channel(c);
     }
 
     void second(Index unit, Index piece, Columns<T>& columns) {
