@@ -170,6 +170,7 @@ class BatchNormLayer(lasagne.layers.Layer):
         if batch_norm_update_averages:
             output = self._track(output, x, *statistics)
         return output
+
     # The output, from whichever can be used of the fused Ops, which rectify in
     # passing, and the plain expressions.
 

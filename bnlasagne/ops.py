@@ -156,6 +156,13 @@ def _shuffled(variable, order):
     return variable.dimshuffle(*order)
 
 
+def _double(scalar):
+    """A number or scalar variable in double precision, whatever floatX is."""
+    if not isinstance(scalar, theano.Variable):
+        return T.constant(np.asarray(scalar, "float64"))
+    return T.cast(scalar, "float64")
+
+
 # The Ops
 
 def _read(name):
@@ -259,9 +266,6 @@ class _FusedOp(theano.Op):
     def c_support_code(self):
         return _SOURCE
 
-    def c_headers(self):
-        return ["<vector>"]
-
     def c_compile_args(self):
         # GCC warns that vectors longer than the machine has are passed in
         # another way; between functions of this file it does not matter.
@@ -279,15 +283,13 @@ class _FusedOp(theano.Op):
         names = dict(zip(self.inputs + self.outputs, inputs + outputs))
         for name, variable in names.items():
             code = code.replace("{" + name + "}", variable)
-        dtype = node.inputs[0].dtype
         for old, new in (("{params}", sub["params"]), ("{fail}", sub["fail"]),
-                         ("{T}", "npy_" + dtype),
-                         ("{type}", "NPY_" + dtype.upper())):
+                         ("{T}", "npy_" + node.inputs[0].dtype)):
             code = code.replace(old, new)
         return "{ using namespace bnlasagne; " + code + "}"
 
 
-def _nan_free(function):
+def _without_warnings(function):
     """Call a NumPy version of an Op without warnings of its arithmetic."""
     def perform(self, node, inputs, output_storage, params):
         with np.errstate(all="ignore"):
@@ -312,7 +314,7 @@ class BatchNormalize(_FusedOp):
     def make_node(self, x, gamma, beta, epsilon):
         inputs = self._check_inputs(x, [gamma, beta])
         x = inputs[0]
-        inputs.append(T.cast(T.as_tensor_variable(epsilon), "float64"))
+        inputs.append(_double(epsilon))
         statistic = T.TensorType(x.dtype, self._pattern(x))
         return theano.Apply(
             self, inputs, [x.type(), statistic(), statistic(), T.dmatrix()])
@@ -350,7 +352,7 @@ class BatchNormalize(_FusedOp):
             dx = dx + dstd * direction / count
         return [dx, dgamma, dbeta, depsilon]
 
-    @_nan_free
+    @_without_warnings
     def perform(self, x, gamma, beta, epsilon):
         axes = self.axes(x.ndim)
         count = np.prod([x.shape[axis] for axis in axes])
@@ -430,7 +432,7 @@ class BatchNormalizeGrad(_FusedOp):
             gradients[position] = disconnected()
         return gradients
 
-    @_nan_free
+    @_without_warnings
     def perform(self, x, gamma, beta, epsilon, dy, statistics):
         axes = self.axes(x.ndim)
         mean, std, inverse = (
@@ -480,7 +482,7 @@ class Normalize(_FusedOp):
 
     def make_node(self, x, mean, std, gamma, beta, epsilon):
         inputs = self._check_inputs(x, [mean, std, gamma, beta])
-        inputs.append(T.cast(T.as_tensor_variable(epsilon), "float64"))
+        inputs.append(_double(epsilon))
         return theano.Apply(self, inputs, [inputs[0].type()])
 
     def infer_shape(self, node, shapes):
@@ -494,7 +496,7 @@ class Normalize(_FusedOp):
     def L_op(self, inputs, outputs, output_gradients):
         return self._plain_gradient(inputs, output_gradients)
 
-    @_nan_free
+    @_without_warnings
     def perform(self, x, mean, std, gamma, beta, epsilon):
         mean, std = (np.asarray(value, np.float64) for value in (mean, std))
         y = (x - mean) * (gamma / (std + epsilon)) + beta
