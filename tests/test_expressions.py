@@ -7,10 +7,9 @@ import pytest
 import reference
 import theano
 import theano.tensor as T
+from common import TOLERANCE, param, tensor
 from numpy.testing import assert_allclose
 
-TOLERANCE = {"float32": {"rtol": 2e-5, "atol": 2e-5},
-             "float64": {"rtol": 1e-11, "atol": 1e-11}}
 SHAPES_AND_AXES = [
     ((7,), (0,)),
     ((5, 3), (0,)),
@@ -23,15 +22,6 @@ SHAPES_AND_AXES = [
     ((4, 3, 2, 5), (1, 3)),
     ((2, 3, 2, 2, 3), (0, 2, 3, 4)),
 ]
-
-
-def tensor(value):
-    return T.TensorType(value.dtype, (False,) * value.ndim)()
-
-
-def param(value, axes):
-    return theano.shared(
-        value, broadcastable=[axis in axes for axis in range(value.ndim)])
 
 
 def train(x, gamma, beta, axes, dy=None, epsilon=0.01, mode=None):

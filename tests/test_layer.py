@@ -11,6 +11,7 @@ import pytest
 import reference
 import theano
 import theano.tensor as T
+from common import TOLERANCE, tensor
 from lasagne.layers import (
     DenseLayer,
     InputLayer,
@@ -21,13 +22,6 @@ from lasagne.layers import (
     set_all_param_values,
 )
 from numpy.testing import assert_allclose, assert_array_equal
-
-TOLERANCE = {"float32": {"rtol": 2e-5, "atol": 2e-5},
-             "float64": {"rtol": 1e-11, "atol": 1e-11}}
-
-
-def tensor(value):
-    return T.TensorType(value.dtype, (False,) * np.ndim(value))()
 
 
 def run(layer, *batches, **flags):

@@ -12,10 +12,9 @@ import pytest
 import reference
 import theano
 import theano.tensor as T
+from common import TOLERANCE, param, tensor
 from numpy.testing import assert_allclose, assert_array_equal
 
-TOLERANCE = {"float32": {"rtol": 2e-5, "atol": 2e-5},
-             "float64": {"rtol": 1e-11, "atol": 1e-11}}
 # Along rows and across columns; in few and in many units of work; with and
 # without what is left of vectors, groups of rows and tiles; nothing at all.
 SHAPES_AND_AXES = [
@@ -56,15 +55,6 @@ def dtype(request):
 def mode(request):
     """Few optimizations, as they make no difference to most tests."""
     return theano.Mode(request.param, "fast_compile")
-
-
-def tensor(value):
-    return T.TensorType(value.dtype, (False,) * value.ndim)()
-
-
-def param(value, axes):
-    return theano.shared(
-        value, broadcastable=[axis in axes for axis in range(value.ndim)])
 
 
 def make(rng, shape, axes, dtype):
@@ -288,8 +278,8 @@ def test_shapes_that_do_not_fit(rng, wrong, message):
     variable, dy = T.matrices(2)
     # Not declared broadcastable; Theano would find out before the Op does.
     op = ops.BatchNormalize(1, 2)
-    for param in (gamma, beta):
-        param.type = T.TensorType(param.dtype, (True, False))
+    for each in (gamma, beta):
+        each.type = T.TensorType(each.dtype, (True, False))
     y = op(variable, gamma, beta, 0.01)[0]
     outputs = theano.grad(None, [variable], known_grads={y: dy})
     function = theano.function([variable, gamma, beta, dy], [y] + outputs)
