@@ -12,6 +12,7 @@ plain expressions.
 import contextlib
 import hashlib
 import os
+import re
 
 import numpy as np
 import theano
@@ -171,7 +172,9 @@ def _read(name):
         return source.read()
 
 
-_SOURCE = _read("kernels.h") + _read("arrays.h")
+# One after the other, so that they need not be found when they are compiled.
+_SOURCE = re.sub('#include "[^"]*"', "", "".join(map(_read, (
+    "vectors.h", "rows.h", "columns.h", "kernels.h", "arrays.h"))))
 _OPENMP = []
 
 
@@ -270,6 +273,9 @@ class _FusedOp(theano.Op):
         # GCC warns that vectors longer than the machine has are passed in
         # another way; between functions of this file it does not matter.
         args = ["-std=gnu++14", "-O3", "-Wno-psabi"]
+        # What nothing here looks at, and no result depends on, but would keep
+        # the compiler from vectorizing square roots and choices.
+        args += ["-fno-math-errno", "-fno-trapping-math"]
         return args + ["-fopenmp"] if _has_openmp() else args
 
     def c_code_cache_version(self):

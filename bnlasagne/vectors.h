@@ -1,0 +1,128 @@
+/* Shapes, vectors, and tables of numbers: what the kernels are written in. */
+#ifndef BNLASAGNE_VECTORS_H
+#define BNLASAGNE_VECTORS_H
+
+#include <cstddef>
+#include <cstring>
+#include <memory>
+
+/* Tells the compiler that the arrays of a loop do not overlap. */
+#define BNLASAGNE_INDEPENDENT _Pragma("GCC ivdep")
+
+namespace bnlasagne {
+
+typedef std::ptrdiff_t Index;
+
+/* An array seen as [M][C][S]: C channels, each with M rows of S neighbours. */
+struct Shape {
+    Index M, C, S;
+    Index columns() const { return C * S; }
+    Index size() const { return M * C * S; }
+    /* Values per channel. */
+    Index count() const { return M * S; }
+};
+
+/* GCC splits the vectors where the machine has only shorter ones. */
+template <typename T> struct Vector {
+    typedef T type __attribute__((vector_size(64)));
+    static const Index size = 64 / sizeof(T);
+};
+
+/* From and to any address; each is one instruction. */
+template <typename V, typename T> inline V load(const T* from) {
+    V value;
+    std::memcpy(&value, from, sizeof(V));
+    return value;
+}
+
+template <typename V, typename T> inline void store(T* to, V value) {
+    std::memcpy(to, &value, sizeof(V));
+}
+
+/* The vector at a place, filled up beyond its n-th lane. */
+template <typename V, typename T>
+inline V load_some(const T* from, Index n, T fill) {
+    if (n == Vector<T>::size) return load<V>(from);
+    V vector = V() + fill;
+    std::memcpy(&vector, from, n * sizeof(T));
+    return vector;
+}
+
+template <typename V, typename T>
+inline void store_some(T* to, Index n, V vector) {
+    if (n == Vector<T>::size)
+        store(to, vector);
+    else
+        std::memcpy(to, &vector, n * sizeof(T));
+}
+
+/* The sum of a vector's lanes. */
+template <typename T, typename V> inline double total(V vector) {
+    const Index size = Vector<T>::size;
+    double lanes[size];
+    for (Index i = 0; i < size; ++i) lanes[i] = vector[i];
+    for (Index half = size / 2; half > 0; half /= 2)
+        for (Index i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+    return lanes[0];
+}
+
+/* Asks for a place's cache line ahead of time, into the second-level cache:
+ * the first has no room for what is needed so much later. */
+inline void fetch(const void* place) { __builtin_prefetch(place, 0, 2); }
+
+/* Some arrays of one length, not initialized. Each starts at the start of a
+ * cache line, so that vectors in it do not straddle two. */
+template <typename T> class Table {
+    std::unique_ptr<T[]> memory_;
+    T* data_;
+    Index stride_;
+
+  public:
+    Table(Index arrays, Index length)
+        : stride_((length + Vector<T>::size - 1) / Vector<T>::size
+                  * Vector<T>::size) {
+        memory_.reset(new T[arrays * stride_ + Vector<T>::size]);
+        std::size_t over =
+            reinterpret_cast<std::size_t>(memory_.get()) % 64 / sizeof(T);
+        data_ = memory_.get() + (over ? Vector<T>::size - over : 0);
+    }
+    T* operator[](Index array) const { return data_ + array * stride_; }
+};
+
+/* ---- Arithmetic of the values ------------------------------------------ */
+
+template <bool RECTIFY, typename V> inline V rectified(V y) {
+    // A NaN is not below zero and stays.
+    return RECTIFY ? (y < V() ? V() : y) : y;
+}
+
+template <bool RECTIFY, typename V> inline V reaching(V dy, V y) {
+    return RECTIFY ? (y > V() ? dy : V()) : dy;
+}
+
+/* y = (x - centre) * scale + shift. The centre is the mean rounded to the
+ * array's type, so that the subtraction does not round where x is near the
+ * mean; what rounding took off the mean is in the shift.
+ *
+ * K is a single value, or a vector of those of several channels. */
+template <typename K> struct Affine {
+    K centre, scale, shift;
+    template <typename V> V operator()(V x) const {
+        return (x - centre) * scale + shift;
+    }
+};
+
+/* dx = a * (g - mean) + b * (x - centre) + c, with g the gradient that reaches
+ * the normalized value, and c what rounding took off the others. */
+template <typename K> struct Gradient {
+    Affine<K> affine;
+    K mean, a, b, c;
+    template <bool RECTIFY, typename V> V operator()(V x, V dy) const {
+        V g = reaching<RECTIFY>(dy, affine(x));
+        return a * (g - mean) + b * (x - affine.centre) + c;
+    }
+};
+
+}  // namespace bnlasagne
+
+#endif
