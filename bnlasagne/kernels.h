@@ -38,7 +38,7 @@
 namespace bnlasagne {
 
 /* From this S on, work goes along the rows. */
-const Index LONG_ROW = 256;
+const Index LONG_ROW = 1024;
 /* Bytes, up to which an array is not worth a second thread. */
 const Index SMALL = 524288;
 /* Units, from which on they are shared out whole. */

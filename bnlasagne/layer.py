@@ -1,11 +1,14 @@
 """The batch normalization layer, and how to put it on another layer."""
 
 import numbers
+from functools import reduce
+from operator import mul
 
 import lasagne
 import numpy as np
 import theano
 import theano.tensor as T
+from theano.compile.ops import Shape_i
 
 from . import expressions, ops
 from .updates import track_averages
@@ -212,10 +215,9 @@ class BatchNormLayer(lasagne.layers.Layer):
                     "expression. Give a shared variable for it, or pass "
                     "batch_norm_update_averages=False to get_output()."
                     % (_label(self), average))
-        count = T.prod([x.shape[axis] for axis in self.axes])
+        count = reduce(mul, (Shape_i(axis)(x) for axis in self.axes))
         return track_averages(output, (self.mean, self.std),
-                              (batch_mean, batch_std), count,
-                              T.as_tensor_variable(self.alpha))
+                              (batch_mean, batch_std), count, self.alpha)
 
     def _prepare(self, input):
         """The input as a floating-point tensor, checked."""

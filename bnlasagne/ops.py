@@ -26,8 +26,10 @@ from . import expressions
 __all__ = [
     "BatchNormalize",
     "BatchNormalizeGrad",
+    "MoveAverage",
     "Normalize",
     "are_usable",
+    "double",
     "normalize",
     "normalize_batch",
     "plain_expressions",
@@ -157,7 +159,7 @@ def _shuffled(variable, order):
     return variable.dimshuffle(*order)
 
 
-def _double(scalar):
+def double(scalar):
     """A number or scalar variable in double precision, whatever floatX is."""
     if not isinstance(scalar, theano.Variable):
         return T.constant(np.asarray(scalar, "float64"))
@@ -172,9 +174,14 @@ def _read(name):
         return source.read()
 
 
-# One after the other, so that they need not be found when they are compiled.
-_SOURCE = re.sub('#include "[^"]*"', "", "".join(map(_read, (
-    "vectors.h", "rows.h", "columns.h", "kernels.h", "arrays.h"))))
+def _source(*names):
+    """Headers, one after the other; none has to be found by the compiler."""
+    return re.sub('#include "[^"]*"', "", "".join(map(_read, names)))
+
+
+_KERNELS = _source("vectors.h", "rows.h", "columns.h", "kernels.h",
+                   "arrays.h")
+_AVERAGES = _source("vectors.h", "averages.h", "arrays.h")
 _OPENMP = []
 
 
@@ -185,8 +192,45 @@ def _has_openmp():
     return _OPENMP[0]
 
 
-class _FusedOp(theano.Op):
-    """What the Ops have in common.
+class _CompiledOp(theano.Op):
+    """An Op with C++ code."""
+
+    source = _KERNELS
+    inputs = outputs = []
+
+    def c_support_code(self):
+        return self.source
+
+    def c_compile_args(self):
+        # GCC warns that vectors longer than the machine has are passed in
+        # another way; between functions of this file it does not matter.
+        args = ["-std=gnu++14", "-O3", "-Wno-psabi"]
+        # What nothing here looks at, and no result depends on, but would keep
+        # the compiler from vectorizing square roots and choices.
+        args += ["-fno-math-errno", "-fno-trapping-math"]
+        return args + ["-fopenmp"] if _has_openmp() else args
+
+    def c_code_cache_version(self):
+        return (int(hashlib.sha256(self.source.encode()).hexdigest()[:8], 16),
+                2)
+
+    def _c_code(self, code, node, inputs, outputs, sub):
+        """Fill in C++ code.
+
+        ``{x}`` stands for the C++ name of the input or output of that name.
+        """
+        names = dict(zip(self.inputs + self.outputs, inputs + outputs))
+        for name, variable in names.items():
+            code = code.replace("{" + name + "}", variable)
+        for old, new in (("{params}", sub.get("params", "")),
+                         ("{fail}", sub["fail"]),
+                         ("{T}", "npy_" + node.inputs[0].dtype)):
+            code = code.replace(old, new)
+        return "{ using namespace bnlasagne; " + code + "}"
+
+
+class _FusedOp(_CompiledOp):
+    """What the Ops that normalize have in common.
 
     Parameters
     ----------
@@ -264,40 +308,10 @@ class _FusedOp(theano.Op):
             None, arguments, known_grads=known, disconnected_inputs="ignore")
         return theano.clone(gradients, replace=dict(zip(arguments, inputs)))
 
-    # C++
-
-    def c_support_code(self):
-        return _SOURCE
-
-    def c_compile_args(self):
-        # GCC warns that vectors longer than the machine has are passed in
-        # another way; between functions of this file it does not matter.
-        args = ["-std=gnu++14", "-O3", "-Wno-psabi"]
-        # What nothing here looks at, and no result depends on, but would keep
-        # the compiler from vectorizing square roots and choices.
-        args += ["-fno-math-errno", "-fno-trapping-math"]
-        return args + ["-fopenmp"] if _has_openmp() else args
-
-    def c_code_cache_version(self):
-        return (int(hashlib.sha256(_SOURCE.encode()).hexdigest()[:8], 16), 1)
-
-    def _c_code(self, code, node, inputs, outputs, sub):
-        """Fill in C++ code.
-
-        ``{x}`` stands for the C++ name of the input or output of that name.
-        """
-        names = dict(zip(self.inputs + self.outputs, inputs + outputs))
-        for name, variable in names.items():
-            code = code.replace("{" + name + "}", variable)
-        for old, new in (("{params}", sub["params"]), ("{fail}", sub["fail"]),
-                         ("{T}", "npy_" + node.inputs[0].dtype)):
-            code = code.replace(old, new)
-        return "{ using namespace bnlasagne; " + code + "}"
-
 
 def _without_warnings(function):
     """Call a NumPy version of an Op without warnings of its arithmetic."""
-    def perform(self, node, inputs, output_storage, params):
+    def perform(self, node, inputs, output_storage, params=None):
         with np.errstate(all="ignore"):
             outputs = function(self, *inputs)
         for storage, output, variable in zip(output_storage, outputs,
@@ -320,7 +334,7 @@ class BatchNormalize(_FusedOp):
     def make_node(self, x, gamma, beta, epsilon):
         inputs = self._check_inputs(x, [gamma, beta])
         x = inputs[0]
-        inputs.append(_double(epsilon))
+        inputs.append(double(epsilon))
         statistic = T.TensorType(x.dtype, self._pattern(x))
         return theano.Apply(
             self, inputs, [x.type(), statistic(), statistic(), T.dmatrix()])
@@ -488,7 +502,7 @@ class Normalize(_FusedOp):
 
     def make_node(self, x, mean, std, gamma, beta, epsilon):
         inputs = self._check_inputs(x, [mean, std, gamma, beta])
-        inputs.append(_double(epsilon))
+        inputs.append(double(epsilon))
         return theano.Apply(self, inputs, [inputs[0].type()])
 
     def infer_shape(self, node, shapes):
@@ -525,6 +539,65 @@ class Normalize(_FusedOp):
                 shape_of(x, first, end), values<{T}>(x), values<{T}>(mean),
                 values<{T}>(std), values<{T}>(gamma), values<{T}>(beta),
                 *values<double>({epsilon}), values<{T}>({y}));
+            """, node, inputs, outputs, sub)
+
+
+class MoveAverage(_CompiledOp):
+    """A running average after a batch.
+
+    Inputs: the average, the weight of the batch, the number of its values, and
+    its statistics, the one to average first, of the average's shape. The
+    average stays as it is where there are fewer than two values, or where any
+    of the statistics is not finite.
+
+    Parameters
+    ----------
+    n_statistics : int
+        Number of statistics.
+    """
+
+    __props__ = ("n_statistics",)
+    source = _AVERAGES
+    outputs = ["moved"]
+
+    def __init__(self, n_statistics):
+        self.n_statistics = n_statistics
+
+    @property
+    def inputs(self):
+        return ["average", "alpha", "count"] + self._statistics()
+
+    def _statistics(self):
+        return ["statistic%d" % i for i in range(self.n_statistics)]
+
+    def make_node(self, average, alpha, count, *statistics):
+        return theano.Apply(self, [average, alpha, count] + list(statistics),
+                            [average.type()])
+
+    def infer_shape(self, node, shapes):
+        return shapes[:1]
+
+    @_without_warnings
+    def perform(self, average, alpha, count, *statistics):
+        if count < 2 or not all(map(np.all, map(np.isfinite, statistics))):
+            return average.copy(),
+        return (1 - alpha) * average + alpha * statistics[0],
+
+    def c_code(self, node, name, inputs, outputs, sub):
+        checked = "".join("""
+            Array {0}(in_order({{{0}}}));
+            if (!{0} || !is_like({0}, "a batch's statistic", average)) {{fail}}
+            usable = usable && all_finite(values<{{T}}>({0}), size);
+            """.format(statistic) for statistic in self._statistics())
+        return self._c_code("""
+            Array average(in_order({average}));
+            if (!average || !prepare_like(&{moved}, average)) {fail}
+            const npy_intp size = PyArray_SIZE(average);
+            bool usable = *values<npy_int64>({count}) >= 2;
+            """ + checked + """
+            move_average(values<{T}>(average),
+                         usable ? values<{T}>(statistic0) : NULL,
+                         *values<double>({alpha}), size, values<{T}>({moved}));
             """, node, inputs, outputs, sub)
 
 

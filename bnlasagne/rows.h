@@ -153,17 +153,25 @@ void row_moments(const T* x, Shape shape, Index c, Index begin, Index end,
         wide_moments(x, shape, c, begin, end, mean, m2);
 }
 
-/* Normalizes n neighbours. */
+/* Writes results(i, n) for the n values from number i on of some neighbours,
+ * where n is a whole vector but for fewer neighbours than that. The last vector
+ * overlaps the one before, and is read first: y may be what is read. */
+template <typename T, typename F>
+inline void write_run(T* y, Index n, F results) {
+    const Index size = Vector<T>::size;
+    if (n < size) return store_some(y, n, results(Index(0), n));
+    const auto last = results(n - size, size);
+    Index i = 0;
+    for (; i + size <= n; i += size) store(y + i, results(i, size));
+    if (i < n) store(y + n - size, last);
+}
+
 template <typename T, bool RECTIFY>
 inline void normalize_run(const T* x, T* y, Index n, Affine<T> affine) {
     typedef typename Vector<T>::type V;
-    const Index size = Vector<T>::size;
-    Index i = 0;
-    for (; i + size <= n; i += size)
-        store(y + i, rectified<RECTIFY>(affine(load<V>(x + i))));
-    if (i < n)
-        store_some(y + i, n - i, rectified<RECTIFY>(
-            affine(load_some<V>(x + i, n - i, T(0)))));
+    write_run(y, n, [=](Index i, Index some) {
+        return rectified<RECTIFY>(affine(load_some<V>(x + i, some, T(0))));
+    });
 }
 
 template <typename T, bool RECTIFY>
@@ -192,17 +200,12 @@ template <typename T, bool RECTIFY>
 void row_gradient(const T* x, const T* dy, T* dx, Shape shape, Index c,
                   Index begin, Index end, Gradient<T> gradient) {
     typedef typename Vector<T>::type V;
-    const Index size = Vector<T>::size;
-    auto write = [&](Index at, Index n) {
-        V value = load_some<V>(x + at, n, T(0));
-        V above = load_some<V>(dy + at, n, T(0));
-        store_some(dx + at, n,
-                   gradient.template operator()<RECTIFY>(value, above));
-    };
     each_run(shape, c, begin, end, [&](Index at, Index n) {
-        Index i = 0;
-        for (; i + size <= n; i += size) write(at + i, size);
-        if (i < n) write(at + i, n - i);
+        write_run(dx + at, n, [=](Index i, Index some) {
+            V value = load_some<V>(x + at + i, some, T(0));
+            V above = load_some<V>(dy + at + i, some, T(0));
+            return gradient.template operator()<RECTIFY>(value, above);
+        });
     });
 }
 

@@ -32,7 +32,11 @@ from theano.gof.graph import io_toposort
 from theano.scan_module.scan_op import Scan
 from theano.scan_module.scan_utils import equal_computations
 
+from . import ops
+
 __all__ = [
+    "FusedMove",
+    "Move",
     "ResolveAverages",
     "TrackAverages",
     "UpdatedAverage",
@@ -65,7 +69,7 @@ def track_averages(output, averages, statistics, count, alpha):
         and the same size once broadcast.
     count : Theano variable
         Number of values, in each statistic, that the batch has; a scalar.
-    alpha : Theano variable
+    alpha : float or Theano variable
         Weight of the batch in the new average; a scalar.
 
     Returns
@@ -80,14 +84,9 @@ def track_averages(output, averages, statistics, count, alpha):
     """
     application = next(_applications)
     clones = [_clone(average, application) for average in averages]
-    # Constants are made here: Theano lets none into the graph of a function.
-    usable = T.ge(count, 2)
-    for statistic in statistics:
-        unusable = T.or_(T.isnan(statistic), T.isinf(statistic))
-        usable = T.and_(usable, T.invert(T.any(unusable)))
-    contributions = [alpha * statistic for statistic in statistics]
-    track = TrackAverages(len(clones))
-    return track(output, usable, 1 - alpha, *(clones + contributions))
+    move = FusedMove if ops.are_usable(*(clones + list(statistics))) else Move
+    track = TrackAverages(len(clones), move)
+    return track(output, *(clones + move.terms(statistics, count, alpha)))
 
 
 def _clone(average, application):
@@ -131,31 +130,34 @@ class UpdatedAverage(theano.Op):
 class TrackAverages(theano.Op):
     """Identity on its first input that ties running averages to it.
 
-    The further inputs are whether the averages may follow this batch, the
-    weight that they keep, the averages, and for each what the batch adds to
-    it. Unlike ``output + 0 * average``, it involves the averages in no
-    arithmetic, so nothing that is stored in them can reach the output.
+    The further inputs are the averages, and the terms of their moves. Unlike
+    ``output + 0 * average``, it involves the averages in no arithmetic, so
+    nothing that is stored in them can reach the output.
 
     Parameters
     ----------
     n_averages : int
         Number of running averages.
+    move : class
+        What moves them on: `Move` or `FusedMove`.
     """
 
-    __props__ = ("n_averages",)
+    __props__ = ("n_averages", "move")
     view_map = {0: [0]}
 
-    def __init__(self, n_averages):
+    def __init__(self, n_averages, move):
         self.n_averages = n_averages
+        self.move = move
 
-    def make_node(self, output, usable, keep, *rest):
-        inputs = [output, usable, keep] + list(rest)
-        return theano.Apply(self, inputs, [output.type()])
+    def make_node(self, output, *rest):
+        return theano.Apply(self, [output] + list(rest), [output.type()])
 
-    def pairs(self, node):
-        """Each running average of `node` with what the batch adds to it."""
-        first = 3 + self.n_averages
-        return list(zip(node.inputs[3:first], node.inputs[first:]))
+    def moves(self, node):
+        """Each running average of `node` with what moves it on."""
+        averages = node.inputs[1:1 + self.n_averages]
+        terms = node.inputs[1 + self.n_averages:]
+        return [(average, self.move(i, terms))
+                for i, average in enumerate(averages)]
 
     def perform(self, node, inputs, output_storage):
         output_storage[0][0] = inputs[0]
@@ -321,49 +323,87 @@ def _steps(tracks, loops):
     """
     steps = collections.OrderedDict()
     for node in tracks:
-        for average, contribution in node.op.pairs(node):
+        for average, move in node.op.moves(node):
             known = steps.setdefault(average, [])
-            if not any(step.adds(contribution) for step in known):
-                known.append(_Move(contribution, *node.inputs[1:3]))
+            if not any(step.is_like(move) for step in known):
+                known.append(move)
     for loop in loops:
         for average in loop.finals:
             steps.setdefault(average, []).append(loop)
     return steps
 
 
-class _Move(object):
-    """An average follows the statistic of one batch.
+class Move(object):
+    """An average follows the statistic of one batch; as an expression.
 
     Parameters
     ----------
-    contribution : Theano variable
-        What the batch adds to the average.
-    usable : Theano variable
-        Whether the average may follow this batch; a scalar.
-    keep : Theano variable
-        Weight of the average as it was; a scalar.
+    index : int
+        Of the statistic.
+    terms : list of Theano variable
+        As :meth:`terms` made them, or copies.
     """
 
-    def __init__(self, contribution, usable, keep):
-        self.contribution = contribution
-        self.usable = usable
-        self.keep = keep
+    def __init__(self, index, terms):
+        # Whether the average may follow, and the weight of what it was.
+        self.usable, self.keep = terms[:2]
+        self.contribution = terms[2 + index]
 
-    def adds(self, contribution):
-        """Whether the given contribution is of the same application.
+    @staticmethod
+    def terms(statistics, count, alpha):
+        """What an average's move needs of a batch.
+
+        Constants are made here: Theano lets none into the graph of a function.
+        """
+        alpha = T.as_tensor_variable(alpha)
+        usable = T.ge(count, 2)
+        for statistic in statistics:
+            unusable = T.or_(T.isnan(statistic), T.isinf(statistic))
+            usable = T.and_(usable, T.invert(T.any(unusable)))
+        return [usable, 1 - alpha] + [
+            alpha * statistic for statistic in statistics]
+
+    def is_like(self, other):
+        """Whether another move is of the same application.
 
         An application shows with the layer's output and again with each
         gradient through it; and with its statistics copied, where the user
         cloned the graph.
         """
-        return (self.contribution is contribution
-                or equal_computations([self.contribution], [contribution]))
+        return (isinstance(other, Move)
+                and _is_same(self.contribution, other.contribution))
 
     def advance(self, fgraph, value):
         moved = self.keep * value + self.contribution
         moved = T.switch(self.usable, moved, value).astype(value.dtype)
         return value.type.filter_variable(
             T.patternbroadcast(moved, value.broadcastable))
+
+
+class FusedMove(object):
+    """The same, as one Op."""
+
+    def __init__(self, index, terms):
+        self.alpha, self.count = terms[:2]
+        self.statistic = terms[2 + index]
+        self.others = terms[2:2 + index] + terms[3 + index:]
+
+    @staticmethod
+    def terms(statistics, count, alpha):
+        return [ops.double(alpha), count] + list(statistics)
+
+    def is_like(self, other):
+        return (isinstance(other, FusedMove)
+                and _is_same(self.statistic, other.statistic))
+
+    def advance(self, fgraph, value):
+        statistics = [self.statistic] + self.others
+        move = ops.MoveAverage(len(statistics))
+        return move(value, self.alpha, self.count, *statistics)
+
+
+def _is_same(variable, other):
+    return variable is other or equal_computations([variable], [other])
 
 
 class _Loop(object):
@@ -379,7 +419,7 @@ class _Loop(object):
     def __init__(self, finals):
         self.finals = finals
 
-    def adds(self, contribution):
+    def is_like(self, other):
         return False
 
     def advance(self, fgraph, value):
