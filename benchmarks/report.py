@@ -21,6 +21,30 @@ with fewer than %d such rounds is marked "?" and settles no goal.
 """ % (QUIET, ENOUGH)
 
 
+MISSED = """\
+Where goals were missed on two cores of an AMD EPYC with 32 MiB of last-level
+cache, and why:
+
+- 128x512, a quarter of a megabyte, is over in so short a time that calling a
+  Theano function and allocating its outputs count; the limit pays for
+  neither. It is worked on by one thread, as two take longer to meet than to
+  share it: on two threads its limit is half of what one can reach.
+- 1024x2048 fits in the last-level cache, which is nearly as fast as the
+  arithmetic. There, what belongs to a column takes as many loads as x does,
+  and strides of 8 KiB collide in the caches: a loop that does nothing but
+  subtract a number of its own from each column misses the goal as well.
+- Inference on 32x64x56x56 and 64x128x28x28: PyTorch is at the limit, too, and
+  nothing that reads x and writes y through the caches can be 1.2 times as
+  fast. Stores that bypass them could be, at the expense of the layer that
+  reads y next; they are not used.
+- Training on 32x56x56x64: PyTorch, whose channels are last in memory as well,
+  needs 1.3 to 1.4 times the limit, so that 1.5 times its speed is the limit
+  itself or less. What one thread finds there twice, it reads from memory
+  twice, for no part of the channels lies together.
+- On two threads, what is left is the time that they wait for each other.
+"""
+
+
 def markdown(results, cases, times):
     """The whole report.
 
@@ -39,7 +63,7 @@ def markdown(results, cases, times):
     """
     parts = ["# Speed of bnlasagne\n", "Made by `%s`.\n" % results["command"],
              _table(["machine", ""], results["machine"]), METHOD,
-             "## Goals\n", _goals(results, cases, times)]
+             "## Goals\n", _goals(results, cases, times), MISSED]
     for threads in results["threads"] if cases else []:
         for training in (True, False):
             for rectify in (False, True):
@@ -162,7 +186,8 @@ def chart(path, results, cases, times):
         axis.set_ylabel("time / ours")
         axis.set_title("Training step, threads: %d (? = not settled, other "
                        "jobs were running)" % threads, fontsize=10)
-    axes[0, 0].legend(fontsize=7, ncol=2)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8,
+                  ncol=len(peers), loc="lower center")
     figure.savefig(str(path), dpi=100)
     pyplot.close(figure)

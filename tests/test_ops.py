@@ -28,7 +28,8 @@ SHAPES_AND_AXES = [
     ((2, 3), (1,)),
     ((2, 300), (1,)),
     ((515, 70), (0,)),
-    ((301, 1100), (0,)),
+    ((20, 7000), (0,)),
+    ((700, 300), (0,)),
     ((40000, 5), (0,)),
     ((4, 3, 2), (0, 1, 2)),
     ((2, 300, 400), (0, 1, 2)),
@@ -37,6 +38,9 @@ SHAPES_AND_AXES = [
     ((3, 5, 17, 19), (0, 2, 3)),
     ((2, 2, 300, 301), (0, 2, 3)),
     ((2, 5, 90, 61), (0, 2, 3)),
+    ((7, 5, 35, 37), (0, 2, 3)),
+    ((70, 2, 36, 36), (0, 2, 3)),
+    ((15, 410, 5, 5), (0, 2, 3)),
     ((4, 3, 2, 5), (0, 1, 2)),
     ((4, 3, 2, 5), (0, 3)),
     ((4, 3, 2, 5), (1, 3)),
@@ -287,6 +291,45 @@ def test_shapes_that_do_not_fit(rng, wrong, message):
     with pytest.raises(ValueError, match=message):
         function(x, *(np.ones(shapes[name]) for name in (
             "gamma", "beta", "dy")))
+
+
+# Running averages
+
+def moved(average, alpha, count, *statistics, mode=None):
+    average_, alpha_, count_ = tensor(average), T.dscalar(), T.lscalar()
+    statistics_ = [tensor(statistic) for statistic in statistics]
+    output = ops.MoveAverage(len(statistics))(
+        average_, alpha_, count_, *statistics_)
+    inputs = [average_, alpha_, count_] + statistics_
+    return theano.function(inputs, output, mode=mode)(
+        average, alpha, count, *statistics)
+
+
+def test_move_average(rng, dtype, mode):
+    average, mean, std = rng.normal(size=(3, 1, 50, 1)).astype(dtype)
+    actual = moved(average, 0.3, 2, mean, std, mode=mode)
+    assert actual.dtype == dtype
+    assert_allclose(actual, 0.7 * average + 0.3 * mean, **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("count, spoilt, value", [
+    (1, None, None), (0, None, None), (5, 0, np.inf), (5, 0, np.nan),
+    (5, 1, -np.inf), (5, 1, np.nan)])
+def test_move_average_of_an_unusable_batch(
+        rng, dtype, mode, count, spoilt, value):
+    average, *statistics = rng.normal(size=(3, 1, 50)).astype(dtype)
+    if spoilt is not None:
+        statistics[spoilt][0, 37] = value
+    actual = moved(average, 0.3, count, *statistics, mode=mode)
+    assert_array_equal(actual, average)
+
+
+@pytest.mark.skipif(not theano.config.cxx, reason="there is no compiler")
+def test_move_average_of_another_size(rng):
+    average, mean, std = rng.normal(size=(3, 1, 50))
+    message = "a batch's statistic must be of size 50 along axis 1"
+    with pytest.raises(ValueError, match=message):
+        moved(average, 0.3, 5, mean, std[:, :49])
 
 
 # Optimizations, and what a layer is built from

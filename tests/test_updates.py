@@ -2,7 +2,7 @@
 
 import pickle
 
-from bnlasagne import BatchNormLayer, batch_norm
+from bnlasagne import BatchNormLayer, batch_norm, plain_expressions
 
 import lasagne
 import numpy as np
@@ -29,6 +29,16 @@ MODES = {
     "no optimization": theano.Mode("py", None),
 }
 every_mode = pytest.mark.parametrize("mode", MODES.values(), ids=list(MODES))
+
+
+@pytest.fixture(params=["fused", "plain"], autouse=True)
+def expressions(request):
+    """The test runs with the fused Ops and with plain expressions."""
+    if request.param == "fused":
+        yield
+    else:
+        with plain_expressions():
+            yield
 
 
 @pytest.fixture
