@@ -196,6 +196,8 @@ class _CompiledOp(theano.Op):
     """An Op with C++ code."""
 
     source = _KERNELS
+    # ``{x}`` stands for the C++ name of the input or output of that name.
+    code = ""
     inputs = outputs = []
 
     def c_support_code(self):
@@ -211,14 +213,11 @@ class _CompiledOp(theano.Op):
         return args + ["-fopenmp"] if _has_openmp() else args
 
     def c_code_cache_version(self):
-        return (int(hashlib.sha256(self.source.encode()).hexdigest()[:8], 16),
-                2)
+        digest = hashlib.sha256((self.source + self.code).encode()).hexdigest()
+        return (int(digest[:8], 16), 3)
 
-    def _c_code(self, code, node, inputs, outputs, sub):
-        """Fill in C++ code.
-
-        ``{x}`` stands for the C++ name of the input or output of that name.
-        """
+    def c_code(self, node, name, inputs, outputs, sub):
+        code = self.code
         names = dict(zip(self.inputs + self.outputs, inputs + outputs))
         for name, variable in names.items():
             code = code.replace("{" + name + "}", variable)
@@ -386,25 +385,24 @@ class BatchNormalize(_FusedOp):
         return y, mean, std, [
             statistic.ravel() for statistic in (mean, std, inverse)]
 
-    def c_code(self, node, name, inputs, outputs, sub):
-        return self._c_code("""
-            const int first = {params}->first, end = {params}->end;
-            Array x(in_order({x})), gamma(in_order({gamma}));
-            Array beta(in_order({beta}));
-            if (!x || !gamma || !beta
-                || !is_parameter(gamma, "gamma", x, first, end)
-                || !is_parameter(beta, "beta", x, first, end)) {fail}
-            const Shape shape = shape_of(x, first, end);
-            const npy_intp table[2] = {3, shape.C};
-            if (!prepare_like(&{y}, x) || !prepare_like(&{mean}, gamma)
-                || !prepare_like(&{std}, gamma)
-                || !prepare(&{statistics}, 2, table, NPY_FLOAT64)) {fail}
-            ({params}->rectify ? forward<{T}, true> : forward<{T}, false>)(
-                shape, values<{T}>(x), values<{T}>(gamma), values<{T}>(beta),
-                *values<double>({epsilon}), values<{T}>({y}),
-                values<{T}>({mean}), values<{T}>({std}),
-                values<double>({statistics}));
-            """, node, inputs, outputs, sub)
+    code = """
+        const int first = {params}->first, end = {params}->end;
+        Array x(in_order({x})), gamma(in_order({gamma}));
+        Array beta(in_order({beta}));
+        if (!x || !gamma || !beta
+            || !is_parameter(gamma, "gamma", x, first, end)
+            || !is_parameter(beta, "beta", x, first, end)) {fail}
+        const Shape shape = shape_of(x, first, end);
+        const npy_intp table[2] = {3, shape.C};
+        if (!prepare_like(&{y}, x) || !prepare_like(&{mean}, gamma)
+            || !prepare_like(&{std}, gamma)
+            || !prepare(&{statistics}, 2, table, NPY_FLOAT64)) {fail}
+        ({params}->rectify ? forward<{T}, true> : forward<{T}, false>)(
+            shape, values<{T}>(x), values<{T}>(gamma), values<{T}>(beta),
+            *values<double>({epsilon}), values<{T}>({y}),
+            values<{T}>({mean}), values<{T}>({std}),
+            values<double>({statistics}));
+    """
 
 
 class BatchNormalizeGrad(_FusedOp):
@@ -469,24 +467,23 @@ class BatchNormalizeGrad(_FusedOp):
         dx = gamma * inverse * (dy - dbeta / count - deviation * direction)
         return dx, dgamma, dbeta
 
-    def c_code(self, node, name, inputs, outputs, sub):
-        return self._c_code("""
-            const int first = {params}->first, end = {params}->end;
-            Array x(in_order({x})), gamma(in_order({gamma}));
-            Array beta(in_order({beta})), dy(in_order({dy}));
-            Array statistics(in_order({statistics}));
-            if (!x || !gamma || !beta || !dy || !statistics
-                || !is_like(dy, "the output's gradient", x)
-                || !({params}->inplace ? prepare_over(&{dx}, dy)
-                                       : prepare_like(&{dx}, x))
-                || !prepare_like(&{dgamma}, gamma)
-                || !prepare_like(&{dbeta}, beta)) {fail}
-            ({params}->rectify ? backward<{T}, true> : backward<{T}, false>)(
-                shape_of(x, first, end), values<{T}>(x), values<{T}>(gamma),
-                values<{T}>(beta), values<{T}>(dy),
-                values<double>(statistics), values<{T}>({dx}),
-                values<{T}>({dgamma}), values<{T}>({dbeta}));
-            """, node, inputs, outputs, sub)
+    code = """
+        const int first = {params}->first, end = {params}->end;
+        Array x(in_order({x})), gamma(in_order({gamma}));
+        Array beta(in_order({beta})), dy(in_order({dy}));
+        Array statistics(in_order({statistics}));
+        if (!x || !gamma || !beta || !dy || !statistics
+            || !is_like(dy, "the output's gradient", x)
+            || !({params}->inplace ? prepare_over(&{dx}, dy)
+                                   : prepare_like(&{dx}, x))
+            || !prepare_like(&{dgamma}, gamma)
+            || !prepare_like(&{dbeta}, beta)) {fail}
+        ({params}->rectify ? backward<{T}, true> : backward<{T}, false>)(
+            shape_of(x, first, end), values<{T}>(x), values<{T}>(gamma),
+            values<{T}>(beta), values<{T}>(dy),
+            values<double>(statistics), values<{T}>({dx}),
+            values<{T}>({dgamma}), values<{T}>({dbeta}));
+    """
 
 
 class Normalize(_FusedOp):
@@ -522,24 +519,23 @@ class Normalize(_FusedOp):
         y = (x - mean) * (gamma / (std + epsilon)) + beta
         return (np.where(y < 0, 0, y) if self.rectify else y),
 
-    def c_code(self, node, name, inputs, outputs, sub):
-        return self._c_code("""
-            const int first = {params}->first, end = {params}->end;
-            Array x(in_order({x})), mean(in_order({mean}));
-            Array std(in_order({std})), gamma(in_order({gamma}));
-            Array beta(in_order({beta}));
-            if (!x || !mean || !std || !gamma || !beta
-                || !is_parameter(mean, "mean", x, first, end)
-                || !is_parameter(std, "std", x, first, end)
-                || !is_parameter(gamma, "gamma", x, first, end)
-                || !is_parameter(beta, "beta", x, first, end)
-                || !({params}->inplace ? prepare_over(&{y}, x)
-                                       : prepare_like(&{y}, x))) {fail}
-            ({params}->rectify ? apply<{T}, true> : apply<{T}, false>)(
-                shape_of(x, first, end), values<{T}>(x), values<{T}>(mean),
-                values<{T}>(std), values<{T}>(gamma), values<{T}>(beta),
-                *values<double>({epsilon}), values<{T}>({y}));
-            """, node, inputs, outputs, sub)
+    code = """
+        const int first = {params}->first, end = {params}->end;
+        Array x(in_order({x})), mean(in_order({mean}));
+        Array std(in_order({std})), gamma(in_order({gamma}));
+        Array beta(in_order({beta}));
+        if (!x || !mean || !std || !gamma || !beta
+            || !is_parameter(mean, "mean", x, first, end)
+            || !is_parameter(std, "std", x, first, end)
+            || !is_parameter(gamma, "gamma", x, first, end)
+            || !is_parameter(beta, "beta", x, first, end)
+            || !({params}->inplace ? prepare_over(&{y}, x)
+                                   : prepare_like(&{y}, x))) {fail}
+        ({params}->rectify ? apply<{T}, true> : apply<{T}, false>)(
+            shape_of(x, first, end), values<{T}>(x), values<{T}>(mean),
+            values<{T}>(std), values<{T}>(gamma), values<{T}>(beta),
+            *values<double>({epsilon}), values<{T}>({y}));
+    """
 
 
 class MoveAverage(_CompiledOp):
@@ -583,22 +579,23 @@ class MoveAverage(_CompiledOp):
             return average.copy(),
         return (1 - alpha) * average + alpha * statistics[0],
 
-    def c_code(self, node, name, inputs, outputs, sub):
+    @property
+    def code(self):
         checked = "".join("""
-            Array {0}(in_order({{{0}}}));
-            if (!{0} || !is_like({0}, "a batch's statistic", average)) {{fail}}
-            usable = usable && all_finite(values<{{T}}>({0}), size);
-            """.format(statistic) for statistic in self._statistics())
-        return self._c_code("""
-            Array average(in_order({average}));
-            if (!average || !prepare_like(&{moved}, average)) {fail}
-            const npy_intp size = PyArray_SIZE(average);
-            bool usable = *values<npy_int64>({count}) >= 2;
-            """ + checked + """
-            move_average(values<{T}>(average),
-                         usable ? values<{T}>(statistic0) : NULL,
-                         *values<double>({alpha}), size, values<{T}>({moved}));
-            """, node, inputs, outputs, sub)
+        Array {0}(in_order({{{0}}}));
+        if (!{0} || !is_like({0}, "a batch's statistic", average)) {{fail}}
+        usable = usable && all_finite(values<{{T}}>({0}), size);
+        """.format(statistic) for statistic in self._statistics())
+        return """
+        Array average(in_order({average}));
+        if (!average || !prepare_like(&{moved}, average)) {fail}
+        const npy_intp size = PyArray_SIZE(average);
+        bool usable = *values<npy_int64>({count}) >= 2;
+        """ + checked + """
+        move_average(values<{T}>(average),
+                     usable ? values<{T}>(statistic0) : NULL,
+                     *values<double>({alpha}), size, values<{T}>({moved}));
+        """
 
 
 @theano.gof.local_optimizer([BatchNormalizeGrad, Normalize], inplace=True)

@@ -160,6 +160,18 @@ def test_large_mean(rng, shape, axes, offset, mode):
 
 
 @pytest.mark.parametrize("shape, axes", [
+    ((3000, 100), (0,)), ((60000, 2, 3), (0, 2)), ((70, 2, 36, 36), (0, 2, 3)),
+])
+def test_drift(rng, shape, axes, mode):
+    """Means that differ from piece to piece."""
+    x, gamma, beta, dy = make(rng, shape, axes, "float64")
+    x += np.linspace(0, 1000, len(x)).reshape([-1] + [1] * (x.ndim - 1))
+    actual = train(x, gamma, beta, axes, dy, mode)
+    for one, other in zip(actual, expected_train(x, gamma, beta, axes, dy)):
+        assert_allclose(one, other, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape, axes", [
     ((100352, 2), (0,)), ((2, 2, 224, 224), (0, 2, 3))])
 def test_outlier_at_the_start(rng, shape, axes, mode):
     x, gamma, beta, dy = make(rng, shape, axes, "float32")
