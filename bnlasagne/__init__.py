@@ -3,13 +3,22 @@
 from . import compat  # isort: skip  # First: it makes the next imports work.
 
 from .layer import BatchNormLayer, batch_norm
+from .moments import Moments
 from .ops import plain_expressions
+from .plots import plot_statistics
+from .population import PopulationStatistics, update_population_statistics
+from .schedules import CumulativeAverage
 
 __all__ = [
     "BatchNormLayer",
+    "CumulativeAverage",
+    "Moments",
+    "PopulationStatistics",
     "batch_norm",
     "compat",
     "plain_expressions",
+    "plot_statistics",
+    "update_population_statistics",
 ]
 
 __version__ = "0.1.0"

@@ -1,5 +1,7 @@
 """The batch normalization layer, and how to put it on another layer."""
 
+import collections
+import contextlib
 import numbers
 from functools import reduce
 from operator import mul
@@ -14,9 +16,35 @@ from . import expressions, ops
 from .updates import track_averages
 
 __all__ = [
+    "Application",
     "BatchNormLayer",
+    "applications",
     "batch_norm",
+    "label",
 ]
+
+
+Application = collections.namedtuple("Application", "layer, input, output")
+Application.__doc__ = """A layer, what it was applied to, and what came out."""
+
+_recorders = []
+
+
+@contextlib.contextmanager
+def applications():
+    """Record all applications of :class:`BatchNormLayer`.
+
+    Yields
+    ------
+    list of Application
+        In order. Those by layers within other layers are included.
+    """
+    recorded = []
+    _recorders.append(recorded)
+    try:
+        yield recorded
+    finally:
+        _recorders.pop()
 
 
 class BatchNormLayer(lasagne.layers.Layer):
@@ -172,6 +200,8 @@ class BatchNormLayer(lasagne.layers.Layer):
             output, *statistics = self._normalize_batch(x)
         if batch_norm_update_averages:
             output = self._track(output, x, *statistics)
+        for recorded in _recorders:
+            recorded.append(Application(self, x, output))
         return output
 
     # The output, from whichever can be used of the fused Ops, which rectify in
@@ -214,7 +244,7 @@ class BatchNormLayer(lasagne.layers.Layer):
                     "%s cannot update its running averages: %s is an "
                     "expression. Give a shared variable for it, or pass "
                     "batch_norm_update_averages=False to get_output()."
-                    % (_label(self), average))
+                    % (label(self), average))
         count = reduce(mul, (Shape_i(axis)(x) for axis in self.axes))
         return track_averages(output, (self.mean, self.std),
                               (batch_mean, batch_std), count, self.alpha)
@@ -226,7 +256,7 @@ class BatchNormLayer(lasagne.layers.Layer):
             raise ValueError(
                 "%s expects an input with %d dimensions, like its input_shape "
                 "%s, but got one with %d."
-                % (_label(self), len(self.input_shape), self.input_shape,
+                % (label(self), len(self.input_shape), self.input_shape,
                    x.ndim))
         if x.dtype in T.discrete_dtypes:
             x = x.astype(theano.config.floatX)
@@ -249,22 +279,22 @@ class BatchNormLayer(lasagne.layers.Layer):
         elif (not isinstance(axes, (tuple, list)) or
               not all(isinstance(axis, numbers.Integral) for axis in axes)):
             raise TypeError("%s: axes must be None, 'auto', an int or a tuple "
-                            "of int, got %r." % (_label(self), axes))
-        return _positive_axes(axes, ndim, _label(self))
+                            "of int, got %r." % (label(self), axes))
+        return _positive_axes(axes, ndim, label(self))
 
     def _check_scalar(self, name, value, largest):
         if isinstance(value, theano.Variable):
             if value.ndim != 0:
                 raise ValueError("%s: %s must be a scalar, got a Theano "
                                  "variable with %d dimensions."
-                                 % (_label(self), name, value.ndim))
+                                 % (label(self), name, value.ndim))
             return value
         if not isinstance(value, (numbers.Real, np.ndarray)):
             raise TypeError("%s: %s must be a number or a scalar Theano "
-                            "variable, got %r." % (_label(self), name, value))
+                            "variable, got %r." % (label(self), name, value))
         if np.ndim(value) != 0 or not 0 <= value <= largest:
             raise ValueError("%s: %s must be a number from 0 to %s, got %r."
-                             % (_label(self), name, largest, value))
+                             % (label(self), name, largest, value))
         return float(value)
 
     def _check_nonlinearity(self, nonlinearity):
@@ -273,7 +303,7 @@ class BatchNormLayer(lasagne.layers.Layer):
         if not callable(nonlinearity):
             raise TypeError("%s: nonlinearity must be None or a callable such "
                             "as lasagne.nonlinearities.rectify, got %r."
-                            % (_label(self), nonlinearity))
+                            % (label(self), nonlinearity))
         return nonlinearity
 
     # Parameters
@@ -294,7 +324,7 @@ class BatchNormLayer(lasagne.layers.Layer):
                 raise ValueError(
                     "%s: %s must have %d dimensions, like the input, but the "
                     "Theano variable given has %d."
-                    % (_label(self), name, len(self.input_shape), spec.ndim))
+                    % (label(self), name, len(self.input_shape), spec.ndim))
             return spec
         value = self._initial_value(name, spec)
         full_name = name if self.name is None else self.name + "." + name
@@ -308,13 +338,13 @@ class BatchNormLayer(lasagne.layers.Layer):
         if not np.issubdtype(np.asarray(value).dtype, np.number):
             raise TypeError("%s: %s must be an array, a number, a Theano "
                             "shared variable or a callable that returns an "
-                            "array, got %r." % (_label(self), name, spec))
+                            "array, got %r." % (label(self), name, spec))
         value = lasagne.utils.floatX(value)
         short = tuple(size for axis, size in enumerate(shape)
                       if axis not in self.axes)
         if value.shape not in (shape, short, ()):
             raise ValueError("%s: %s must have shape %s or %s, got %s."
-                             % (_label(self), name, shape, short, value.shape))
+                             % (label(self), name, shape, short, value.shape))
         if value.ndim == 0:
             return np.full(shape, value)
         return value.reshape(shape)
@@ -328,7 +358,7 @@ class BatchNormLayer(lasagne.layers.Layer):
                     "%s needs specified input sizes for all axes not "
                     "normalized over, but axis %d of the input shape %s is "
                     "None. Give its size, or name the axis in axes=%s."
-                    % (_label(self), axis, self.input_shape,
+                    % (label(self), axis, self.input_shape,
                        tuple(sorted(self.axes + (axis,)))))
         return shape
 
@@ -337,7 +367,7 @@ class BatchNormLayer(lasagne.layers.Layer):
                      for axis in range(len(self.input_shape)))
 
 
-def _label(layer):
+def label(layer):
     """How messages refer to a layer."""
     kind = type(layer).__name__
     name = getattr(layer, "name", None)
@@ -446,14 +476,14 @@ def _check_wrappable(layer):
             "recurrence, and its output is fed back to it. Normalize its "
             "input with BatchNormLayer(incoming, axes=(0, 1)) below it, or "
             "the input-to-hidden layer of a CustomRecurrentLayer with "
-            "batch_norm()." % _label(layer))
+            "batch_norm()." % label(layer))
     wrapper = getattr(layer, "_normalized_by", None)
     if wrapper is not None:
         raise ValueError(
             "batch_norm() has wrapped %s before, and its nonlinearity has "
             "gone to %s. Use that one in its place; or stack another "
             "BatchNormLayer(layer, nonlinearity=...) on the layer."
-            % (_label(layer), wrapper))
+            % (label(layer), wrapper))
 
 
 def _recurrent_layers():
@@ -479,5 +509,5 @@ def _remove_nonlinearity(layer, wrapper):
         return identity
     layer.nonlinearity = identity
     # Tells a layer that lost its nonlinearity from one that never had any.
-    layer._normalized_by = _label(wrapper)
+    layer._normalized_by = label(wrapper)
     return nonlinearity

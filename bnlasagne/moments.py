@@ -1,0 +1,131 @@
+"""Moments of data that comes in parts: count, mean, sum of squares."""
+
+import numpy as np
+
+__all__ = ["Moments"]
+
+
+class Moments:
+    """Count, mean and sum of squared deviations, in double precision.
+
+    Moments of parts, merged by :meth:`merge`, are those of the whole, whatever
+    its mean and however it was cut.
+
+    Parameters
+    ----------
+    count : int
+        Number of values that each entry of `mean` is taken over.
+    mean : array
+        Of float64. Without any values, it has no meaning.
+    m2 : array
+        Sum of squared deviations from the mean; of the shape of `mean`.
+
+    References
+    ----------
+    .. [1] Chan, Tony F.; Golub, Gene H.; LeVeque, Randall J. (1983):
+           Algorithms for Computing the Sample Variance: Analysis and
+           Recommendations. The American Statistician 37 (3).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bnlasagne import Moments
+    >>> parts = [np.array([[1.], [2.]]), np.array([[6.]])]
+    >>> moments = Moments.of(parts[0], axes=(0,))
+    >>> moments = moments.merge(Moments.of(parts[1], axes=(0,)))
+    >>> moments.count, moments.mean, moments.variance()
+    (3, array([[3.]]), array([[4.66666667]]))
+    """
+
+    def __init__(self, count, mean, m2):
+        self.count = count
+        self.mean = mean
+        self.m2 = m2
+
+    def __repr__(self):
+        return "Moments(count=%r, mean=%r, m2=%r)" % (
+            self.count, self.mean, self.m2)
+
+    @classmethod
+    def of(cls, values, axes):
+        """Moments of an array over some axes, which stay, with size 1.
+
+        Parameters
+        ----------
+        values : array
+        axes : tuple of int
+
+        Returns
+        -------
+        Moments
+        """
+        values = np.asarray(values)
+        count = int(np.prod([values.shape[axis] for axis in axes]))
+        if not count:
+            shape = [1 if axis in axes else size
+                     for axis, size in enumerate(values.shape)]
+            return cls(0, np.zeros(shape), np.zeros(shape))
+        with np.errstate(invalid="ignore", over="ignore"):
+            mean = values.mean(axes, dtype=np.float64, keepdims=True)
+            deviation = values - mean
+            rest = deviation.mean(axes, keepdims=True)
+            # What rounded the mean, which the deviations tell.
+            m2 = np.square(deviation).sum(axes, keepdims=True)
+            return cls(count, mean + rest,
+                       np.maximum(m2 - count * np.square(rest), 0))
+
+    def merge(self, other):
+        """Moments of these values and others together.
+
+        Parameters
+        ----------
+        other : Moments
+            Of the same shape.
+
+        Returns
+        -------
+        Moments
+        """
+        if not other.count:
+            return self
+        if not self.count:
+            return other
+        count = self.count + other.count
+        delta = other.mean - self.mean
+        weight = other.count / count
+        return Moments(count, self.mean + delta * weight,
+                       self.m2 + other.m2
+                       + np.square(delta) * (self.count * weight))
+
+    def variance(self, ddof=0):
+        """Variance.
+
+        Parameters
+        ----------
+        ddof : int
+            The sum of squares is divided by the count less this: 0 for the
+            biased variance, by which training normalizes, 1 for the unbiased.
+
+        Returns
+        -------
+        array
+            Of float64.
+
+        Raises
+        ------
+        ValueError
+            If there are not more than `ddof` values.
+        """
+        if self.count <= ddof:
+            raise ValueError("The variance with ddof=%r takes more than %r "
+                             "values, got %d." % (ddof, ddof, self.count))
+        return self.m2 / (self.count - ddof)
+
+    def std(self, ddof=0):
+        """Standard deviation; see :meth:`variance`."""
+        return np.sqrt(self.variance(ddof))
+
+    def is_finite(self):
+        """Whether there is neither an infinity nor a NaN in them."""
+        return bool(np.all(np.isfinite(self.mean))
+                    and np.all(np.isfinite(self.m2)))

@@ -1,0 +1,159 @@
+"""Pictures of the statistics of batch normalization layers."""
+
+import numpy as np
+
+from .population import PopulationStatistics
+
+__all__ = ["plot_statistics"]
+
+
+def plot_statistics(found, figure=None):
+    """Draw running averages against population statistics.
+
+    For each layer, a row with two panels: means to the left, standard
+    deviations to the right, with one point per channel. Points lie on the
+    diagonal where the running averages were what they stand for. How far
+    they have drifted is also given as a number, which is zero in that case:
+
+    .. math::
+        \\sqrt{\\frac{1}{C} \\sum_c
+            \\left(\\frac{\\tilde\\mu_c - \\mu_c}{\\sigma_c}\\right)^2}
+        \\quad\\text{and}\\quad
+        \\sqrt{\\frac{1}{C} \\sum_c
+            \\left(\\frac{\\tilde\\sigma_c}{\\sigma_c} - 1\\right)^2},
+
+    with running averages :math:`\\tilde\\mu, \\tilde\\sigma` and population
+    statistics :math:`\\mu, \\sigma` of the channels :math:`c = 1, ..., C`.
+    Channels that are constant over the population are drawn, but left out of
+    the numbers.
+
+    Parameters
+    ----------
+    found : PopulationStatistics
+        From :func:`update_population_statistics`. The running averages are
+        those that it replaced.
+    figure : matplotlib.figure.Figure or None
+        Where to draw; by default, in a new figure, as tall as its rows take.
+        It is made without pyplot, so that no display is needed.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Save it with its method `savefig`.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed. The extra ``plot`` brings it.
+    TypeError
+        If `found` is something else.
+    ValueError
+        If `found` has no layers.
+
+    Examples
+    --------
+    >>> found = update_population_statistics(
+    ...     network, batches)  # doctest: +SKIP
+    >>> plot_statistics(found).savefig("statistics.png")  # doctest: +SKIP
+    """
+    _check(found)
+    if figure is None:
+        figure = _new_figure(len(found))
+    rows = figure.subplots(len(found), 2, squeeze=False)
+    for number, (row, layer) in enumerate(zip(rows, found), 1):
+        population = found[layer].mean, found[layer].std()
+        name = _name(layer, number)
+        _draw_layer(row, name, found.replaced[layer], population)
+    return figure
+
+
+def _check(found):
+    if not isinstance(found, PopulationStatistics):
+        raise TypeError(
+            "plot_statistics(): found must be what "
+            "update_population_statistics() returned, got %r." % (found,))
+    if not found:
+        raise ValueError("plot_statistics(): found has no layers.")
+
+
+def _new_figure(rows):
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "plot_statistics() needs matplotlib, which the extra 'plot' "
+            "brings: in a clone, pip install '.[plot]'. Or pip install "
+            "matplotlib.") from error
+    return Figure(figsize=(6.4, 3.2 * rows), constrained_layout=True)
+
+
+def _name(layer, number):
+    if layer.name is None:
+        return "%s %d" % (type(layer).__name__, number)
+    # A pair of dollars would set what is between them as a formula.
+    return layer.name.replace("$", r"\$")
+
+
+def _draw_layer(row, name, running, population):
+    """Draw a layer's panels.
+
+    Parameters
+    ----------
+    row : pair of matplotlib Axes
+    name : str
+    running, population : pair of array
+        Mean and standard deviation.
+    """
+    running = [np.ravel(value).astype(np.float64) for value in running]
+    population = [np.ravel(value) for value in population]
+    drifts = _drifts(running, population)
+    none_varies = not (population[1] > 0).any()
+    # The name leads the left title only, so that it can be as long as a row.
+    for axes, x, y, drift, kind, head in zip(
+            row, population, running, drifts, ("mean", "std"), (name, "")):
+        axes.axline((0, 0), slope=1, color="0.6", linewidth=0.8, zorder=1)
+        axes.plot(x, y, "o", color="C0", markersize=4, markeredgewidth=0,
+                  alpha=0.6, zorder=2)
+        limits = _limits(x, y)
+        axes.set_xlim(limits)
+        axes.set_ylim(limits)
+        axes.set_aspect("equal")
+        axes.locator_params(nbins=5)
+        axes.set_xlabel("population " + kind)
+        axes.set_ylabel("running " + kind)
+        text = "none varies" if none_varies else "%.3g" % drift
+        axes.set_title("%s\ndrift of %ss: %s" % (head, kind, text),
+                       loc="left", fontsize="medium")
+
+
+def _drifts(running, population):
+    """How far running averages are from population statistics.
+
+    Returns
+    -------
+    tuple of float
+        For the means and the standard deviations; NaN without any channel
+        that varies.
+    """
+    std = population[1]
+    varies = std > 0
+    if not varies.any():
+        return np.nan, np.nan
+    # Averages that ran off to infinity, or a channel that hardly varies.
+    with np.errstate(over="ignore"):
+        return tuple(
+            float(np.sqrt(np.mean(np.square(
+                (ours[varies] - theirs[varies]) / std[varies]))))
+            for ours, theirs in zip(running, population))
+
+
+def _limits(*values):
+    """One range that all finite values are in, with a margin."""
+    values = np.concatenate(values)
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return 0.0, 1.0
+    low, high = values.min(), values.max()
+    # Where all are equal, there is no range to take a part of.
+    margin = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
+    return low - margin, high + margin
