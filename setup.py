@@ -32,8 +32,12 @@ requirements = [
     # dropped it, and 80.9 began to print a warning about it.
     "setuptools<80.9",
 ]
+plot = [
+    # The first with Axes.axline().
+    "matplotlib>=3.3",
+]
 examples = [
-    "matplotlib",
+    *plot,
     "pillow",
     "tqdm",
 ]
@@ -77,5 +81,7 @@ setup(
     install_requires=[
         line + '; python_version < "3.12"' for line in requirements
     ],
-    extras_require={"examples": examples, "test": test, "bench": bench},
+    extras_require={
+        "plot": plot, "examples": examples, "test": test, "bench": bench,
+    },
 )

@@ -91,11 +91,12 @@ class Moments:
         if not self.count:
             return other
         count = self.count + other.count
-        delta = other.mean - self.mean
         weight = other.count / count
-        return Moments(count, self.mean + delta * weight,
-                       self.m2 + other.m2
-                       + np.square(delta) * (self.count * weight))
+        with np.errstate(invalid="ignore", over="ignore"):
+            delta = other.mean - self.mean
+            between = np.square(delta) * (self.count * weight)
+            return Moments(count, self.mean + delta * weight,
+                           self.m2 + other.m2 + between)
 
     def variance(self, ddof=0):
         """Variance.

@@ -215,6 +215,8 @@ class _Graph(object):
     inputs : OrderedDict
         The input layers, each with a variable of its own.
     groups : list of _Group
+    layers : list of BatchNormLayer
+        In the order in which they are first applied.
     """
 
     def __init__(self, network, one_pass, kwargs):
@@ -233,6 +235,8 @@ class _Graph(object):
                 "update_population_statistics(): the network has no batch "
                 "normalization layer.")
         self.groups = _groups(recorded)
+        self.layers = list(collections.OrderedDict.fromkeys(
+            application.layer for application in recorded))
         for group in self.groups:
             for application in group.applications:
                 self._check_roots(application, group)
@@ -331,11 +335,11 @@ class _Stage(object):
     def _compile(self):
         outputs = [application.input for group in self.groups
                    for application in group.applications] + self.frontier
-        replace = dict(self.stand_ins)
+        # The variables of the start may be computed from others.
         inputs = [variable.type() for variable in self.start]
-        replace.update(zip(self.start, inputs))
-        # A copy of the graph: the variables of the start have owners.
-        return theano.function(inputs, theano.clone(outputs, replace=replace),
+        givens = dict(self.stand_ins)
+        givens.update(zip(self.start, inputs))
+        return theano.function(inputs, outputs, givens=givens,
                                on_unused_input="ignore")
 
 
@@ -520,22 +524,21 @@ class _Kept(object):
         self._files = 0
 
     def replace(self, progress):
-        """Give back all batches, each to be followed by an `append`."""
+        """Give back all batches, numbered, each to be followed by `append`."""
         batches, self._batches = self._batches, []
-        numbers = range(len(batches))
-        for number in progress(numbers):
-            values, batches[number] = batches[number], None
+        for place in progress(range(len(batches))):
+            (number, values), batches[place] = batches[place], None
             if self.folder is None:
-                yield values
+                yield number, values
             else:
-                yield [np.load(path, mmap_mode="r") for path in values]
+                yield number, [np.load(path, mmap_mode="r") for path in values]
                 for path in values:
                     os.remove(path)
 
-    def append(self, values):
+    def append(self, number, values):
         if self.folder is not None:
             values = [self._save(value) for value in values]
-        self._batches.append(values)
+        self._batches.append((number, values))
 
     def _save(self, value):
         self._files += 1
@@ -576,14 +579,21 @@ def _measure(stages, source, kept, progress):
         measured, frontier = _run(last, values, number)
         for group, axes, value in measured:
             moments = Moments.of(value, axes)
+            shape = group.stored[0].get_value(borrow=True).shape
+            if moments.mean.shape != shape:
+                raise ValueError(
+                    "%s: the statistics of batch %d are of shape %s, but "
+                    "those that the layer stores of shape %s."
+                    % (group, number, moments.mean.shape, shape))
+            if group in found:
+                moments = found[group].merge(moments)
             if not moments.is_finite():
                 raise ValueError(
                     "%s: batch %d has values that are not finite, or too "
                     "large." % (group, number))
-            found[group] = (moments if group not in found
-                            else found[group].merge(moments))
+            found[group] = moments
         if kept is not None:
-            kept.append(frontier)
+            kept.append(number, frontier)
     if not found:
         raise ValueError(
             "%s: there is no data: batches are empty in pass %d. A function "
@@ -594,7 +604,7 @@ def _measure(stages, source, kept, progress):
 def _values(stages, source, kept, progress):
     """For each batch, its number and what the last stage starts from."""
     if kept is not None and len(stages) > 1:
-        for item in enumerate(kept.replace(progress)):
+        for item in kept.replace(progress):
             yield item
         return
     for number, batch in _numbered(progress(source()), stages[-1]):
@@ -634,11 +644,11 @@ def _store(graph, found, ddof):
                   group.stored, group.statistics(found[group], ddof))]
     before = [(variable, variable.get_value()) for variable, _ in values]
     result = PopulationStatistics()
-    for group in graph.groups:
-        replaced = tuple(variable.get_value() for variable in group.stored)
-        for application in group.applications:
-            result[application.layer] = found[group]
-            result.replaced[application.layer] = replaced
+    by_statistics = {group.stored: found[group] for group in graph.groups}
+    for layer in graph.layers:
+        result[layer] = by_statistics[layer.mean, layer.std]
+        result.replaced[layer] = (layer.mean.get_value(),
+                                  layer.std.get_value())
     try:
         for variable, value in values:
             variable.set_value(value)

