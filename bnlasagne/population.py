@@ -461,7 +461,7 @@ class _Source(object):
                 "update_population_statistics(): batches must be an iterable "
                 "of batches, or a function that returns one, got %s. For a "
                 "single batch, pass [batch]." % type(batches).__name__)
-        if passes > 1 and not callable(batches) and iter(batches) is batches:
+        if passes > 1 and hasattr(batches, "__next__"):
             raise ValueError(
                 "update_population_statistics(): batches can be iterated only "
                 "once, but the network takes %d passes. Pass a list, or a "
