@@ -567,6 +567,13 @@ class MoveAverage(_CompiledOp):
         return ["statistic%d" % i for i in range(self.n_statistics)]
 
     def make_node(self, average, alpha, count, *statistics):
+        like = [(statistic.dtype, statistic.ndim) for statistic in statistics]
+        if (alpha.dtype, count.dtype) != ("float64", "int64") or (
+                like != [(average.dtype, average.ndim)] * self.n_statistics):
+            raise TypeError(
+                "MoveAverage: alpha must be float64, the count int64, and the "
+                "%d statistics like the average, %s with %d dimensions."
+                % (self.n_statistics, average.dtype, average.ndim))
         return theano.Apply(self, [average, alpha, count] + list(statistics),
                             [average.type()])
 

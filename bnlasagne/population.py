@@ -11,8 +11,8 @@ layer by layer:
 2. They are put in stages by their depth. A stage's function starts from what
    the stage before left, its frontier, and stops at what is to be measured and
    what later stages need (`_Stage`). So no part of the network is computed for
-   nothing, and there is no difference between frontiers that are kept and
-   frontiers that are computed again.
+   nothing, and frontiers that are kept are computed as those that are computed
+   again.
 3. Each stage makes a pass over the data and pools moments (`_measure`); then
    its stand-ins get the statistics, and the next stage's turn has come.
 4. The layers themselves are changed when all is done.
@@ -88,7 +88,8 @@ def update_population_statistics(network, batches, method="layerwise", ddof=0,
         n-th batch normalization. 'memory' keeps it, for all of the data; a
         folder keeps it in files there, removed in the end. Then all passes
         together compute the network once and iterate over `batches` once. The
-        result is the same, in all bits.
+        result is the same, in all bits, but for a network with random layers
+        that a keyword argument switched on: these draw anew in each pass.
     progress : callable or None
         Wraps each pass's iterable, such as :func:`tqdm.tqdm`.
     **kwargs
@@ -190,9 +191,14 @@ class _Group(object):
                 "%s: the statistics of a training set, with ddof=%r, take %d "
                 "values per channel or more, but its batches have %d in all."
                 % (self, ddof, needed, moments.count))
-        return tuple(
-            np.asarray(value, variable.dtype) for value, variable
-            in zip((moments.mean, moments.std(ddof)), self.stored))
+        with np.errstate(over="ignore"):
+            values = tuple(
+                np.asarray(value, variable.dtype) for value, variable
+                in zip((moments.mean, moments.std(ddof)), self.stored))
+        if not all(np.isfinite(value).all() for value in values):
+            raise ValueError("%s: the statistics are too large for %s."
+                             % (self, self.stored[0].dtype))
+        return values
 
     def set_stand_ins(self, moments, ddof):
         for variable, value in zip(self.stand_ins,
@@ -224,6 +230,11 @@ class _Graph(object):
             (layer, layer.input_var.type(name=layer.name))
             for layer in lasagne.layers.get_all_layers(network)
             if isinstance(layer, lasagne.layers.InputLayer))
+        for name in ("inputs", "batch_norm_use_averages",
+                     "batch_norm_update_averages"):
+            if name in kwargs:
+                raise TypeError("update_population_statistics() passes %s to "
+                                "get_output() itself." % name)
         kwargs = dict({"deterministic": True}, **kwargs)
         with applications() as recorded:
             lasagne.layers.get_output(
@@ -498,6 +509,11 @@ class _Source(object):
                 in zip(arrays, self.inputs.items())]
 
     def _array(self, array, layer, variable, number):
+        array = np.asarray(array)
+        if not np.can_cast(array.dtype, variable.dtype, "same_kind"):
+            raise ValueError("Batch %d: %s takes arrays of %s, got %s."
+                             % (number, label(layer), variable.dtype,
+                                array.dtype))
         array = np.asarray(array, variable.dtype)
         shape = layer.shape
         if array.ndim != len(shape) or any(
@@ -533,7 +549,10 @@ class _Kept(object):
             else:
                 yield number, [np.load(path, mmap_mode="r") for path in values]
                 for path in values:
-                    os.remove(path)
+                    # Windows keeps files that are mapped; the folder's end is
+                    # theirs, too.
+                    with contextlib.suppress(PermissionError):
+                        os.remove(path)
 
     def append(self, number, values):
         if self.folder is not None:

@@ -394,7 +394,8 @@ class FusedMove(object):
 
     def is_like(self, other):
         return (isinstance(other, FusedMove)
-                and _is_same(self.statistic, other.statistic))
+                and _is_same(self.statistic, other.statistic)
+                and _is_same(self.alpha, other.alpha))
 
     def advance(self, fgraph, value):
         statistics = [self.statistic] + self.others

@@ -344,6 +344,17 @@ def test_move_average_of_another_size(rng):
         moved(average, 0.3, 5, mean, std[:, :49])
 
 
+@pytest.mark.parametrize("inputs", [
+    (T.frow(), T.dscalar(), T.lscalar(), T.drow()),
+    (T.frow(), T.dscalar(), T.lscalar(), T.fvector()),
+    (T.frow(), T.fscalar(), T.lscalar(), T.frow()),
+    (T.frow(), T.dscalar(), T.iscalar(), T.frow()),
+])
+def test_move_average_of_other_types(inputs):
+    with pytest.raises(TypeError, match="MoveAverage"):
+        ops.MoveAverage(1)(*inputs)
+
+
 # Optimizations, and what a layer is built from
 
 def op_types(function):

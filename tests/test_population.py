@@ -748,3 +748,31 @@ def test_only_one_batch_is_in_memory(peak_of):
     assert found[network].count == 1000 * count
     # All of it would take 24 MB.
     assert peak < 3e6
+
+
+# Types
+
+def test_statistics_too_large_for_what_stores_them(rng):
+    """Inputs in double precision, statistics in single."""
+    with theano.configparser.change_flags(floatX="float32"):
+        network = BatchNormLayer(
+            InputLayer((None, 2), T.dmatrix()), name="bn")
+    before = values(network)
+    with pytest.raises(ValueError, match="'bn'.*too large for float32"):
+        update_population_statistics(
+            network, [1e100 * rng.normal(size=(5, 2))])
+    assert_same(values(network), before)
+
+
+def test_fractions_for_an_input_of_integers(rng):
+    network = BatchNormLayer(InputLayer((None, 2), T.imatrix(), name="in"))
+    with pytest.raises(ValueError, match="'in' takes arrays of int32"):
+        update_population_statistics(network, [rng.normal(size=(5, 2))])
+
+
+@pytest.mark.parametrize("name", [
+    "inputs", "batch_norm_use_averages", "batch_norm_update_averages"])
+def test_arguments_that_are_not_the_users(data, name):
+    network = BatchNormLayer(InputLayer((None, 3)))
+    with pytest.raises(TypeError, match=name):
+        update_population_statistics(network, [data], **{name: True})

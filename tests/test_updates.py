@@ -72,6 +72,20 @@ def test_one_application(layer, batches, mode):
 
 
 @every_mode
+def test_clone_with_another_weight(batches, mode):
+    """Both move the averages, each with its own weight."""
+    x, alpha = T.matrix(), T.scalar()
+    layer = BatchNormLayer((None, 3), alpha=alpha)
+    output = layer.get_output_for(x)
+    # The copy comes first or second; with these weights, it does not matter.
+    clone = theano.clone(output, replace={alpha: T.ones_like(alpha)})
+    function = theano.function([x, alpha], [output, clone], mode=mode,
+                               on_unused_input="ignore")
+    function(batches[0], 0)
+    assert_allclose(layer.mean.get_value()[0], batches[0].mean(axis=0))
+
+
+@every_mode
 def test_a_statistic_that_is_not_finite_leaves_all_averages(layer, mode):
     x = T.matrix()
     function = theano.function([x], layer.get_output_for(x), mode=mode)
