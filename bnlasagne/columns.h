@@ -201,10 +201,11 @@ void column_gradient_sums(const T* x, const T* dy, Index stride, Tile tile,
     });
 }
 
-/* Writes results(at, columns) to each place of a tile, with the constants of
- * the place's column. All of a group are computed before any is stored: where
- * rows are a multiple of a page apart, a load would wait for the store to the
- * same place in the row before. */
+/* Writes results(constants, zero, at, ahead) to each place of a tile: with the
+ * constants of the place's column, a zero of the type to compute in, and how
+ * far ahead the same column comes again. All of a group are computed before any
+ * is stored: where rows are a multiple of a page apart, a load would wait for
+ * the store to the same place in the row before. */
 template <typename Columns, typename T, typename F>
 inline void write_columns(T* y, Index stride, Tile tile,
                           const T* const* constants, F results) {

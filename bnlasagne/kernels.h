@@ -1,16 +1,17 @@
 /* Batch normalization of arrays seen as [M][C][S]: C channels, each with M rows
  * of S neighbouring values.
  *
- * Memory traffic is all that counts, so each pass does as much as it can with
- * what it has read, and walks the array in the direction that meets what the
- * pass before left in the cache.
+ * Memory traffic is most of what counts, so each pass does as much as it can
+ * with what it has read, walks far along the memory, and asks ahead of time for
+ * what lies elsewhere.
  *
  * - Where S is large (convolutions), work goes along the rows of a channel;
  *   where it is small (dense layers, channels last), across the C * S columns,
  *   four rows at a time.
- * - A unit of work is a channel, or a tile of columns: small enough to stay in
- *   the cache from its first pass to its second. Where there are too few units
- *   to share out, their rows are cut into pieces, each pass in turn.
+ * - A unit of work is a channel, or a tile of columns, whose second pass
+ *   follows its first while some of it is still in the cache. Where there are
+ *   too few units to share out, their rows are cut into pieces, each pass in
+ *   turn.
  * - How work is cut depends on the shape alone, and what the pieces give is
  *   merged in a fixed order: the bits do not depend on the number of threads.
  * - Sums are taken in the array's own type over short blocks of deviations

@@ -10,9 +10,8 @@ layer by layer:
    normalized by stored statistics that stand-ins replace (`_Graph`).
 2. They are put in stages by their depth. A stage's function starts from what
    the stage before left, its frontier, and stops at what is to be measured and
-   what later stages need (`_Stage`). So no part of the network is computed for
-   nothing, and frontiers that are kept are computed as those that are computed
-   again.
+   what later stages need (`_Stage`). So what is above is not computed; and
+   kept or computed again, a frontier comes from the same functions.
 3. Each stage makes a pass over the data and pools moments (`_measure`); then
    its stand-ins get the statistics, and the next stage's turn has come.
 4. The layers themselves are changed when all is done.
@@ -58,9 +57,9 @@ def update_population_statistics(network, batches, method="layerwise", ddof=0,
     """Set the statistics of batch normalization to those of all data.
 
     Sets `mean` and `std` of every :class:`BatchNormLayer` of a network to
-    the statistics of its input over a whole training set. Afterwards, outputs
-    with ``deterministic=True`` are what training would compute from the whole
-    set as one batch, to rounding.
+    the statistics of its input over a whole training set. Afterwards, by
+    default, outputs with ``deterministic=True`` are what training would
+    compute from the whole set as one batch, to rounding.
 
     Parameters
     ----------
@@ -138,6 +137,7 @@ def update_population_statistics(network, batches, method="layerwise", ddof=0,
     100
     """
     one_pass = _is_one_pass(method)
+    _check_arguments(network, progress)
     graph = _Graph(network, one_pass, kwargs)
     stages = _stages(graph)
     source = _Source(batches, graph.inputs,
@@ -158,6 +158,18 @@ def _is_one_pass(method):
         raise ValueError("update_population_statistics(): method must be "
                          "'layerwise' or 'one_pass', got %r." % (method,))
     return method == "one_pass"
+
+
+def _check_arguments(network, progress):
+    layers = network if isinstance(network, (list, tuple)) else [network]
+    for layer in layers:
+        if not isinstance(layer, lasagne.layers.Layer):
+            raise TypeError("update_population_statistics(): network must be "
+                            "a Layer or a list of them, got %r." % (layer,))
+    if progress is not None and not callable(progress):
+        raise TypeError("update_population_statistics(): progress must be "
+                        "None or a callable such as tqdm.tqdm, got %r."
+                        % (progress,))
 
 
 # The network as a graph

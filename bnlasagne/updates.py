@@ -65,8 +65,7 @@ def track_averages(output, averages, statistics, count, alpha):
     averages : sequence of Theano shared variables
         The averages to update.
     statistics : sequence of Theano variables
-        For each average, the batch's statistic: same number of dimensions,
-        and the same size once broadcast.
+        For each average, the batch's statistic, of the same shape.
     count : Theano variable
         Number of values, in each statistic, that the batch has; a scalar.
     alpha : float or Theano variable

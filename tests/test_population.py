@@ -776,3 +776,13 @@ def test_arguments_that_are_not_the_users(data, name):
     network = BatchNormLayer(InputLayer((None, 3)))
     with pytest.raises(TypeError, match=name):
         update_population_statistics(network, [data], **{name: True})
+
+
+@pytest.mark.parametrize("network, progress, message", [
+    (None, None, "network must be a Layer"),
+    ([BatchNormLayer((None, 3)), 3], None, "network must be a Layer"),
+    (BatchNormLayer((None, 3)), True, "progress must be None or a callable"),
+])
+def test_arguments_of_another_type(data, network, progress, message):
+    with pytest.raises(TypeError, match=message):
+        update_population_statistics(network, [data], progress=progress)
