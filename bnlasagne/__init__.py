@@ -8,6 +8,7 @@ from .ops import plain_expressions
 from .plots import plot_statistics
 from .population import PopulationStatistics, update_population_statistics
 from .schedules import CumulativeAverage
+from .updates import get_batch_norm_updates
 
 __all__ = [
     "BatchNormLayer",
@@ -16,6 +17,7 @@ __all__ = [
     "PopulationStatistics",
     "batch_norm",
     "compat",
+    "get_batch_norm_updates",
     "plain_expressions",
     "plot_statistics",
     "update_population_statistics",

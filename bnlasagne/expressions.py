@@ -14,6 +14,7 @@ __all__ = [
     "batch_statistics",
     "normalize",
     "normalize_batch",
+    "pool",
 ]
 
 
@@ -78,6 +79,31 @@ def batch_statistics(x, axes):
         Of the shape of `x`, but of size 1 along the axes.
     """
     return _standardization(x, axes)[1:]
+
+
+def pool(parts):
+    """Statistics of several batches, as if they were one.
+
+    Parameters
+    ----------
+    parts : list of tuple (count, mean, std) of Theano variables
+        Of each batch: the number of values per channel, their mean, and their
+        biased standard deviation.
+
+    Returns
+    -------
+    count, mean, std : Theano variables
+        Of all values. `mean` and `std` are of double precision.
+    """
+    count = sum(part[0] for part in parts)
+    # Of a batch without values, the statistics have no meaning.
+    parts = [[T.switch(T.gt(part[0], 0), T.cast(value, "float64"), 0)
+              for value in part] for part in parts]
+    divisor = T.maximum(T.cast(count, "float64"), 1)
+    mean = sum(n * mean for n, mean, _ in parts) / divisor
+    squares = sum(n * (T.sqr(std) + T.sqr(part_mean - mean))
+                  for n, part_mean, std in parts)
+    return count, mean, _safe_sqrt(squares / divisor)
 
 
 def _standardization(x, axes):

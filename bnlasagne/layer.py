@@ -13,7 +13,7 @@ import theano.tensor as T
 from theano.compile.ops import Shape_i
 
 from . import expressions, ops
-from .updates import track_averages
+from .tracking import track
 
 __all__ = [
     "Application",
@@ -85,6 +85,13 @@ class BatchNormLayer(lasagne.layers.Layer):
         Initial value of the running average of the batch means.
     std : Theano shared variable, array, number or callable
         Initial value of the running average of the batch standard deviations.
+    r_max : float or scalar Theano variable
+        Batch renormalization [2]_: how far, as a factor of 1 or more, the
+        statistics of the batch may be corrected towards the running averages
+        in scale. By default not at all. Pass a shared variable to let it grow
+        during training.
+    d_max : float or scalar Theano variable
+        The same for the mean: how many standard deviations.
     **kwargs
         Passed on to :class:`lasagne.layers.Layer`, such as ``name``.
 
@@ -93,7 +100,7 @@ class BatchNormLayer(lasagne.layers.Layer):
     ValueError
         If an axis is out of range or named twice, if the size of an axis that
         is not normalized over is unknown, if a parameter's value does not
-        have the right shape, or `epsilon` or `alpha` is out of range.
+        have the right shape, or another number is out of range.
     TypeError
         If an argument is of another type than stated.
 
@@ -103,6 +110,10 @@ class BatchNormLayer(lasagne.layers.Layer):
         In the order of :meth:`get_params`. `mean` and `std` are neither
         trainable nor regularizable and are tagged ``batch_norm_stat``; `beta`
         is trainable and regularizable; `gamma` is trainable only.
+    frozen : bool
+        Whether outputs that are built from now on are normalized by the stored
+        statistics and leave them as they are, in training, too, and whatever
+        the flags. See :func:`freeze_batch_norm`.
 
     Notes
     -----
@@ -118,12 +129,29 @@ class BatchNormLayer(lasagne.layers.Layer):
     explicitly replaces them, and ``no_default_updates=True`` turns them off.
     A batch with statistics that are not finite, or with fewer than two values
     per channel, leaves the averages of the layer as they are.
+    :func:`get_batch_norm_updates` collects the updates for those who would
+    rather pass them.
+
+    With batch renormalization, training computes
+
+    .. math::
+        y = f\\left(\\left(\\frac{x - \\mu}{\\sigma + \\epsilon} r
+            + d\\right) \\gamma + \\beta\\right)
+
+    with :math:`r`, the ratio of the batch's :math:`\\sigma + \\epsilon` to
+    that of the running averages, clipped to [1 / `r_max`, `r_max`], and
+    :math:`d`, the difference of the means divided by the latter, clipped to
+    [-`d_max`, `d_max`]. Gradients take both to be constants. The averages
+    are those before the function is called.
 
     References
     ----------
     .. [1] Ioffe, Sergey and Szegedy, Christian (2015): Batch Normalization:
            Accelerating Deep Network Training by Reducing Internal Covariate
            Shift, section 3. http://arxiv.org/abs/1502.03167.
+    .. [2] Ioffe, Sergey (2017): Batch Renormalization: Towards Reducing
+           Minibatch Dependence in Batch-Normalized Models, section 3 and
+           algorithm 1. http://arxiv.org/abs/1702.03275.
 
     Examples
     --------
@@ -140,12 +168,14 @@ class BatchNormLayer(lasagne.layers.Layer):
                  nonlinearity=None, beta=lasagne.init.Constant(0),
                  gamma=lasagne.init.Constant(1),
                  mean=lasagne.init.Constant(0), std=lasagne.init.Constant(1),
-                 **kwargs):
+                 r_max=1, d_max=0, **kwargs):
         _check_incoming(incoming)
         super(BatchNormLayer, self).__init__(incoming, **kwargs)
         self.axes = self._check_axes(axes)
-        self.epsilon = self._check_scalar("epsilon", epsilon, np.inf)
-        self.alpha = self._check_scalar("alpha", alpha, 1)
+        self.epsilon = self._check_scalar("epsilon", epsilon, 0, np.inf)
+        self.alpha = self._check_scalar("alpha", alpha, 0, 1)
+        self.r_max = self._check_scalar("r_max", r_max, 1, np.inf)
+        self.d_max = self._check_scalar("d_max", d_max, 0, np.inf)
         self.nonlinearity = self._check_nonlinearity(nonlinearity)
         self.mean = self._add_param(
             "mean", mean, trainable=False, regularizable=False,
@@ -157,6 +187,7 @@ class BatchNormLayer(lasagne.layers.Layer):
             "beta", beta, trainable=True, regularizable=True)
         self.gamma = None if gamma is None else self._add_param(
             "gamma", gamma, trainable=True, regularizable=False)
+        self.frozen = False
 
     def get_output_for(self, input, deterministic=False,
                        batch_norm_use_averages=None,
@@ -172,9 +203,11 @@ class BatchNormLayer(lasagne.layers.Layer):
         batch_norm_use_averages : bool or None
             Whether to normalize by the stored averages, rather than by the
             statistics of `input`. By default, as `deterministic` says.
-        batch_norm_update_averages : bool or None
+        batch_norm_update_averages : bool, 'explicit' or None
             Whether functions that compute the output update the stored
-            averages. By default, if not `deterministic`.
+            averages. By default, if not `deterministic`. 'explicit': only
+            those that the updates are passed to which
+            :func:`get_batch_norm_updates` collects from the output.
 
         Returns
         -------
@@ -184,32 +217,77 @@ class BatchNormLayer(lasagne.layers.Layer):
         Raises
         ------
         ValueError
-            If `input` has a wrong number of dimensions, or averages are to be
-            updated that are no shared variables.
+            If `input` has a wrong number of dimensions, averages are to be
+            updated that are no shared variables, or a flag is a wrong word.
+
+        Notes
+        -----
+        A frozen layer uses its averages and does not update them.
         """
-        if batch_norm_use_averages is None:
-            batch_norm_use_averages = deterministic
-        if batch_norm_update_averages is None:
-            batch_norm_update_averages = not deterministic
+        use, update = self._flags(deterministic, batch_norm_use_averages,
+                                  batch_norm_update_averages)
         x = self._prepare(input)
-        if batch_norm_use_averages:
-            output = self._normalize(x)
-            if batch_norm_update_averages:
+        params = [self._aligned(self.gamma), self._aligned(self.beta)]
+        statistics = None
+        if use:
+            output = self._normalize(x, self._aligned(self.mean),
+                                     self._aligned(self.std), *params)
+            if update:
                 statistics = expressions.batch_statistics(x, self.axes)
+        elif self._renormalizes():
+            statistics = self._normalize_batch(x, None, None)[1:]
+            output, _, _ = self._normalize_batch(
+                x, *self._corrected(*statistics, *params))
         else:
-            output, *statistics = self._normalize_batch(x)
-        if batch_norm_update_averages:
-            output = self._track(output, x, *statistics)
+            output, *statistics = self._normalize_batch(x, *params)
+        if statistics:
+            output = self._track(output, x, params, statistics, not use,
+                                 update)
         for recorded in _recorders:
             recorded.append(Application(self, x, output))
         return output
 
+    def normalize_as_in_training(self, x, mean, std, *params):
+        """Normalize a part of a batch by the statistics of all of it.
+
+        Parameters
+        ----------
+        x : Theano variable
+            The part.
+        mean, std : Theano variables
+            Statistics of the batch.
+        *params : Theano variables
+            In the place of `gamma` and `beta`, those that are not None.
+
+        Returns
+        -------
+        Theano variable
+            Of the shape of `x`. Its gradients with respect to `x`, the
+            statistics and the parameters take these to be independent.
+        """
+        params = iter(params)
+        gamma, beta = (None if param is None else next(params)
+                       for param in (self.gamma, self.beta))
+        if self._renormalizes():
+            gamma, beta = self._corrected(mean, std, gamma, beta)
+        return self._normalize(x, mean, std, gamma, beta)
+
+    def _flags(self, deterministic, use, update):
+        """Whether to use averages, and whether and how to update them."""
+        if isinstance(update, str) and update != "explicit":
+            raise ValueError(
+                "%s: batch_norm_update_averages must be True, False, None or "
+                "'explicit', got %r." % (label(self), update))
+        if self.frozen:
+            return True, False
+        return (deterministic if use is None else use,
+                not deterministic if update is None else update)
+
     # The output, from whichever can be used of the fused Ops, which rectify in
     # passing, and the plain expressions.
 
-    def _normalize_batch(self, x):
+    def _normalize_batch(self, x, gamma, beta):
         """The output and the statistics of the batch."""
-        gamma, beta = self._aligned(self.gamma), self._aligned(self.beta)
         if not ops.are_usable(x, *_present(gamma, beta)):
             output, mean, std = expressions.normalize_batch(
                 x, gamma, beta, self.epsilon, self.axes)
@@ -218,11 +296,9 @@ class BatchNormLayer(lasagne.layers.Layer):
             x, gamma, beta, self.epsilon, self.axes, self._rectifies())
         return self._finish(output), mean, std
 
-    def _normalize(self, x):
-        """The output, by the stored statistics."""
-        mean, std, gamma, beta = (self._aligned(param) for param in (
-            self.mean, self.std, self.gamma, self.beta))
-        if not ops.are_usable(x, *_present(mean, std, gamma, beta)):
+    def _normalize(self, x, mean, std, gamma, beta):
+        """The output, by the given statistics."""
+        if not ops.are_usable(x, mean, std, *_present(gamma, beta)):
             return self.nonlinearity(expressions.normalize(
                 x, mean, std, gamma, beta, self.epsilon))
         return self._finish(ops.normalize(
@@ -236,9 +312,31 @@ class BatchNormLayer(lasagne.layers.Layer):
     def _finish(self, output):
         return output if self._rectifies() else self.nonlinearity(output)
 
-    def _track(self, output, x, batch_mean, batch_std):
-        """Have functions that compute `output` update the averages."""
-        for average in (self.mean, self.std):
+    # Batch renormalization
+
+    def _renormalizes(self):
+        return self.r_max != 1 or self.d_max != 0
+
+    def _corrected(self, batch_mean, batch_std, gamma, beta):
+        """Scale and shift with the correction towards the averages in them.
+
+        So the fused Ops, which know nothing of it, do the rest.
+        """
+        mean, std, r_max, d_max, epsilon = (
+            T.cast(value, batch_std.dtype) for value in (
+                self._aligned(self.mean), self._aligned(self.std),
+                self.r_max, self.d_max, self.epsilon))
+        r = T.clip((batch_std + epsilon) / (std + epsilon), 1 / r_max, r_max)
+        d = T.clip((batch_mean - mean) / (std + epsilon), -d_max, d_max)
+        r, d = map(theano.gradient.disconnected_grad, (r, d))
+        if gamma is not None:
+            r, d = r * gamma, d * gamma
+        return r, d if beta is None else d + beta
+
+    def _track(self, output, x, params, statistics, by_batch, update):
+        """Tie the application to the output, with averages to update."""
+        averages = (self.mean, self.std) if update else ()
+        for average in averages:
             if not isinstance(average, theano.compile.SharedVariable):
                 raise ValueError(
                     "%s cannot update its running averages: %s is an "
@@ -246,8 +344,9 @@ class BatchNormLayer(lasagne.layers.Layer):
                     "batch_norm_update_averages=False to get_output()."
                     % (label(self), average))
         count = reduce(mul, (Shape_i(axis)(x) for axis in self.axes))
-        return track_averages(output, (self.mean, self.std),
-                              (batch_mean, batch_std), count, self.alpha)
+        return track(output, x, _present(*params), statistics, count, self,
+                     averages, self.alpha, by_batch,
+                     automatic=update != "explicit")
 
     def _prepare(self, input):
         """The input as a floating-point tensor, checked."""
@@ -282,7 +381,7 @@ class BatchNormLayer(lasagne.layers.Layer):
                             "of int, got %r." % (label(self), axes))
         return _positive_axes(axes, ndim, label(self))
 
-    def _check_scalar(self, name, value, largest):
+    def _check_scalar(self, name, value, least, largest):
         if isinstance(value, theano.Variable):
             if value.ndim != 0:
                 raise ValueError("%s: %s must be a scalar, got a Theano "
@@ -292,9 +391,9 @@ class BatchNormLayer(lasagne.layers.Layer):
         if not isinstance(value, (numbers.Real, np.ndarray)):
             raise TypeError("%s: %s must be a number or a scalar Theano "
                             "variable, got %r." % (label(self), name, value))
-        if np.ndim(value) != 0 or not 0 <= value <= largest:
-            raise ValueError("%s: %s must be a number from 0 to %s, got %r."
-                             % (label(self), name, largest, value))
+        if np.ndim(value) != 0 or not least <= value <= largest:
+            raise ValueError("%s: %s must be a number from %s to %s, got %r."
+                             % (label(self), name, least, largest, value))
         return float(value)
 
     def _check_nonlinearity(self, nonlinearity):

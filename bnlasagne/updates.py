@@ -4,13 +4,13 @@ A layer that normalizes by the statistics of a batch also wants its stored
 averages moved towards them, by every function that is compiled from its
 output and without the user passing any updates. Three pieces do this:
 
-1. :func:`track_averages` ties memory-aliased *clones* of the stored averages
-   to the layer's output. Theano finds the clones there, sees that they have a
-   ``default_update`` and makes it an output of the function.
-2. That ``default_update`` is a placeholder, :class:`UpdatedAverage`. It
-   depends on the clone alone, so the output may be cloned, have its inputs
-   replaced, be differentiated or be built in the step of a loop, and the
-   placeholder stays valid.
+1. :func:`bnlasagne.tracking.track` ties memory-aliased *clones* of the stored
+   averages to the layer's output. Theano finds the clones there, sees that
+   they have a ``default_update`` and makes it an output of the function.
+2. That ``default_update`` is a placeholder, ``UpdatedAverage``. It depends on
+   the clone alone, so the output may be cloned, have its inputs replaced, be
+   differentiated or be built in the step of a loop, and the placeholder stays
+   valid.
 3. When a function is made, :class:`ResolveAverages` puts the real updates
    where the placeholders are, from the statistics it finds in *that*
    function's graph, and removes what tied them to the output.
@@ -18,11 +18,14 @@ output and without the user passing any updates. Three pieces do this:
 Clones of one average share a buffer without Theano knowing. The third step
 therefore also makes them one variable, and chains their updates in the order
 in which the layer was applied.
+
+:func:`get_batch_norm_updates` makes the same updates from the same findings in
+the user's graph, for the user to pass on.
 """
 
 import collections
-import itertools
 
+import lasagne
 import theano
 import theano.tensor as T
 from theano.compile.function_module import std_fgraph
@@ -30,152 +33,21 @@ from theano.compile.sharedvalue import SharedVariable
 from theano.gof import toolbox
 from theano.gof.graph import io_toposort
 from theano.scan_module.scan_op import Scan
-from theano.scan_module.scan_utils import equal_computations
 
-from . import ops
+from .tracking import (
+    TrackAverages,
+    UpdatedAverage,
+    application_of,
+    average_of,
+    has_one_weight,
+    pooled,
+    tracks,
+)
 
 __all__ = [
-    "FusedMove",
-    "Move",
     "ResolveAverages",
-    "TrackAverages",
-    "UpdatedAverage",
-    "track_averages",
+    "get_batch_norm_updates",
 ]
-
-_applications = itertools.count(1)
-
-
-def track_averages(output, averages, statistics, count, alpha):
-    """Have functions that compute `output` update running averages.
-
-    For each average, the update is
-
-    .. math:: a \\leftarrow (1 - \\alpha) a + \\alpha s
-
-    with the batch's statistic :math:`s`. A batch of which any statistic is
-    not finite, or with fewer than two values per statistic, leaves all of the
-    averages as they are.
-
-    Parameters
-    ----------
-    output : Theano variable
-        What carries the updates: they are part of every function that
-        computes it, or anything that depends on it, or a gradient through it.
-    averages : sequence of Theano shared variables
-        The averages to update.
-    statistics : sequence of Theano variables
-        For each average, the batch's statistic, of the same shape.
-    count : Theano variable
-        Number of values, in each statistic, that the batch has; a scalar.
-    alpha : float or Theano variable
-        Weight of the batch in the new average; a scalar.
-
-    Returns
-    -------
-    Theano variable
-        `output`, tied to the updates.
-
-    Notes
-    -----
-    Each call is one application, with its place in the order in which
-    updates of one average are chained.
-    """
-    application = next(_applications)
-    clones = [_clone(average, application) for average in averages]
-    move = FusedMove if ops.are_usable(*(clones + list(statistics))) else Move
-    track = TrackAverages(len(clones), move)
-    return track(output, *(clones + move.terms(statistics, count, alpha)))
-
-
-def _clone(average, application):
-    """Alias of `average` whose default update is still to be found."""
-    clone = average.clone()
-    clone.tag.application = application
-    clone.default_update = UpdatedAverage()(clone)
-    return clone
-
-
-class UpdatedAverage(theano.Op):
-    """Placeholder for the value of a running average after a function ran.
-
-    It takes the average before. :class:`ResolveAverages` replaces it in every
-    function; on its own it computes nothing new.
-    """
-
-    __props__ = ()
-    # No C code, so the empty __props__ costs no compilation.
-
-    def make_node(self, average):
-        return theano.Apply(self, [average], [average.type()])
-
-    def perform(self, node, inputs, output_storage):
-        # Only ever run for Theano's test values.
-        output_storage[0][0] = inputs[0].copy()
-
-    def infer_shape(self, node, shapes):
-        return shapes
-
-    def connection_pattern(self, node):
-        return [[False]]
-
-    def grad(self, inputs, output_gradients):
-        return [theano.gradient.DisconnectedType()()]
-
-    def R_op(self, inputs, eval_points):
-        return [None]
-
-
-class TrackAverages(theano.Op):
-    """Identity on its first input that ties running averages to it.
-
-    The further inputs are the averages, and the terms of their moves. Unlike
-    ``output + 0 * average``, it involves the averages in no arithmetic, so
-    nothing that is stored in them can reach the output.
-
-    Parameters
-    ----------
-    n_averages : int
-        Number of running averages.
-    move : class
-        What moves them on: `Move` or `FusedMove`.
-    """
-
-    __props__ = ("n_averages", "move")
-    view_map = {0: [0]}
-
-    def __init__(self, n_averages, move):
-        self.n_averages = n_averages
-        self.move = move
-
-    def make_node(self, output, *rest):
-        return theano.Apply(self, [output] + list(rest), [output.type()])
-
-    def moves(self, node):
-        """Each running average of `node` with what moves it on."""
-        averages = node.inputs[1:1 + self.n_averages]
-        terms = node.inputs[1 + self.n_averages:]
-        return [(average, self.move(i, terms))
-                for i, average in enumerate(averages)]
-
-    def perform(self, node, inputs, output_storage):
-        output_storage[0][0] = inputs[0]
-
-    def infer_shape(self, node, shapes):
-        return [shapes[0]]
-
-    def connection_pattern(self, node):
-        return [[True]] + [[False]] * (len(node.inputs) - 1)
-
-    def grad(self, inputs, output_gradients):
-        # The gradient is tied as well: a function that computes a gradient
-        # through the output, yet nothing else of it, applies the updates too.
-        tied = self(output_gradients[0], *inputs[1:])
-        disconnected = theano.gradient.DisconnectedType()
-        return [tied] + [disconnected() for _ in inputs[1:]]
-
-    def R_op(self, inputs, eval_points):
-        return [eval_points[0]]
 
 
 class ResolveAverages(toolbox.Feature):
@@ -186,10 +58,7 @@ class ResolveAverages(toolbox.Feature):
     """
 
     def on_attach(self, fgraph):
-        _resolve(fgraph, {variable: _Alias(variable.container,
-                                           _application(variable))
-                          for variable in fgraph.inputs
-                          if isinstance(variable, SharedVariable)})
+        _resolve(fgraph, _aliases(fgraph.inputs))
         # What was to do is done, nothing is left to listen for.
         raise toolbox.AlreadyThere("running averages are resolved")
 
@@ -202,8 +71,11 @@ std_fgraph.features.append(ResolveAverages)
 _Alias = collections.namedtuple("_Alias", "container application")
 
 
-def _application(variable):
-    return getattr(variable.tag, "application", None)
+def _aliases(variables):
+    """Those of a graph's inputs that may stand for a stored average."""
+    return collections.OrderedDict(
+        (variable, _Alias(variable.container, application_of(variable)))
+        for variable in variables if isinstance(variable, SharedVariable))
 
 
 def _resolve(fgraph, aliases):
@@ -218,8 +90,8 @@ def _resolve(fgraph, aliases):
         ``_Alias``.
     """
     loops = _resolve_loops(fgraph, aliases)
-    tracks = _nodes(fgraph, TrackAverages)
-    steps = _steps(tracks, loops)
+    tracked = _nodes(fgraph, TrackAverages)
+    steps = _steps(tracked, loops)
     placeholders = {node.inputs[0]: node.outputs[0]
                     for node in _nodes(fgraph, UpdatedAverage)}
     for average in placeholders:
@@ -227,7 +99,7 @@ def _resolve(fgraph, aliases):
             raise ValueError(_OUT_OF_REACH % average)
     for group in _groups(aliases, steps):
         _update_as_one(fgraph, group, aliases, placeholders, steps)
-    for node in tracks:
+    for node in tracked:
         _replace(fgraph, node.outputs[0], node.inputs[0])
 
 
@@ -285,7 +157,8 @@ def _update_as_one(fgraph, group, aliases, placeholders, steps):
     if given:
         average, value = given[0], fgraph.outputs[outputs[given[0]]]
     elif moving:
-        average, value = moving[0], _chain(fgraph, moving, steps)
+        average = moving[0]
+        value = _chain(average, _taken(moving, steps))
     else:
         return
     for alias in group:
@@ -298,30 +171,19 @@ def _update_as_one(fgraph, group, aliases, placeholders, steps):
         _replace(fgraph, alias, average)
 
 
-def _chain(fgraph, averages, steps):
-    """The value of an average after all steps of all of its aliases."""
-    value, taken = averages[0], []
-    for average in averages:
-        for step in steps[average]:
-            if step not in taken:
-                taken.append(step)
-                value = step.advance(fgraph, value)
-    return value
-
-
 # What moves an average on
 
-def _steps(tracks, loops):
+def _steps(tracked, loops):
     """For each running average, what it goes through in this graph.
 
     Returns
     -------
     dict
-        Average → list of steps. A step's method ``advance(fgraph, value)``
-        takes the value before and returns that after.
+        Average → list of steps. A step's method ``advance(value)`` takes the
+        value before and returns that after.
     """
     steps = collections.OrderedDict()
-    for node in tracks:
+    for node in tracked:
         for average, move in node.op.moves(node):
             known = steps.setdefault(average, [])
             if not any(step.is_like(move) for step in known):
@@ -332,78 +194,21 @@ def _steps(tracks, loops):
     return steps
 
 
-class Move(object):
-    """An average follows the statistic of one batch; as an expression.
-
-    Parameters
-    ----------
-    index : int
-        Of the statistic.
-    terms : list of Theano variable
-        As :meth:`terms` made them, or copies.
-    """
-
-    def __init__(self, index, terms):
-        # Whether the average may follow, and the weight of what it was.
-        self.usable, self.keep = terms[:2]
-        self.contribution = terms[2 + index]
-
-    @staticmethod
-    def terms(statistics, count, alpha):
-        """What an average's move needs of a batch.
-
-        Constants are made here: Theano lets none into the graph of a function.
-        """
-        alpha = T.as_tensor_variable(alpha)
-        usable = T.ge(count, 2)
-        for statistic in statistics:
-            unusable = T.or_(T.isnan(statistic), T.isinf(statistic))
-            usable = T.and_(usable, T.invert(T.any(unusable)))
-        return [usable, 1 - alpha] + [
-            alpha * statistic for statistic in statistics]
-
-    def is_like(self, other):
-        """Whether another move is of the same application.
-
-        An application shows with the layer's output and again with each
-        gradient through it; and with its statistics copied, where the user
-        cloned the graph.
-        """
-        return (isinstance(other, Move)
-                and _is_same(self.contribution, other.contribution))
-
-    def advance(self, fgraph, value):
-        moved = self.keep * value + self.contribution
-        moved = T.switch(self.usable, moved, value).astype(value.dtype)
-        return value.type.filter_variable(
-            T.patternbroadcast(moved, value.broadcastable))
+def _taken(group, steps):
+    """The steps of all aliases in a group, in order of application."""
+    taken = []
+    for alias in group:
+        taken.extend(step for step in steps.get(alias, ())
+                     if step not in taken)
+    return taken
 
 
-class FusedMove(object):
-    """The same, as one Op."""
-
-    def __init__(self, index, terms):
-        self.alpha, self.count = terms[:2]
-        self.statistic = terms[2 + index]
-        self.others = terms[2:2 + index] + terms[3 + index:]
-
-    @staticmethod
-    def terms(statistics, count, alpha):
-        return [ops.double(alpha), count] + list(statistics)
-
-    def is_like(self, other):
-        return (isinstance(other, FusedMove)
-                and _is_same(self.statistic, other.statistic)
-                and _is_same(self.alpha, other.alpha))
-
-    def advance(self, fgraph, value):
-        statistics = [self.statistic] + self.others
-        move = ops.MoveAverage(len(statistics))
-        return move(value, self.alpha, self.count, *statistics)
-
-
-def _is_same(variable, other):
-    return variable is other or equal_computations([variable], [other])
+def _chain(average, steps):
+    """The value of an average after some steps."""
+    value = average
+    for step in steps:
+        value = step.advance(value)
+    return value
 
 
 class _Loop(object):
@@ -414,18 +219,21 @@ class _Loop(object):
     finals : dict
         For each alias of the average that the loop starts from, its value
         after the loop. All are equal.
+    substitute : callable
+        Takes a variable and a dict of replacements, and returns the variable
+        with them made in what it is computed from.
     """
 
-    def __init__(self, finals):
+    def __init__(self, finals, substitute):
         self.finals = finals
+        self.substitute = substitute
 
     def is_like(self, other):
         return False
 
-    def advance(self, fgraph, value):
-        for average in self.finals:
-            _replace(fgraph, average, value)
-        return list(self.finals.values())[0]
+    def advance(self, value):
+        return self.substitute(list(self.finals.values())[0],
+                               dict.fromkeys(self.finals, value))
 
 
 # The step of a loop (theano.scan) is a graph of its own. Theano makes each
@@ -440,16 +248,18 @@ def _resolve_loops(fgraph, aliases):
     -------
     list of _Loop
     """
+    def substitute(variable, replacements):
+        for old, new in replacements.items():
+            _replace(fgraph, old, new)
+        return variable
+
     loops = []
     for node in _nodes(fgraph, Scan):
         if _is_tracked(node.op.outputs):
-            averages = [_initial(variable, aliases)
-                        for variable in node.op.outer_sitsot(node.inputs)]
-            outputs = _resolve_loop(node, averages, aliases)
+            outputs, found = _resolve_loop(node, aliases, substitute)
             fgraph.replace_all(list(zip(node.outputs, outputs)),
                                reason="running averages")
-            finals = node.op.outer_sitsot_outs(outputs)
-            loops.extend(_loops(averages, finals, aliases))
+            loops.extend(found)
     return loops
 
 
@@ -475,8 +285,18 @@ def _initial(variable, aliases):
     return variable if alias and alias.application is not None else None
 
 
-def _resolve_loop(node, averages, aliases):
-    """Outputs of a new node like `node`, with the averages resolved."""
+def _resolve_loop(node, aliases, substitute):
+    """A new node like `node`, with the averages resolved.
+
+    Returns
+    -------
+    outputs : list of Theano variables
+        Of the new node.
+    loops : list of _Loop
+        What it does to averages.
+    """
+    averages = [_initial(variable, aliases)
+                for variable in node.op.outer_sitsot(node.inputs)]
     step = theano.gof.FunctionGraph(node.op.inputs, node.op.outputs)
     states = node.op.inner_sitsot(step.inputs)
     _resolve(step, {state: aliases[average]
@@ -484,10 +304,13 @@ def _resolve_loop(node, averages, aliases):
                     if average is not None})
     inputs, outputs = list(step.inputs), list(step.outputs)
     step.disown()
-    return Scan(inputs, outputs, node.op.info)(*node.inputs, return_list=True)
+    outputs = Scan(inputs, outputs, node.op.info)(
+        *node.inputs, return_list=True)
+    finals = node.op.outer_sitsot_outs(outputs)
+    return outputs, _loops(averages, finals, aliases, substitute)
 
 
-def _loops(averages, finals, aliases):
+def _loops(averages, finals, aliases, substitute):
     """One _Loop for each average, with all of its aliases."""
     by_container = collections.OrderedDict()
     for average, final in zip(averages, finals):
@@ -495,4 +318,183 @@ def _loops(averages, finals, aliases):
             aliased = by_container.setdefault(
                 id(aliases[average].container), collections.OrderedDict())
             aliased[average] = final[-1]
-    return [_Loop(aliased) for aliased in by_container.values()]
+    return [_Loop(aliased, substitute) for aliased in by_container.values()]
+
+
+# Explicit updates
+
+def get_batch_norm_updates(outputs, layers=None, combine="chain"):
+    """Collect the updates of running averages from a graph.
+
+    They are those that functions apply by themselves, as expressions to pass
+    to :func:`theano.function`, change, or leave out.
+
+    Parameters
+    ----------
+    outputs : Theano variable or list of Theano variables
+        Outputs of layers, losses, gradients, or anything computed from
+        outputs that were built for training.
+    layers : Layer, list of Layer or None
+        Batch normalization layers to collect the updates of; by default all.
+    combine : 'chain', 'pool' or 'error'
+        What to do where a layer was applied several times, or shares its
+        averages with others. 'chain': the updates follow each other in the
+        order of application, as they do by default; copies of one application
+        that :func:`theano.clone` made, in the order in which `outputs` depend
+        on them. 'pool': one update, by the statistics of all that the layer
+        was applied to, taken together. 'error': it is an error.
+
+    Returns
+    -------
+    OrderedDict
+        Shared variable → its new value, in order of application.
+
+    Raises
+    ------
+    ValueError
+        If one of the `layers` is not applied in the graph, with averages to
+        update; if statistics are out of reach in another Op's graph; if
+        applications cannot be combined as `combine` says.
+    TypeError
+        If an argument is of another type than stated.
+
+    Notes
+    -----
+    An update that is passed for an average takes the place of the automatic
+    one, so none is applied twice, with ``no_default_updates=True`` or without.
+    Other layers in the function still update their averages by themselves. To
+    have none do that, build the outputs with
+    ``batch_norm_update_averages='explicit'``. (With
+    ``no_default_updates=True``, random layers would repeat themselves.)
+
+    Examples
+    --------
+    >>> import theano
+    >>> from lasagne.layers import InputLayer, get_output
+    >>> from bnlasagne import BatchNormLayer, get_batch_norm_updates
+    >>> layer = BatchNormLayer(InputLayer((None, 3)))
+    >>> x = theano.tensor.matrix()
+    >>> output = get_output(layer, x, batch_norm_update_averages='explicit')
+    >>> updates = get_batch_norm_updates(output)
+    >>> list(updates)
+    [mean, std]
+    >>> train = theano.function([x], output, updates=updates)
+    """
+    if combine not in ("chain", "pool", "error"):
+        raise ValueError("get_batch_norm_updates(): combine must be 'chain', "
+                         "'pool' or 'error', got %r." % (combine,))
+    steps = find_steps(outputs, layers, "get_batch_norm_updates()")
+    return collections.OrderedDict(
+        (average, combined(average, taken, combine))
+        for average, taken in steps.items())
+
+
+def find_steps(outputs, layers, caller):
+    """What the running averages go through in a graph.
+
+    Parameters
+    ----------
+    outputs, layers
+        See :func:`get_batch_norm_updates`.
+    caller : str
+        For messages.
+
+    Returns
+    -------
+    OrderedDict
+        Shared variable → list of steps, in order of application.
+    """
+    outputs = _checked_outputs(outputs, caller)
+    wanted = _wanted(layers, caller)
+    aliases = _aliases(theano.gof.graph.inputs(outputs))
+    nodes = io_toposort([], outputs)
+    loops = [loop for node in nodes
+             if isinstance(node.op, Scan) and _is_tracked(node.op.outputs)
+             for loop in _resolve_loop(node, aliases, theano.clone)[1]]
+    steps = _steps(tracks(nodes), loops)
+    for alias, (_, application) in aliases.items():
+        if application is not None and alias not in steps and (
+                wanted is None or average_of(alias) in wanted):
+            raise ValueError(_OUT_OF_REACH % alias)
+    found = collections.OrderedDict()
+    for group in sorted(_groups(aliases, steps), key=_first_application):
+        average = average_of(group[-1])
+        if wanted is None or average in wanted:
+            found[average] = _taken(group, steps)
+    for average, layer in (wanted or {}).items():
+        if average not in found:
+            raise ValueError(_NOT_APPLIED % (caller, layer, average))
+    return found
+
+
+_NOT_APPLIED = (
+    "%s: %s is applied nowhere in the outputs so that its running average %s "
+    "is to be updated. Frozen layers, outputs for testing, and those that are "
+    "built with batch_norm_update_averages=False update none.")
+
+
+def _first_application(group):
+    return min(application_of(alias) for alias in group
+               if application_of(alias) is not None)
+
+
+def _checked_outputs(outputs, caller):
+    """A list of variables."""
+    outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [
+        outputs]
+    for output in outputs:
+        if not isinstance(output, theano.Variable):
+            raise TypeError("%s: outputs must be a Theano variable or a list "
+                            "of them, got %r." % (caller, output))
+    return outputs
+
+
+def _wanted(layers, caller):
+    """For each average of some layers, its layer; or None for all."""
+    if layers is None:
+        return None
+    if isinstance(layers, lasagne.layers.Layer):
+        layers = [layers]
+    wanted = collections.OrderedDict()
+    for layer in layers:
+        if not (hasattr(layer, "mean") and hasattr(layer, "std")):
+            raise TypeError("%s: layers must be batch normalization layers, "
+                            "got %r." % (caller, layer))
+        wanted.update([(layer.mean, layer), (layer.std, layer)])
+    return wanted
+
+
+def combined(average, steps, combine):
+    """The value of an average after some steps.
+
+    Parameters
+    ----------
+    average : Theano shared variable
+    steps : list
+        As :func:`find_steps` returned them.
+    combine : 'chain', 'pool' or 'error'
+        See :func:`get_batch_norm_updates`.
+
+    Returns
+    -------
+    Theano variable
+    """
+    if len(steps) > 1 and combine == "error":
+        raise ValueError(
+            "The running average %s is to be updated by %d applications of "
+            "layers. Choose combine='chain' or 'pool'."
+            % (average, len(steps)))
+    if len(steps) > 1 and combine == "pool":
+        if any(isinstance(step, _Loop) for step in steps):
+            raise ValueError(_NOT_POOLED % (
+                average, "a loop is among them, whose steps have moved it"))
+        if not has_one_weight(steps):
+            raise ValueError(_NOT_POOLED % (
+                average, "they have different weights, alpha"))
+        steps = [pooled(steps)]
+    return _chain(average, steps)
+
+
+_NOT_POOLED = (
+    "The running average %s is to be updated by several applications of "
+    "layers, and these cannot be pooled: %s. Choose combine='chain'.")
