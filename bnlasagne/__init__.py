@@ -2,6 +2,8 @@
 
 from . import compat  # isort: skip  # First: it makes the next imports work.
 
+from .accumulation import GradientAccumulator
+from .freezing import freeze_batch_norm, unfreeze_batch_norm
 from .layer import BatchNormLayer, batch_norm
 from .moments import Moments
 from .ops import plain_expressions
@@ -13,13 +15,16 @@ from .updates import get_batch_norm_updates
 __all__ = [
     "BatchNormLayer",
     "CumulativeAverage",
+    "GradientAccumulator",
     "Moments",
     "PopulationStatistics",
     "batch_norm",
     "compat",
+    "freeze_batch_norm",
     "get_batch_norm_updates",
     "plain_expressions",
     "plot_statistics",
+    "unfreeze_batch_norm",
     "update_population_statistics",
 ]
 

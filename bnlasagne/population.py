@@ -117,6 +117,7 @@ def update_population_statistics(network, batches, method="layerwise", ddof=0,
     -----
     Whatever ends it early, an error of `batches` or Ctrl-C included, leaves
     all layers as they were.
+    Frozen layers keep their statistics.
 
     References
     ----------
@@ -253,10 +254,12 @@ class _Graph(object):
                 network, inputs=dict(self.inputs),
                 batch_norm_use_averages=not one_pass,
                 batch_norm_update_averages=False, **kwargs)
+        recorded = [application for application in recorded
+                    if not application.layer.frozen]
         if not recorded:
             raise ValueError(
                 "update_population_statistics(): the network has no batch "
-                "normalization layer.")
+                "normalization layer, or frozen ones only.")
         self.groups = _groups(recorded)
         self.layers = list(collections.OrderedDict.fromkeys(
             application.layer for application in recorded))

@@ -268,6 +268,13 @@ class _Move(object):
     def _make(statistics, count, alpha):
         return []
 
+    def by(self, count, *statistics):
+        """The same move by other statistics, of any precision."""
+        statistics = [T.cast(statistic, mine.dtype) for statistic, mine
+                      in zip(statistics, self.statistics)]
+        return type(self)(self.index, self.terms(statistics, count,
+                                                 self.alpha))
+
     def is_like(self, other):
         """Whether another move is of the same application.
 
@@ -329,13 +336,8 @@ def pooled(moves):
     -------
     Move or FusedMove
     """
-    first = moves[0]
-    count, *statistics = expressions.pool([
-        (move.count, *move.statistics) for move in moves])
-    statistics = [statistic.astype(first.statistics[0].dtype)
-                  for statistic in statistics]
-    kind = type(first)
-    return kind(first.index, kind.terms(statistics, count, first.alpha))
+    return moves[0].by(*expressions.pool([
+        [move.count] + move.statistics for move in moves]))
 
 
 def _is_same(variable, other):

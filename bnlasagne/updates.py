@@ -46,7 +46,11 @@ from .tracking import (
 
 __all__ = [
     "ResolveAverages",
+    "check_applied",
+    "combined",
+    "find_steps",
     "get_batch_norm_updates",
+    "wanted_averages",
 ]
 
 
@@ -383,29 +387,30 @@ def get_batch_norm_updates(outputs, layers=None, combine="chain"):
     if combine not in ("chain", "pool", "error"):
         raise ValueError("get_batch_norm_updates(): combine must be 'chain', "
                          "'pool' or 'error', got %r." % (combine,))
-    steps = find_steps(outputs, layers, "get_batch_norm_updates()")
+    caller = "get_batch_norm_updates()"
+    wanted = wanted_averages(layers, caller)
+    steps = find_steps(_checked_outputs(outputs, caller), wanted)
+    check_applied(wanted, steps, caller)
     return collections.OrderedDict(
         (average, combined(average, taken, combine))
         for average, taken in steps.items())
 
 
-def find_steps(outputs, layers, caller):
+def find_steps(outputs, wanted=None):
     """What the running averages go through in a graph.
 
     Parameters
     ----------
-    outputs, layers
+    outputs : list of Theano variables
         See :func:`get_batch_norm_updates`.
-    caller : str
-        For messages.
+    wanted : dict or None
+        As :func:`wanted_averages` returned it.
 
     Returns
     -------
     OrderedDict
         Shared variable → list of steps, in order of application.
     """
-    outputs = _checked_outputs(outputs, caller)
-    wanted = _wanted(layers, caller)
     aliases = _aliases(theano.gof.graph.inputs(outputs))
     nodes = io_toposort([], outputs)
     loops = [loop for node in nodes
@@ -421,15 +426,20 @@ def find_steps(outputs, layers, caller):
         average = average_of(group[-1])
         if wanted is None or average in wanted:
             found[average] = _taken(group, steps)
-    for average, layer in (wanted or {}).items():
-        if average not in found:
-            raise ValueError(_NOT_APPLIED % (caller, layer, average))
     return found
 
 
+def check_applied(wanted, found, caller):
+    """Raise an error if there are no steps for an average."""
+    for average, layer in (wanted or {}).items():
+        if average not in found:
+            raise ValueError(_NOT_APPLIED % (
+                caller, layer.name or type(layer).__name__, average))
+
+
 _NOT_APPLIED = (
-    "%s: %s is applied nowhere in the outputs so that its running average %s "
-    "is to be updated. Frozen layers, outputs for testing, and those that are "
+    "%s: layer %s is applied nowhere so that its running average %s is to be "
+    "updated. Frozen layers, outputs for testing, and those that are "
     "built with batch_norm_update_averages=False update none.")
 
 
@@ -449,7 +459,7 @@ def _checked_outputs(outputs, caller):
     return outputs
 
 
-def _wanted(layers, caller):
+def wanted_averages(layers, caller):
     """For each average of some layers, its layer; or None for all."""
     if layers is None:
         return None

@@ -1,0 +1,162 @@
+"""Batch normalization that stays as it is while the rest is trained."""
+
+import lasagne
+
+from .layer import BatchNormLayer
+
+__all__ = [
+    "freeze_batch_norm",
+    "unfreeze_batch_norm",
+]
+
+
+def freeze_batch_norm(network, params=False, treat_as_input=None):
+    """Freeze the batch normalization layers of a network.
+
+    From now on, outputs that are built of it are normalized by the stored
+    statistics there and do not update them, for training as for testing, and
+    whatever flags :func:`lasagne.layers.get_output` is given. Outputs and
+    functions that exist already stay as they are.
+
+    Parameters
+    ----------
+    network : Layer or list of Layer
+        The output layer or layers of a network, or of the part to freeze.
+    params : bool
+        Whether `beta` and `gamma` also stop being trainable parameters, so
+        that ``get_all_params(network, trainable=True)`` leaves them out.
+    treat_as_input : list of Layer or None
+        Layers to stop at: neither these nor what is below them is frozen.
+
+    Returns
+    -------
+    context manager
+        To freeze for the time of a ``with`` statement: in the end, all layers
+        are again as they were before.
+
+    Raises
+    ------
+    ValueError
+        If there is no batch normalization layer.
+    TypeError
+        If `network` is no layer or list of layers.
+
+    Notes
+    -----
+    Layers within others, such as those of a ``CustomRecurrentLayer``, are
+    frozen, too. :func:`update_population_statistics` leaves the statistics of
+    frozen layers as they are.
+
+    Examples
+    --------
+    >>> from lasagne.layers import DenseLayer, InputLayer, get_output
+    >>> from bnlasagne import batch_norm, freeze_batch_norm
+    >>> layer = batch_norm(DenseLayer(InputLayer((None, 8)), 5))
+    >>> with freeze_batch_norm(layer):
+    ...     output = get_output(layer)  # by the stored statistics
+    >>> layer.frozen
+    False
+    """
+    layers = _layers(network, treat_as_input, "freeze_batch_norm()")
+    before = _Restore(layers)
+    for layer in layers:
+        layer.frozen = True
+        for param in (layer.beta, layer.gamma) if params else ():
+            _stop_training(layer, param)
+    return before
+
+
+def unfreeze_batch_norm(network, treat_as_input=None):
+    """Undo :func:`freeze_batch_norm`, parameters included.
+
+    Parameters
+    ----------
+    network, treat_as_input
+        See :func:`freeze_batch_norm`.
+
+    Returns
+    -------
+    context manager
+        To unfreeze for the time of a ``with`` statement.
+
+    Raises
+    ------
+    ValueError
+        If there is no batch normalization layer.
+    TypeError
+        If `network` is no layer or list of layers.
+    """
+    layers = _layers(network, treat_as_input, "unfreeze_batch_norm()")
+    before = _Restore(layers)
+    for layer in layers:
+        layer.frozen = False
+        for param in layer.params:
+            if _WAS_TRAINABLE in layer.params[param]:
+                layer.params[param] -= {_WAS_TRAINABLE}
+                layer.params[param] |= {"trainable"}
+    return before
+
+
+# A tag in the place of "trainable", to tell the parameters that freezing took
+# it from, from those that the user did.
+_WAS_TRAINABLE = "trainable_unless_frozen"
+
+
+def _stop_training(layer, param):
+    if "trainable" in layer.params.get(param, ()):
+        layer.params[param] -= {"trainable"}
+        layer.params[param] |= {_WAS_TRAINABLE}
+
+
+class _Restore(object):
+    """Context manager that in the end has layers as they are now."""
+
+    def __init__(self, layers):
+        self._state = [
+            (layer, layer.frozen,
+             {param: set(tags) for param, tags in layer.params.items()})
+            for layer in layers]
+
+    def __enter__(self):
+        return None
+
+    def __exit__(self, *error):
+        for layer, frozen, params in self._state:
+            layer.frozen = frozen
+            for param, tags in params.items():
+                if param in layer.params:
+                    layer.params[param] = tags
+
+
+def _layers(network, treat_as_input, caller):
+    """The batch normalization layers of a network, checked."""
+    layers = network if isinstance(network, (list, tuple)) else [network]
+    for layer in layers:
+        if not isinstance(layer, lasagne.layers.Layer):
+            raise TypeError("%s: network must be a Layer or a list of them, "
+                            "got %r." % (caller, layer))
+    found = [layer for layer in _walk(list(layers), treat_as_input or ())
+             if isinstance(layer, BatchNormLayer)]
+    if not found:
+        raise ValueError("%s: the network has no batch normalization layer."
+                         % caller)
+    return found
+
+
+def _walk(layers, treat_as_input):
+    """All layers of a network, and those within them."""
+    seen, stack = [], [
+        layer for layer in lasagne.layers.get_all_layers(
+            layers, treat_as_input=list(treat_as_input))
+        if layer not in treat_as_input]
+    while stack:
+        layer = stack.pop(0)
+        if layer in seen:
+            continue
+        seen.append(layer)
+        below = [getattr(layer, "input_layer", None)]
+        below += getattr(layer, "input_layers", [])
+        for inner in vars(layer).values():
+            if isinstance(inner, lasagne.layers.Layer) and inner not in below:
+                stack.extend(lasagne.layers.get_all_layers(inner))
+    return seen
