@@ -15,12 +15,12 @@ import lasagne
 import numpy
 import theano
 
-from . import cnn, memory, report, speed, startup
+from . import accumulation, cnn, memory, report, speed, startup
 from .cases import CASES, QUICK_CASES
 from .goals import Times
 from .peers import PEERS
 
-PARTS = ["speed", "startup", "memory", "cnn"]
+PARTS = ["speed", "startup", "memory", "cnn", "accumulation"]
 
 
 def parse_arguments(arguments=None):
@@ -118,6 +118,10 @@ def measure(args):
         results["memory"] = memory.measure(args.peers, shape)
     if "cnn" in args.parts:
         results["cnn"] = cnn.measure(1, rounds)
+    if "accumulation" in args.parts:
+        smaller = {"depths": [1, 2], "width": 16, "size": 32}
+        results["accumulation"] = accumulation.measure(
+            1, rounds, **smaller if args.quick else {})
     return results, cases
 
 

@@ -42,14 +42,14 @@ def _peak(peer, shape):
         name: getattr(small, name).repeat(shape[0] // 2, axis=0)
         for name in ("x", "dy")})
     program = KNOWN[peer].build(case, data, False, True)
-    before = _resident()
+    before = resident()
     program.call()
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return (peak - before) / data.x.nbytes
 
 
-def _resident():
+def resident():
     """Bytes of this process in memory now."""
     import os
     import resource

@@ -1,8 +1,9 @@
 """The report: a page of Markdown, and a bar chart."""
 
 import statistics
+from operator import truediv
 
-from . import cnn, startup
+from . import accumulation, cnn, startup
 from .goals import geometric_mean, speed_goals, startup_goals, verdict
 from .peers import PEERS
 from .speed import ENOUGH, QUIET, is_quiet
@@ -70,7 +71,7 @@ def markdown(results, cases, times):
                 parts += _speed(results["peers"], cases, times, threads,
                                 training, rectify)
     for name, write in (("startup", _startup), ("memory", _memory),
-                        ("cnn", _cnn)):
+                        ("cnn", _cnn), ("accumulation", _accumulation)):
         if name in results:
             parts += write(results[name])
     return "\n".join(parts)
@@ -150,6 +151,26 @@ def _cnn(found):
                 [label, "%.2f" % (1e3 * statistics.median(
                     found["seconds"][name]))]
                 for name, label in cnn.LABELS.items()])]
+
+
+def _accumulation(found):
+    ways = accumulation.LABELS
+    table = []
+    for row in found:
+        settled = sum(map(is_quiet, row["others"])) >= ENOUGH
+        table.append(["%d%s" % (row["depth"], "" if settled else " ?")] + [
+            "%.1f (%.2f)" % (
+                1e3 * statistics.median(row["seconds"][way]),
+                statistics.median(map(truediv, row["seconds"][way],
+                                      row["seconds"]["full"])))
+            for way in ways] + [
+            "%.1f" % (row["memory"][way] / 2 ** 20) for way in ways])
+    return ["## A step from %d micro-batches\n" % accumulation.MICRO_BATCHES,
+            "Of a network of dense layers, 512 wide, with batch normalization "
+            "and a batch of 1024. Milliseconds, and in brackets the ratio to "
+            "the full batch; and the MiB that the first step takes.\n",
+            _table(["layers"] + ["%s, ms" % label for label in ways.values()]
+                   + ["%s, MiB" % label for label in ways.values()], table)]
 
 
 def chart(path, results, cases, times):

@@ -121,7 +121,7 @@ class GradientAccumulator:
         size : Theano variable or None
             Weight of the micro-batch, the number of examples that `loss` is
             the mean of; a scalar. By default, the size of the first axis of
-                the first of `inputs`. A micro-batch of size 0 counts for nothing.
+            the first of `inputs`. A micro-batch of size 0 counts for nothing.
         outputs : Theano variable, list of Theano variables or None
             What the function returns; by default `loss`.
         term : str or None

@@ -43,6 +43,20 @@ def test_smoke(bench, tmp_path, capsys):
     assert (tmp_path / "results.png").stat().st_size > 1000
 
 
+def test_accumulation(bench, quick, monkeypatch):
+    """In this process and without C, which would take a minute."""
+    module, report = bench("accumulation"), bench("report")
+    monkeypatch.setattr(module, "run_module", lambda name, options, env:
+                        module._measure_here(**options))
+    found = module.measure(1, 1, depths=[1, 2], width=4, size=16)
+    assert [row["depth"] for row in found] == [1, 2]
+    for row in found:
+        assert set(row["seconds"]) == {"full", "accumulated", "exact"}
+        assert min(map(min, row["seconds"].values())) > 0
+    table = report._accumulation(found)[-1]
+    assert len(table.splitlines()) == 2 + 2
+
+
 def wrong(case, kind, build):
     """Break a peer in one way."""
     def broken(*args):
