@@ -9,6 +9,7 @@ starts over.
 """
 
 import collections
+import contextlib
 
 import numpy as np
 import theano
@@ -144,17 +145,18 @@ class GradientAccumulator:
         TypeError
             If an argument is of another type than stated.
         """
-        part = self._part("function", inputs, loss, size, outputs, term,
-                          kwargs)
-        # Without any example, a mean is not a number.
-        weighted = [T.switch(T.gt(part.size, 0), gradient * T.cast(
-            part.size, gradient.dtype), 0)
-            for gradient in theano.grad(part.loss, part.params)]
-        updates = part.term.after(part.params, weighted, part.size)
-        for steps in part.steps.values():
-            for move in steps:
-                updates.update(self._moments.after(move))
-        return part.compile(part.inputs, part.outputs, updates)
+        with self._all_or_nothing():
+            part = self._part("function", inputs, loss, size, outputs, term,
+                              kwargs)
+            # Without any example, a mean is not a number.
+            is_there = T.gt(part.size, 0)
+            weighted = [T.switch(is_there, gradient * T.cast(
+                part.size, gradient.dtype), 0) for gradient in part.gradients]
+            updates = part.term.after(part.params, weighted, part.size)
+            for steps in part.steps.values():
+                for move in steps:
+                    updates.update(self._moments.after(move, is_there))
+            return part.compile(part.inputs, part.outputs, updates)
 
     def exact_function(self, inputs, loss, size=None, outputs=None, term=None,
                        **kwargs):
@@ -197,9 +199,10 @@ class GradientAccumulator:
             accumulate([(x_1, target_1), (x_2, target_2)])
             step()
         """
-        part = self._part("exact_function", inputs, loss, size, outputs, term,
-                          kwargs)
-        return ExactFunction(part, self._moments)
+        with self._all_or_nothing():
+            part = self._part("exact_function", inputs, loss, size, outputs,
+                              term, kwargs)
+            return ExactFunction(part, self._moments)
 
     def step_function(self, rule, inputs=(), mode=None, **kwargs):
         """Compile the function that makes a step.
@@ -238,8 +241,8 @@ class GradientAccumulator:
         updates.update(self._moments.updates(self._combine))
         for variable in self._state():
             updates[variable] = T.zeros_like(variable)
-        self._has_step = True
         step = theano.function(list(inputs), [], updates=updates, mode=mode)
+        self._has_step = True
 
         def checked(*args, **kwargs):
             if not self.size:
@@ -259,6 +262,18 @@ class GradientAccumulator:
         """Forget what is accumulated."""
         for variable in self._state():
             variable.set_value(np.zeros_like(variable.get_value()))
+
+    @contextlib.contextmanager
+    def _all_or_nothing(self):
+        """Forget a function that cannot be compiled."""
+        moments = self._moments.copy()
+        terms = collections.OrderedDict(
+            (name, term.copy()) for name, term in self._terms.items())
+        try:
+            yield
+        except BaseException:
+            self._terms, self._moments = terms, moments
+            raise
 
     def _state(self):
         """All shared variables that accumulate."""
@@ -290,32 +305,13 @@ class GradientAccumulator:
                 "%s: there is a step function already, which would not know "
                 "of this one. Make all functions that accumulate before."
                 % caller)
-        if not isinstance(loss, theano.Variable):
-            raise TypeError("%s: loss must be a Theano variable, got %r."
-                            % (caller, loss))
-        if loss.ndim != 0:
-            raise ValueError(
-                "%s: loss must be a scalar, the mean over the micro-batch, "
-                "but it has %d dimensions." % (caller, loss.ndim))
+        _check_loss(loss, caller)
         inputs = list(inputs)
-        roots = set(theano.gof.graph.inputs([loss]))
-        params = [param for param in self.params if param in roots]
-        gradients = theano.grad(loss, params, disconnected_inputs="ignore",
-                                return_disconnected="None") if params else []
-        params = [param for param, gradient in zip(params, gradients)
-                  if gradient is not None]
-        if not params:
-            raise ValueError("%s: loss depends on none of the parameters."
-                             % caller)
+        params, gradients = self._gradients_of(loss, caller)
         size = _size(size, inputs, caller)
         steps = find_steps([loss], self._wanted)
-        for average, taken in steps.items():
-            if not all(hasattr(step, "statistics") for step in taken):
-                raise ValueError(
-                    "%s: the running average %s is updated in a loop, where "
-                    "the statistics of the steps are out of reach. Build the "
-                    "output with batch_norm_update_averages=False."
-                    % (caller, average))
+        _check_steps(steps, caller)
+        # All is well: from here on, there are places for it.
         if term is None:
             term = len(self._terms)
         stored = self._terms.setdefault(term, _Term())
@@ -323,8 +319,40 @@ class GradientAccumulator:
         for average, taken in steps.items():
             for move in taken:
                 self._moments.add(average, move)
-        return _Part(inputs, loss, size, outputs, params, stored, steps,
-                     kwargs)
+        return _Part(inputs, loss, size, outputs, params, gradients, stored,
+                     steps, kwargs)
+
+    def _gradients_of(self, loss, caller):
+        """The parameters that a loss depends on, and its gradients."""
+        roots = set(theano.gof.graph.inputs([loss]))
+        params = [param for param in self.params if param in roots]
+        gradients = theano.grad(loss, params, disconnected_inputs="ignore",
+                                return_disconnected="None") if params else []
+        connected = [pair for pair in zip(params, gradients)
+                     if pair[1] is not None]
+        if not connected:
+            raise ValueError("%s: loss depends on none of the parameters."
+                             % caller)
+        return map(list, zip(*connected))
+
+
+def _check_loss(loss, caller):
+    if not isinstance(loss, theano.Variable):
+        raise TypeError("%s: loss must be a Theano variable, got %r."
+                        % (caller, loss))
+    if loss.ndim != 0:
+        raise ValueError(
+            "%s: loss must be a scalar, the mean over the micro-batch, but it "
+            "has %d dimensions." % (caller, loss.ndim))
+
+
+def _check_steps(steps, caller):
+    for average, taken in steps.items():
+        if not all(hasattr(step, "statistics") for step in taken):
+            raise ValueError(
+                "%s: the running average %s is updated in a loop, where the "
+                "statistics of the steps are out of reach. Build the output "
+                "with batch_norm_update_averages=False." % (caller, average))
 
 
 def _size(size, inputs, caller):
@@ -349,6 +377,7 @@ class _Part(object):
     ----------
     params : list of Theano shared variables
         Those that `loss` depends on.
+    gradients : list of Theano variables
     term : _Term
     steps : dict
         Running average → list of moves.
@@ -356,14 +385,15 @@ class _Part(object):
         For :func:`theano.function`.
     """
 
-    def __init__(self, inputs, loss, size, outputs, params, term, steps,
-                 kwargs):
+    def __init__(self, inputs, loss, size, outputs, params, gradients, term,
+                 steps, kwargs):
         self.inputs = inputs
         self.loss = loss
         self.size = size
         self.outputs = loss if outputs is None else outputs
         self.has_outputs = outputs is not None
         self.params = params
+        self.gradients = gradients
         self.term = term
         self.steps = steps
         self.kwargs = kwargs
@@ -392,7 +422,11 @@ class _Part(object):
 
         The running averages, and what schedules their weights.
         """
-        roots = theano.gof.graph.inputs([self.loss] + self.extra())
+        given = collections.OrderedDict(self.kwargs.get("updates") or {})
+        roots = theano.gof.graph.inputs(
+            [self.loss] + self.extra() + [
+                value for value in given.values()
+                if isinstance(value, theano.Variable)])
         averages = [root for root in roots if application_of(root) is not None]
         weights = theano.gof.graph.inputs(
             [move.alpha for taken in self.steps.values() for move in taken])
@@ -424,6 +458,11 @@ class _Term(object):
                 self.sums[param] = theano.shared(
                     np.zeros(value.shape, value.dtype),
                     broadcastable=param.broadcastable)
+
+    def copy(self):
+        term = _Term()
+        term.size, term.sums = self.size, self.sums.copy()
+        return term
 
     def state(self):
         return [self.size] + list(self.sums.values())
@@ -457,6 +496,13 @@ class _Moments(object):
         self.steps = collections.OrderedDict()
         self._stored = collections.OrderedDict()
 
+    def copy(self):
+        moments = _Moments()
+        moments.steps = collections.OrderedDict(
+            (average, list(moves)) for average, moves in self.steps.items())
+        moments._stored = self._stored.copy()
+        return moments
+
     def add(self, average, move):
         """Have place for the application of a move."""
         key = tuple(move.statistics)
@@ -477,10 +523,11 @@ class _Moments(object):
         return [variable for stored in self._stored.values()
                 for variable in stored]
 
-    def after(self, move):
-        """Updates that add the statistics of a micro-batch."""
+    def after(self, move, is_there):
+        """Updates that add the statistics of a micro-batch, if it has any."""
         stored = self.stored(move)
-        values = expressions.pool([stored, [move.count] + move.statistics])
+        count = T.switch(is_there, move.count, 0)
+        values = expressions.pool([stored, [count] + move.statistics])
         return collections.OrderedDict(
             (variable, T.patternbroadcast(value, variable.broadcastable))
             for variable, value in zip(stored, values))
