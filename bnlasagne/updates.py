@@ -413,9 +413,16 @@ def find_steps(outputs, wanted=None):
     """
     aliases = _aliases(theano.gof.graph.inputs(outputs))
     nodes = io_toposort([], outputs)
+
+    def substitute(variable, replacements):
+        # A loop starts from all of its averages, not only the one in question.
+        replaced = {alias: average_of(alias) for alias in aliases}
+        replaced.update(replacements)
+        return theano.clone(variable, replace=replaced)
+
     loops = [loop for node in nodes
              if isinstance(node.op, Scan) and _is_tracked(node.op.outputs)
-             for loop in _resolve_loop(node, aliases, theano.clone)[1]]
+             for loop in _resolve_loop(node, aliases, substitute)[1]]
     steps = _steps(tracks(nodes), loops)
     for alias, (_, application) in aliases.items():
         if application is not None and alias not in steps and (
