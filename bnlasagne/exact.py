@@ -240,7 +240,8 @@ class _Graph(object):
             self._depths[output] = self._depths.get(node.inputs[0], 0)
         if op.by_batch or key in measured:
             application = _Application(
-                x, self._of(op.moments(node)), key, op.by_batch, depth + 1)
+                x, self._of(op.moments(node)), key, op.by_batch, depth + 1,
+                op.layer.param_shape())
             self.applications.append(application)
         if op.by_batch:
             normalized = op.layer.normalize_as_in_training(
@@ -280,13 +281,15 @@ class _Application(object):
         Whether it normalizes by the statistics of the batch.
     depth : int
         Number of layers, one on the other, that this one is the last of.
+    shape : tuple of int
+        Of the statistics.
     statistics : list of Theano shared variables
         Mean and standard deviation of the full batch.
     found : Moments
         Those of the full batch.
     """
 
-    def __init__(self, x, moments, move_key, by_batch, depth):
+    def __init__(self, x, moments, move_key, by_batch, depth, shape):
         self.x = x
         self.moments = moments
         self.move_key = move_key
@@ -294,7 +297,7 @@ class _Application(object):
         self.depth = depth
         self.found = None
         self.statistics, self._derivatives = (
-            [_shared_like(variable) for variable in moments[1:]]
+            [_shared_like(variable, shape) for variable in moments[1:]]
             for _ in range(2))
 
     def contribution(self):
@@ -320,8 +323,8 @@ class _Application(object):
             by_variance / self.found.count])
 
 
-def _shared_like(variable):
-    return theano.shared(np.zeros((1,) * variable.ndim, variable.dtype),
+def _shared_like(variable, shape):
+    return theano.shared(np.zeros(shape, variable.dtype),
                          broadcastable=variable.broadcastable)
 
 

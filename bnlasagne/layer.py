@@ -409,7 +409,7 @@ class BatchNormLayer(lasagne.layers.Layer):
 
     def _add_param(self, name, spec, **tags):
         """Add a parameter and return it."""
-        return self.add_param(self._shared(name, spec), self._param_shape(),
+        return self.add_param(self._shared(name, spec), self.param_shape(),
                               name, **tags)
 
     def _shared(self, name, spec):
@@ -432,7 +432,7 @@ class BatchNormLayer(lasagne.layers.Layer):
 
     def _initial_value(self, name, spec):
         """A parameter's initial value, in its full shape."""
-        shape = self._param_shape()
+        shape = self.param_shape()
         value = spec(shape) if callable(spec) else spec
         if not np.issubdtype(np.asarray(value).dtype, np.number):
             raise TypeError("%s: %s must be an array, a number, a Theano "
@@ -448,7 +448,7 @@ class BatchNormLayer(lasagne.layers.Layer):
             return np.full(shape, value)
         return value.reshape(shape)
 
-    def _param_shape(self):
+    def param_shape(self):
         shape = tuple(1 if axis in self.axes else size
                       for axis, size in enumerate(self.input_shape))
         for axis, size in enumerate(shape):

@@ -49,9 +49,7 @@ def residual_network():
 
 
 def convolutional_network():
-    network = InputLayer((None, 2, 5, 5))
-    for _ in range(2):
-        network = batch_norm(Conv2DLayer(network, 3, 3, pad="same"))
+    network = batch_norm(Conv2DLayer(InputLayer((None, 2, 5, 5)), 3, 3))
     return DenseLayer(GlobalPoolLayer(network), 3, nonlinearity=linear)
 
 
@@ -75,9 +73,8 @@ def half_frozen_network():
     return network
 
 
-NETWORKS = [plain_network, residual_network, convolutional_network,
-            renormalized_network, network_without, network_with_dead_channel,
-            half_frozen_network]
+NETWORKS = [plain_network, residual_network, renormalized_network,
+            network_without, network_with_dead_channel, half_frozen_network]
 
 
 class Problem:
@@ -178,9 +175,11 @@ def test_plain_expressions(float64, quick):
         assert_same_step(residual_network)
 
 
+@pytest.mark.skipif(not theano.config.cxx, reason="needs a C++ compiler")
 def test_in_c():
+    """Theano has no convolutions without C."""
     with theano.configparser.change_flags(floatX="float32"):
-        assert_same_step(residual_network, (1, 5, N), floatX="float32")
+        assert_same_step(convolutional_network, (1, 5, N), floatX="float32")
 
 
 def test_linker_without_choice(float64, monkeypatch):
