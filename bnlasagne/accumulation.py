@@ -167,8 +167,8 @@ class GradientAccumulator:
         times, layer by layer: 2 D + 1 times for a network with D batch
         normalization layers on top of each other. D of these passes go
         forward up to a layer, D forward and back to a layer, and one is a
-        whole step. Memory is needed as for the largest micro-batch, and for
-        the statistics.
+        whole step; before them, the sizes are added up. Memory is needed as
+        for the largest micro-batch, and for the statistics.
 
         Parameters
         ----------
