@@ -14,12 +14,12 @@ import pytest
 import theano
 import theano.tensor as T
 from lasagne.layers import (
-    Conv2DLayer,
     DenseLayer,
     DropoutLayer,
     ElemwiseSumLayer,
     GlobalPoolLayer,
     InputLayer,
+    NINLayer,
     get_all_params,
     get_output,
 )
@@ -48,8 +48,11 @@ def residual_network():
     return DenseLayer(network, 3, nonlinearity=linear)
 
 
-def convolutional_network():
-    network = batch_norm(Conv2DLayer(InputLayer((None, 2, 5, 5)), 3, 3))
+def network_of_images():
+    """Convolutions of size 1, for Theano has no others without C."""
+    network = InputLayer((None, 2, 5, 5))
+    for _ in range(2):
+        network = batch_norm(NINLayer(network, 3))
     return DenseLayer(GlobalPoolLayer(network), 3, nonlinearity=linear)
 
 
@@ -73,8 +76,9 @@ def half_frozen_network():
     return network
 
 
-NETWORKS = [plain_network, residual_network, renormalized_network,
-            network_without, network_with_dead_channel, half_frozen_network]
+NETWORKS = [plain_network, residual_network, network_of_images,
+            renormalized_network, network_without,
+            network_with_dead_channel, half_frozen_network]
 
 
 class Problem:
@@ -176,10 +180,14 @@ def test_plain_expressions(float64, quick):
 
 
 @pytest.mark.skipif(not theano.config.cxx, reason="needs a C++ compiler")
-def test_in_c():
-    """Theano has no convolutions without C."""
-    with theano.configparser.change_flags(floatX="float32"):
-        assert_same_step(convolutional_network, (1, 5, N), floatX="float32")
+@pytest.mark.parametrize("floatX", ["float32", "float64"])
+def test_virtual_machine_in_c(monkeypatch, floatX):
+    """The one that computes in each pass what it wants only; without C Ops."""
+    linker = theano.gof.vm.VM_Linker(use_cloop=True, c_thunks=False)
+    monkeypatch.setattr(theano.compile.mode, "instantiated_default_mode",
+                        theano.Mode(linker, "fast_compile"))
+    with theano.configparser.change_flags(floatX=floatX):
+        assert_same_step(residual_network, floatX=floatX)
 
 
 def test_linker_without_choice(float64, monkeypatch):
