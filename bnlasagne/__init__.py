@@ -3,6 +3,8 @@
 from . import compat  # isort: skip  # First: it makes the next imports work.
 
 from .accumulation import GradientAccumulator
+from .communication import RanksDisagree, world
+from .distributed import average_gradients, broadcast_params
 from .freezing import freeze_batch_norm, unfreeze_batch_norm
 from .layer import BatchNormLayer, batch_norm
 from .moments import Moments
@@ -18,7 +20,10 @@ __all__ = [
     "GradientAccumulator",
     "Moments",
     "PopulationStatistics",
+    "RanksDisagree",
+    "average_gradients",
     "batch_norm",
+    "broadcast_params",
     "compat",
     "freeze_batch_norm",
     "get_batch_norm_updates",
@@ -26,6 +31,7 @@ __all__ = [
     "plot_statistics",
     "unfreeze_batch_norm",
     "update_population_statistics",
+    "world",
 ]
 
 __version__ = "0.1.0"

@@ -98,6 +98,11 @@ inline bool is_like(PyArrayObject* other, const char* name,
     return true;
 }
 
+inline bool is_size(PyArrayObject* vector, const char* name, npy_intp size) {
+    return PyArray_DIM(vector, 0) == size
+        || mismatch(name, 0, size, PyArray_DIM(vector, 0));
+}
+
 }  // namespace bnlasagne
 
 #endif

@@ -28,6 +28,7 @@ from theano.gof.graph import io_toposort
 from theano.gof.vm import VM_Linker
 from theano.scan_module.scan_op import Scan
 
+from .layer import label
 from .moments import Moments
 from .tracking import TrackAverages, application_of
 
@@ -257,6 +258,12 @@ def _check(node):
             "GradientAccumulator.exact_function(): the loss or the outputs "
             "have a gradient through batch normalization in them, which "
             "micro-batches do not give exactly. Use function().")
+    if isinstance(node.op, TrackAverages) and (
+            node.op.layer.channel is not None):
+        raise ValueError(
+            "GradientAccumulator.exact_function(): %s has a communicator, and "
+            "what the ranks exchange is not divided into micro-batches. Build "
+            "it without comm, or use function()." % label(node.op.layer))
     if isinstance(node.op, Scan) and any(
             isinstance(inner.op, TrackAverages)
             for inner in io_toposort([], node.op.outputs)):

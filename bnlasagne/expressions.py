@@ -15,6 +15,9 @@ __all__ = [
     "normalize",
     "normalize_batch",
     "pool",
+    "safe_sqrt",
+    "scale_and_shift",
+    "standardization",
 ]
 
 
@@ -39,8 +42,8 @@ def normalize_batch(x, gamma, beta, epsilon, axes):
     mean, std : Theano variables
         The statistics of the batch; `std` is the biased standard deviation.
     """
-    deviation, mean, std = _standardization(x, axes)
-    return _scale_and_shift(deviation, std, gamma, beta, epsilon), mean, std
+    deviation, mean, std = standardization(x, axes)
+    return scale_and_shift(deviation, std, gamma, beta, epsilon), mean, std
 
 
 def normalize(x, mean, std, gamma, beta, epsilon):
@@ -60,7 +63,7 @@ def normalize(x, mean, std, gamma, beta, epsilon):
     Theano variable
         Of the shape of `x`.
     """
-    return _scale_and_shift(x - mean, std, gamma, beta, epsilon)
+    return scale_and_shift(x - mean, std, gamma, beta, epsilon)
 
 
 def batch_statistics(x, axes):
@@ -78,7 +81,7 @@ def batch_statistics(x, axes):
     mean, std : Theano variables
         Of the shape of `x`, but of size 1 along the axes.
     """
-    return _standardization(x, axes)[1:]
+    return standardization(x, axes)[1:]
 
 
 def pool(parts):
@@ -103,10 +106,10 @@ def pool(parts):
     mean = sum(n * mean for n, mean, _ in parts) / divisor
     squares = sum(n * (T.sqr(std) + T.sqr(part_mean - mean))
                   for n, part_mean, std in parts)
-    return count, mean, _safe_sqrt(squares / divisor)
+    return count, mean, safe_sqrt(squares / divisor)
 
 
-def _standardization(x, axes):
+def standardization(x, axes):
     """Deviation from the mean, mean and standard deviation."""
     mean = x.mean(axes, keepdims=True)
     # Where the mean is large, what rounds it off is not small against the
@@ -116,16 +119,16 @@ def _standardization(x, axes):
         (x - mean).mean(axes, keepdims=True))
     deviation = x - mean - rounding
     variance = T.sqr(deviation).mean(axes, keepdims=True)
-    return deviation, mean + rounding, _safe_sqrt(variance)
+    return deviation, mean + rounding, safe_sqrt(variance)
 
 
-def _safe_sqrt(variance):
+def safe_sqrt(variance):
     """Square root whose gradient is zero, not infinite, at zero."""
     is_zero = T.eq(variance, 0)
     return T.switch(is_zero, 0, T.sqrt(T.switch(is_zero, 1, variance)))
 
 
-def _scale_and_shift(deviation, std, gamma, beta, epsilon):
+def scale_and_shift(deviation, std, gamma, beta, epsilon):
     factor = 1 / (std + T.cast(epsilon, std.dtype))
     if gamma is not None:
         factor = gamma * factor

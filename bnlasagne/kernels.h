@@ -25,6 +25,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 
 #include "columns.h"
 #include "rows.h"
@@ -93,32 +94,51 @@ struct Plan {
     }
 };
 
+/* Which passes a job makes over its array: where several processes work on one
+ * batch, what the first pass of each finds is put together in between. */
+enum Passes { BOTH, FIRST, SECOND };
+
 /* A thread's share of a job's work. A job has
  *   first(unit, piece, work), which stores what it finds for the piece;
- *   join(begin, end), which merges the pieces of channels in order;
- *   second(unit, piece, work), which uses what was joined. */
+ *   merge(begin, end), which merges the pieces of channels in order;
+ *   settle(begin, end), which makes constants of what was found;
+ *   second(unit, piece, work), which uses them. */
 template <typename Job> void take_part(Job& job) {
     const Plan& plan = job.plan;
     const Index C = job.shape.C, all = plan.units * plan.pieces;
+    const bool finds = job.passes != SECOND, uses = job.passes != FIRST;
     const typename Job::Work work(plan.width);
     if (plan.whole_units) {
         BNLASAGNE_PRAGMA(omp for schedule(dynamic))
         for (Index unit = 0; unit < plan.units; ++unit) {
-            job.first(unit, 0, work);
-            job.join(unit * plan.channels,
-                     std::min((unit + 1) * plan.channels, C));
-            job.second(unit, 0, work);
+            const Index begin = unit * plan.channels;
+            const Index end = std::min(begin + plan.channels, C);
+            if (finds) {
+                job.first(unit, 0, work);
+                job.merge(begin, end);
+            }
+            if (uses) {
+                job.settle(begin, end);
+                job.second(unit, 0, work);
+            }
         }
         return;
     }
-    BNLASAGNE_PRAGMA(omp for schedule(static))
-    for (Index i = 0; i < all; ++i)
-        job.first(i / plan.pieces, i % plan.pieces, work);
+    if (finds) {
+        BNLASAGNE_PRAGMA(omp for schedule(static))
+        for (Index i = 0; i < all; ++i)
+            job.first(i / plan.pieces, i % plan.pieces, work);
+    }
     BNLASAGNE_PRAGMA(omp single)
-    job.join(0, C);
-    BNLASAGNE_PRAGMA(omp for schedule(static))
-    for (Index i = 0; i < all; ++i)
-        job.second(i / plan.pieces, i % plan.pieces, work);
+    {
+        if (finds) job.merge(0, C);
+        if (uses) job.settle(0, C);
+    }
+    if (uses) {
+        BNLASAGNE_PRAGMA(omp for schedule(static))
+        for (Index i = 0; i < all; ++i)
+            job.second(i / plan.pieces, i % plan.pieces, work);
+    }
 }
 
 template <typename Job> void run(Job& job) {
@@ -146,14 +166,29 @@ void spread(const T* from, Index columns, Index S, T* to) {
 template <typename T> struct Job {
     typedef Workspace<T> Work;
     const Shape shape;
+    const Passes passes;
     const Plan plan;
+    double count;  // values per channel, in the whole batch
     Statistics statistics;
-    Table<double> found;  // per piece, then as joined
+    Table<double> found;  // per piece, then as merged
     Table<T> constants;
 
-    Job(const Shape& shape, double* memory, int constants)
-        : shape(shape), plan(shape, sizeof(T)), statistics(memory, shape.C),
-          found(2 * plan.pieces, shape.C), constants(constants, shape.C) {}
+    Job(const Shape& shape, double* memory, int constants, Passes passes)
+        : shape(shape), passes(passes), plan(shape, sizeof(T)),
+          count(static_cast<double>(shape.count())),
+          statistics(memory, shape.C), found(2 * plan.pieces, shape.C),
+          constants(constants, shape.C) {}
+
+    /* What was found, of another batch that this one is a part of, or to be
+     * told. */
+    void set_found(const double* first, const double* second) {
+        std::copy(first, first + shape.C, found[0]);
+        std::copy(second, second + shape.C, found[1]);
+    }
+    void get_found(double* first, double* second) const {
+        std::copy(found[0], found[0] + shape.C, first);
+        std::copy(found[1], found[1] + shape.C, second);
+    }
 
     Affine<T> affine(Index c) const {
         Affine<T> made = {constants[0][c], constants[1][c], constants[2][c]};
@@ -206,8 +241,9 @@ template <typename T, bool RECTIFY> struct Forward : Job<T> {
     T *y, *mean, *std;
 
     Forward(const Shape& shape, const T* x, const T* gamma, const T* beta,
-            double epsilon, T* y, T* mean, T* std, double* memory)
-        : Job<T>(shape, memory, 3), x(x), gamma(gamma), beta(beta),
+            double epsilon, T* y, T* mean, T* std, double* memory,
+            Passes passes = BOTH)
+        : Job<T>(shape, memory, 3, passes), x(x), gamma(gamma), beta(beta),
           epsilon(epsilon), y(y), mean(mean), std(std) {}
 
     void first(Index unit, Index piece, const Work& work) {
@@ -246,10 +282,9 @@ template <typename T, bool RECTIFY> struct Forward : Job<T> {
         }
     }
 
-    void join(Index begin, Index end) {
-        merge_pieces(begin, end);
-        const double count = static_cast<double>(shape.count());
+    void settle(Index begin, Index end) {
         const double *means = found[0], *m2 = found[1];
+        const double count = this->count;
         BNLASAGNE_INDEPENDENT
         for (Index c = begin; c < end; ++c) {
             const double deviation = std::sqrt(m2[c] / count);
@@ -263,7 +298,7 @@ template <typename T, bool RECTIFY> struct Forward : Job<T> {
     }
 
     /* Merges the moments of all pieces into those of the first. */
-    void merge_pieces(Index begin, Index end) {
+    void merge(Index begin, Index end) {
         double *means = found[0], *m2 = found[1];
         double count = static_cast<double>(plan.end(0));
         for (Index piece = 1; piece < plan.pieces; ++piece) {
@@ -305,9 +340,10 @@ template <typename T, bool RECTIFY> struct Backward : Job<T> {
     T *dx, *dgamma, *dbeta;
 
     Backward(const Shape& shape, const T* x, const T* gamma, const T* beta,
-             const T* dy, double* memory, T* dx, T* dgamma, T* dbeta)
-        : Job<T>(shape, memory, 7), x(x), gamma(gamma), dy(dy), dx(dx),
-          dgamma(dgamma), dbeta(dbeta) {
+             const T* dy, double* memory, T* dx, T* dgamma, T* dbeta,
+             Passes passes = BOTH)
+        : Job<T>(shape, memory, 7, passes), x(x), gamma(gamma), dy(dy),
+          dx(dx), dgamma(dgamma), dbeta(dbeta) {
         this->set_affine(0, shape.C, gamma, beta);
     }
 
@@ -345,7 +381,8 @@ template <typename T, bool RECTIFY> struct Backward : Job<T> {
         }
     }
 
-    void join(Index begin, Index end) {
+    /* Adds the sums of all pieces to those of the first. */
+    void merge(Index begin, Index end) {
         double *sum = found[0], *product = found[1];
         for (Index piece = 1; piece < plan.pieces; ++piece) {
             const double *more = found[2 * piece];
@@ -356,13 +393,29 @@ template <typename T, bool RECTIFY> struct Backward : Job<T> {
                 product[c] += more_product[c];
             }
         }
-        set_gradient(begin, end, sum, product);
+        set_param_gradients(begin, end);
     }
 
-    /* Sets constants 3 to 6, and the gradients of the parameters. */
-    void set_gradient(Index begin, Index end, const double* sums,
-                      const double* products) {
-        const double count = static_cast<double>(shape.count());
+    /* Sets the gradients of the parameters, by this process's values. */
+    void set_param_gradients(Index begin, Index end) {
+        const double *sums = found[0], *products = found[1];
+        const bool empty = shape.count() == 0;
+        const T* centre = this->constants[0];
+        BNLASAGNE_INDEPENDENT
+        for (Index c = begin; c < end; ++c) {
+            const double rest = statistics.mean[c]
+                                - static_cast<double>(centre[c]);
+            const double product = products[c] - rest * sums[c];
+            dgamma[c] = static_cast<T>(
+                empty ? 0 : product * statistics.inverse[c]);
+            dbeta[c] = static_cast<T>(sums[c]);
+        }
+    }
+
+    /* Sets constants 3 to 6. */
+    void settle(Index begin, Index end) {
+        const double *sums = found[0], *products = found[1];
+        const double count = this->count;
         const T* centre = this->constants[0];
         T *mean = this->constants[3], *a = this->constants[4];
         T *b = this->constants[5], *c_ = this->constants[6];
@@ -385,8 +438,6 @@ template <typename T, bool RECTIFY> struct Backward : Job<T> {
             c_[c] = static_cast<T>(
                 -factor * (average - static_cast<double>(near))
                 - slope * rest);
-            dgamma[c] = static_cast<T>(count == 0 ? 0 : product * inverse);
-            dbeta[c] = static_cast<T>(sums[c]);
         }
     }
 
@@ -424,6 +475,77 @@ void backward(Shape shape, const T* x, const T* gamma, const T* beta,
               const T* dy, double* statistics, T* dx, T* dgamma, T* dbeta) {
     Backward<T, RECTIFY> job(walkable(shape), x, gamma, beta, dy, statistics,
                              dx, dgamma, dbeta);
+    run(job);
+}
+
+/* The same in parts, for a batch that several processes share. Moments are
+ * those of a batch: [count, mean of each channel, sum of squared deviations of
+ * each channel]. */
+
+template <typename T>
+void find_moments(Shape shape, const T* x, double* moments) {
+    shape = walkable(shape);
+    std::unique_ptr<double[]> statistics(new double[3 * shape.C]);
+    Forward<T, false> job(shape, x, NULL, NULL, 0, NULL, NULL, NULL,
+                          statistics.get(), FIRST);
+    run(job);
+    moments[0] = job.count;
+    job.get_found(moments + 1, moments + 1 + shape.C);
+}
+
+template <typename T, bool RECTIFY>
+void forward_by(Shape shape, const T* x, const T* gamma, const T* beta,
+                double epsilon, const double* moments, T* y) {
+    shape = walkable(shape);
+    const Index C = shape.C;
+    std::unique_ptr<double[]> statistics(new double[3 * C]);
+    std::unique_ptr<T[]> rounded(new T[2 * C]);
+    T *mean = rounded.get(), *std = mean + C;
+    Forward<T, RECTIFY> job(shape, x, gamma, beta, epsilon, y, mean, std,
+                            statistics.get(), SECOND);
+    job.count = moments[0];
+    job.set_found(moments + 1, moments + 1 + C);
+    run(job);
+}
+
+/* The statistics that the gradient wants to know. */
+inline void set_statistics(Statistics to, Index C, const double* moments,
+                           double epsilon) {
+    for (Index c = 0; c < C; ++c) {
+        to.mean[c] = moments[1 + c];
+        to.std[c] = std::sqrt(moments[1 + C + c] / moments[0]);
+        to.inverse[c] = 1 / (to.std[c] + epsilon);
+    }
+}
+
+/* Sums are, for each channel, that of the gradient that reaches the normalized
+ * values, and then that of its product with their deviations. */
+template <typename T, bool RECTIFY>
+void find_gradient_sums(Shape shape, const T* x, const T* gamma, const T* beta,
+                        double epsilon, const T* dy, const double* moments,
+                        double* sums, T* dgamma, T* dbeta) {
+    shape = walkable(shape);
+    const Index C = shape.C;
+    std::unique_ptr<double[]> statistics(new double[3 * C]);
+    set_statistics(Statistics(statistics.get(), C), C, moments, epsilon);
+    Backward<T, RECTIFY> job(shape, x, gamma, beta, dy, statistics.get(),
+                             NULL, dgamma, dbeta, FIRST);
+    run(job);
+    job.get_found(sums, sums + C);
+}
+
+template <typename T, bool RECTIFY>
+void backward_by(Shape shape, const T* x, const T* gamma, const T* beta,
+                 double epsilon, const T* dy, const double* moments,
+                 const double* sums, T* dx) {
+    shape = walkable(shape);
+    const Index C = shape.C;
+    std::unique_ptr<double[]> statistics(new double[3 * C]);
+    set_statistics(Statistics(statistics.get(), C), C, moments, epsilon);
+    Backward<T, RECTIFY> job(shape, x, gamma, beta, dy, statistics.get(), dx,
+                             NULL, NULL, SECOND);
+    job.count = moments[0];
+    job.set_found(sums, sums + C);
     run(job);
 }
 

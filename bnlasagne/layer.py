@@ -12,7 +12,8 @@ import theano
 import theano.tensor as T
 from theano.compile.ops import Shape_i
 
-from . import expressions, ops
+from . import expressions, ops, synchronized
+from .communication import channel_of
 from .tracking import track
 
 __all__ = [
@@ -92,6 +93,10 @@ class BatchNormLayer(lasagne.layers.Layer):
         during training.
     d_max : float or scalar Theano variable
         The same for the mean: how many standard deviations.
+    comm : mpi4py communicator or None
+        Processes that share each batch, such as :func:`bnlasagne.world` has
+        them: the statistics are then those of all their parts together. By
+        default, of this process alone.
     **kwargs
         Passed on to :class:`lasagne.layers.Layer`, such as ``name``.
 
@@ -110,6 +115,8 @@ class BatchNormLayer(lasagne.layers.Layer):
         In the order of :meth:`get_params`. `mean` and `std` are neither
         trainable nor regularizable and are tagged ``batch_norm_stat``; `beta`
         is trainable and regularizable; `gamma` is trainable only.
+    channel : Channel or None
+        To the other ranks, where there are any.
     frozen : bool
         Whether outputs that are built from now on are normalized by the stored
         statistics and leave them as they are, in training, too, and whatever
@@ -144,6 +151,15 @@ class BatchNormLayer(lasagne.layers.Layer):
     [-`d_max`, `d_max`]. Gradients take both to be constants. The averages
     are those before the function is called.
 
+    With `comm`, each rank has its part of the batch, of any size, and all
+    must build the same layers and call the same functions. Statistics,
+    running averages and gradients with respect to the input are then what one
+    process would have with the whole batch, for a loss that is the sum of the
+    ranks' losses; gradients with respect to parameters are those by this
+    rank's part, to be put together by :func:`average_gradients`. One message
+    is exchanged forward and one backward. A communicator with one process
+    makes no difference.
+
     References
     ----------
     .. [1] Ioffe, Sergey and Szegedy, Christian (2015): Batch Normalization:
@@ -168,7 +184,7 @@ class BatchNormLayer(lasagne.layers.Layer):
                  nonlinearity=None, beta=lasagne.init.Constant(0),
                  gamma=lasagne.init.Constant(1),
                  mean=lasagne.init.Constant(0), std=lasagne.init.Constant(1),
-                 r_max=1, d_max=0, **kwargs):
+                 r_max=1, d_max=0, comm=None, **kwargs):
         _check_incoming(incoming)
         super(BatchNormLayer, self).__init__(incoming, **kwargs)
         self.axes = self._check_axes(axes)
@@ -177,6 +193,7 @@ class BatchNormLayer(lasagne.layers.Layer):
         self.r_max = self._check_scalar("r_max", r_max, 1, np.inf)
         self.d_max = self._check_scalar("d_max", d_max, 0, np.inf)
         self.nonlinearity = self._check_nonlinearity(nonlinearity)
+        self.channel = channel_of(comm, label(self))
         self.mean = self._add_param(
             "mean", mean, trainable=False, regularizable=False,
             batch_norm_stat=True)
@@ -228,21 +245,20 @@ class BatchNormLayer(lasagne.layers.Layer):
                                   batch_norm_update_averages)
         x = self._prepare(input)
         params = [self._aligned(self.gamma), self._aligned(self.beta)]
-        statistics = None
+        found = None
         if use:
             output = self._normalize(x, self._aligned(self.mean),
                                      self._aligned(self.std), *params)
             if update:
-                statistics = expressions.batch_statistics(x, self.axes)
+                found = self._statistics(x)
         elif self._renormalizes():
-            statistics = self._normalize_batch(x, None, None)[1:]
-            output, _, _ = self._normalize_batch(
-                x, *self._corrected(*statistics, *params))
+            found = self._normalize_batch(x, None, None)[1:]
+            output = self._normalize_batch(
+                x, *self._corrected(*found[:2], *params))[0]
         else:
-            output, *statistics = self._normalize_batch(x, *params)
-        if statistics:
-            output = self._track(output, x, params, statistics, not use,
-                                 update)
+            output, *found = self._normalize_batch(x, *params)
+        if found:
+            output = self._track(output, x, params, found, not use, update)
         for recorded in _recorders:
             recorded.append(Application(self, x, output))
         return output
@@ -287,7 +303,15 @@ class BatchNormLayer(lasagne.layers.Layer):
     # passing, and the plain expressions.
 
     def _normalize_batch(self, x, gamma, beta):
-        """The output and the statistics of the batch."""
+        """The output, and mean, standard deviation and size of the batch."""
+        if self.channel is not None:
+            output, *found = synchronized.normalize_batch(
+                x, gamma, beta, self.epsilon, self.axes, self.channel,
+                self._sized_label(), self._rectifies())
+            return [self._finish(output)] + found
+        return self._normalize_own_batch(x, gamma, beta) + (self._count(x),)
+
+    def _normalize_own_batch(self, x, gamma, beta):
         if not ops.are_usable(x, *_present(gamma, beta)):
             output, mean, std = expressions.normalize_batch(
                 x, gamma, beta, self.epsilon, self.axes)
@@ -295,6 +319,20 @@ class BatchNormLayer(lasagne.layers.Layer):
         output, mean, std = ops.normalize_batch(
             x, gamma, beta, self.epsilon, self.axes, self._rectifies())
         return self._finish(output), mean, std
+
+    def _statistics(self, x):
+        """Mean, standard deviation and size of the batch."""
+        if self.channel is not None:
+            return synchronized.statistics(x, self.axes, self.channel,
+                                           self._sized_label())
+        return expressions.batch_statistics(x, self.axes) + (self._count(x),)
+
+    def _count(self, x):
+        """Number of values per channel."""
+        return reduce(mul, (Shape_i(axis)(x) for axis in self.axes))
+
+    def _sized_label(self):
+        return "%s of %d channels" % (label(self), np.prod(self.param_shape()))
 
     def _normalize(self, x, mean, std, gamma, beta):
         """The output, by the given statistics."""
@@ -333,7 +371,7 @@ class BatchNormLayer(lasagne.layers.Layer):
             r, d = r * gamma, d * gamma
         return r, d if beta is None else d + beta
 
-    def _track(self, output, x, params, statistics, by_batch, update):
+    def _track(self, output, x, params, found, by_batch, update):
         """Tie the application to the output, with averages to update."""
         averages = (self.mean, self.std) if update else ()
         for average in averages:
@@ -343,7 +381,7 @@ class BatchNormLayer(lasagne.layers.Layer):
                     "expression. Give a shared variable for it, or pass "
                     "batch_norm_update_averages=False to get_output()."
                     % (label(self), average))
-        count = reduce(mul, (Shape_i(axis)(x) for axis in self.axes))
+        *statistics, count = found
         return track(output, x, _present(*params), statistics, count, self,
                      averages, self.alpha, by_batch,
                      automatic=update != "explicit")

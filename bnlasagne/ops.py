@@ -26,13 +26,19 @@ from . import expressions
 __all__ = [
     "BatchNormalize",
     "BatchNormalizeGrad",
+    "FusedOp",
     "MoveAverage",
     "Normalize",
     "are_usable",
     "double",
+    "filled",
+    "in_blocks",
     "normalize",
     "normalize_batch",
+    "parameter_axes",
     "plain_expressions",
+    "shuffled",
+    "without_warnings",
 ]
 
 
@@ -94,12 +100,12 @@ def normalize_batch(x, gamma, beta, epsilon, axes, rectify=False):
     See :func:`bnlasagne.expressions.normalize_batch`. With `rectify`, values
     below zero are replaced by zero.
     """
-    order, inverse = _in_blocks(x.ndim, axes)
-    x, gamma, beta = (_shuffled(variable, order) for variable in (
-        x, _filled(gamma, 1, x, axes), _filled(beta, 0, x, axes)))
-    op = BatchNormalize(*_parameter_axes(x.ndim, axes), rectify)
+    order, inverse = in_blocks(x.ndim, axes)
+    x, gamma, beta = (shuffled(variable, order) for variable in (
+        x, filled(gamma, 1, x, axes), filled(beta, 0, x, axes)))
+    op = BatchNormalize(*parameter_axes(x.ndim, axes), rectify)
     outputs = op(x, gamma, beta, epsilon)[:3]
-    return tuple(_shuffled(output, inverse) for output in outputs)
+    return tuple(shuffled(output, inverse) for output in outputs)
 
 
 def normalize(x, mean, std, gamma, beta, epsilon, axes, rectify=False):
@@ -108,14 +114,14 @@ def normalize(x, mean, std, gamma, beta, epsilon, axes, rectify=False):
     See :func:`bnlasagne.expressions.normalize`. With `rectify`, values below
     zero are replaced by zero.
     """
-    order, inverse = _in_blocks(x.ndim, axes)
-    x, mean, std, gamma, beta = (_shuffled(variable, order) for variable in (
-        x, mean, std, _filled(gamma, 1, x, axes), _filled(beta, 0, x, axes)))
-    op = Normalize(*_parameter_axes(x.ndim, axes), rectify)
-    return _shuffled(op(x, mean, std, gamma, beta, epsilon), inverse)
+    order, inverse = in_blocks(x.ndim, axes)
+    x, mean, std, gamma, beta = (shuffled(variable, order) for variable in (
+        x, mean, std, filled(gamma, 1, x, axes), filled(beta, 0, x, axes)))
+    op = Normalize(*parameter_axes(x.ndim, axes), rectify)
+    return shuffled(op(x, mean, std, gamma, beta, epsilon), inverse)
 
 
-def _filled(parameter, value, x, axes):
+def filled(parameter, value, x, axes):
     """The parameter, or an array of one value where it is None."""
     if parameter is not None:
         return parameter
@@ -126,7 +132,7 @@ def _filled(parameter, value, x, axes):
 # The kernels see an array as [M][C][S], with the axes of the parameters in one
 # block, C. Other axes are brought into this order first.
 
-def _in_blocks(ndim, axes):
+def in_blocks(ndim, axes):
     """An order of the axes with those of parameters in one block.
 
     Returns
@@ -142,7 +148,7 @@ def _in_blocks(ndim, axes):
     return order, tuple(int(axis) for axis in np.argsort(order))
 
 
-def _parameter_axes(ndim, axes):
+def parameter_axes(ndim, axes):
     """First axis of the parameters, in order, and the one after the last."""
     others = [axis for axis in range(ndim) if axis not in axes]
     if not others:
@@ -153,7 +159,7 @@ def _parameter_axes(ndim, axes):
     return ndim - len(others), ndim
 
 
-def _shuffled(variable, order):
+def shuffled(variable, order):
     if order == tuple(range(len(order))):
         return variable
     return variable.dimshuffle(*order)
@@ -228,7 +234,7 @@ class _CompiledOp(theano.Op):
         return "{ using namespace bnlasagne; " + code + "}"
 
 
-class _FusedOp(_CompiledOp):
+class FusedOp(_CompiledOp):
     """What the Ops that normalize have in common.
 
     Parameters
@@ -264,13 +270,13 @@ class _FusedOp(_CompiledOp):
         return tuple(axis for axis in range(ndim)
                      if not self.first <= axis < self.end)
 
-    def _check_inputs(self, x, params):
+    def check_inputs(self, x, params):
         """The inputs, with parameters broadcastable along the axes."""
         x = T.as_tensor_variable(x)
         if x.dtype not in ("float32", "float64"):
             raise TypeError("%s: the input must be float32 or float64, got "
                             "%s." % (type(self).__name__, x.dtype))
-        pattern = self._pattern(x)
+        pattern = self.pattern(x)
         checked = []
         for param in params:
             param = T.as_tensor_variable(param)
@@ -283,7 +289,7 @@ class _FusedOp(_CompiledOp):
             checked.append(T.patternbroadcast(param, pattern))
         return [x] + checked
 
-    def _pattern(self, x):
+    def pattern(self, x):
         """Which axes of a parameter are broadcastable."""
         axes = self.axes(x.ndim)
         return tuple(axis in axes or x.broadcastable[axis]
@@ -308,7 +314,7 @@ class _FusedOp(_CompiledOp):
         return theano.clone(gradients, replace=dict(zip(arguments, inputs)))
 
 
-def _without_warnings(function):
+def without_warnings(function):
     """Call a NumPy version of an Op without warnings of its arithmetic."""
     def perform(self, node, inputs, output_storage, params=None):
         with np.errstate(all="ignore"):
@@ -319,7 +325,7 @@ def _without_warnings(function):
     return perform
 
 
-class BatchNormalize(_FusedOp):
+class BatchNormalize(FusedOp):
     """Normalize a batch by its own statistics.
 
     Inputs: the batch, gamma, beta, epsilon. Outputs: the normalized batch,
@@ -331,10 +337,10 @@ class BatchNormalize(_FusedOp):
     outputs = ["y", "mean", "std", "statistics"]
 
     def make_node(self, x, gamma, beta, epsilon):
-        inputs = self._check_inputs(x, [gamma, beta])
+        inputs = self.check_inputs(x, [gamma, beta])
         x = inputs[0]
         inputs.append(double(epsilon))
-        statistic = T.TensorType(x.dtype, self._pattern(x))
+        statistic = T.TensorType(x.dtype, self.pattern(x))
         return theano.Apply(
             self, inputs, [x.type(), statistic(), statistic(), T.dmatrix()])
 
@@ -371,7 +377,7 @@ class BatchNormalize(_FusedOp):
             dx = dx + dstd * direction / count
         return [dx, dgamma, dbeta, depsilon]
 
-    @_without_warnings
+    @without_warnings
     def perform(self, x, gamma, beta, epsilon):
         axes = self.axes(x.ndim)
         count = np.prod([x.shape[axis] for axis in axes])
@@ -405,7 +411,7 @@ class BatchNormalize(_FusedOp):
     """
 
 
-class BatchNormalizeGrad(_FusedOp):
+class BatchNormalizeGrad(FusedOp):
     """Gradient of :class:`BatchNormalize`.
 
     Inputs: those of `BatchNormalize`, the gradient with respect to its first
@@ -418,7 +424,7 @@ class BatchNormalizeGrad(_FusedOp):
     overwrites = 4
 
     def make_node(self, x, gamma, beta, epsilon, dy, statistics):
-        inputs = self._check_inputs(x, [gamma, beta])
+        inputs = self.check_inputs(x, [gamma, beta])
         inputs += [epsilon, T.as_tensor_variable(dy), statistics]
         if dy.dtype != x.dtype or dy.ndim != x.ndim:
             raise TypeError("%s: the output's gradient must be like the "
@@ -450,7 +456,7 @@ class BatchNormalizeGrad(_FusedOp):
             gradients[position] = disconnected()
         return gradients
 
-    @_without_warnings
+    @without_warnings
     def perform(self, x, gamma, beta, epsilon, dy, statistics):
         axes = self.axes(x.ndim)
         mean, std, inverse = (
@@ -486,7 +492,7 @@ class BatchNormalizeGrad(_FusedOp):
     """
 
 
-class Normalize(_FusedOp):
+class Normalize(FusedOp):
     """Normalize a batch by the given statistics.
 
     Inputs: the batch, which the in-place variant overwrites, mean, standard
@@ -498,7 +504,7 @@ class Normalize(_FusedOp):
     overwrites = 0
 
     def make_node(self, x, mean, std, gamma, beta, epsilon):
-        inputs = self._check_inputs(x, [mean, std, gamma, beta])
+        inputs = self.check_inputs(x, [mean, std, gamma, beta])
         inputs.append(double(epsilon))
         return theano.Apply(self, inputs, [inputs[0].type()])
 
@@ -513,7 +519,7 @@ class Normalize(_FusedOp):
     def L_op(self, inputs, outputs, output_gradients):
         return self._plain_gradient(inputs, output_gradients)
 
-    @_without_warnings
+    @without_warnings
     def perform(self, x, mean, std, gamma, beta, epsilon):
         mean, std = (np.asarray(value, np.float64) for value in (mean, std))
         y = (x - mean) * (gamma / (std + epsilon)) + beta
@@ -580,7 +586,7 @@ class MoveAverage(_CompiledOp):
     def infer_shape(self, node, shapes):
         return shapes[:1]
 
-    @_without_warnings
+    @without_warnings
     def perform(self, average, alpha, count, *statistics):
         if count < 2 or not all(map(np.all, map(np.isfinite, statistics))):
             return average.copy(),
@@ -605,11 +611,11 @@ class MoveAverage(_CompiledOp):
         """
 
 
-@theano.gof.local_optimizer([BatchNormalizeGrad, Normalize], inplace=True)
+@theano.gof.local_optimizer([FusedOp], inplace=True)
 def _local_inplace(node):
     """Let outputs overwrite an input that nothing else needs."""
     op = node.op
-    if not isinstance(op, (BatchNormalizeGrad, Normalize)) or op.inplace:
+    if not isinstance(op, FusedOp) or op.overwrites is None or op.inplace:
         return False
     inplace = type(op)(op.first, op.end, op.rectify, inplace=True)
     return inplace(*node.inputs, return_list=True)

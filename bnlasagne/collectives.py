@@ -1,0 +1,439 @@
+"""Theano Ops in which ranks meet, and the order in which they do.
+
+Theano computes a graph's nodes in any order that their inputs allow. For nodes
+that communicate, all ranks must keep to one order. So when a function is made,
+:class:`OrderCollectives` leads a token through them: each takes the one that
+the node before gave. The order is that in which they were created, as far as
+the graph allows it, which is the same wherever the same program runs.
+
+The first token comes from a :class:`Schedule`, which knows all that is to
+follow. Each time the function is called, it first compares that with the other
+ranks' (:meth:`Channel.agree`).
+"""
+
+import itertools
+
+import numpy as np
+import theano
+import theano.tensor as T
+from theano.compile.builders import OpFromGraph
+from theano.compile.function_module import std_fgraph
+from theano.gof import toolbox
+from theano.gof.graph import ancestors, io_toposort
+from theano.ifelse import IfElse
+from theano.scan_module.scan_op import Scan
+
+__all__ = [
+    "AllReduce",
+    "Average",
+    "Collective",
+    "MergeMoments",
+    "is_synchronized",
+]
+
+_numbers = itertools.count(1)
+
+
+class Collective(theano.Op):
+    """An Op in which all ranks take part.
+
+    Parameters
+    ----------
+    channel : Channel
+    what : str
+        What is communicated, for messages.
+    ordered : bool
+        Whether the last input and the last output are tokens.
+    """
+
+    __props__ = ("channel", "what", "ordered")
+
+    def __init__(self, channel, what, ordered=False):
+        self.channel = channel
+        self.what = what
+        self.ordered = ordered
+        # Not among the props, so that Theano merges nodes that do the same.
+        self.number = next(_numbers)
+
+    def in_order(self):
+        """The same Op, with tokens."""
+        props = dict(zip(self.__props__, self._props()), ordered=True)
+        op = type(self)(**props)
+        op.number = self.number
+        return op
+
+    def make_node(self, *inputs):
+        payload = inputs[:-1] if self.ordered else inputs
+        payload = [T.as_tensor_variable(variable) for variable in payload]
+        outputs = self._outputs(payload)
+        if self.ordered:
+            payload.append(inputs[-1])
+            outputs.append(theano.gof.generic())
+        return theano.Apply(self, payload, outputs)
+
+    def perform(self, node, inputs, output_storage):
+        if not self.ordered:
+            raise RuntimeError(
+                "The ranks cannot exchange %s in a function that was compiled "
+                "without Theano's optimizations, which give this its place in "
+                "one order. Compile it with mode='FAST_RUN' or "
+                "'FAST_COMPILE'." % self.what)
+        values = self._communicate(*inputs[:-1])
+        for storage, value, variable in zip(output_storage, values,
+                                            node.outputs):
+            storage[0] = np.asarray(value, variable.dtype)
+        output_storage[-1][0] = True
+
+    def describe(self):
+        """What is communicated, in a line."""
+        return self.what
+
+    def do_constant_folding(self, node):
+        # Folding is done while compiling, when nobody else is there.
+        return False
+
+    def infer_shape(self, node, shapes):
+        if not self.ordered:
+            return self._output_shapes(shapes)
+        return self._output_shapes(shapes[:-1]) + [None]  # a token has none
+
+    # What an Op does
+
+    def _outputs(self, inputs):
+        """New variables for the outputs."""
+        raise NotImplementedError
+
+    def _output_shapes(self, shapes):
+        raise NotImplementedError
+
+    def _communicate(self, *inputs):
+        """The values of the outputs."""
+        raise NotImplementedError
+
+
+class AllReduce(Collective):
+    """The sum of the ranks' arrays."""
+
+    def _outputs(self, inputs):
+        return [inputs[0].type()]
+
+    def _output_shapes(self, shapes):
+        return shapes[:1]
+
+    def _communicate(self, array):
+        return [self.channel.sum(np.ascontiguousarray(array))]
+
+    def grad(self, inputs, output_gradients):
+        # What a rank has in the sum counts in the losses of all ranks.
+        return [AllReduce(self.channel, "the gradient of " + self.what)(
+            output_gradients[0])]
+
+
+class MergeMoments(Collective):
+    """Moments of all ranks' batches together.
+
+    They are a vector of double precision: the number of values per channel,
+    the channels' means, and their sums of squared deviations.
+
+    Notes
+    -----
+    What is summed up over the ranks are counts, sums, and sums of squares, the
+    latter from the moments that are known at double precision. If a mean is so
+    large against the standard deviation that these lose digits, the sums are
+    taken again, about the mean that was found. All ranks decide by the same
+    numbers.
+    """
+
+    def _outputs(self, inputs):
+        return [T.dvector()]
+
+    def _output_shapes(self, shapes):
+        return shapes[:1]
+
+    def _communicate(self, moments):
+        with np.errstate(all="ignore"):
+            count, mean, m2 = _parts(moments)
+            if not count:
+                # Of no values, these are no numbers.
+                mean, m2 = np.zeros_like(mean), np.zeros_like(m2)
+            merged, lost = self._merge(count, mean, m2, 0)
+            if lost.any():
+                around = np.where(lost, merged[1:1 + mean.size], 0)
+                merged, _ = self._merge(count, mean, m2, around)
+        return [merged]
+
+    def _merge(self, count, mean, m2, around):
+        deviation = mean - around
+        n, sums, squares = _parts(self.channel.sum(np.concatenate([
+            [count], count * deviation,
+            m2 + count * np.square(deviation)])))
+        divisor = max(n, 1)
+        offset = sums / divisor
+        between = n * np.square(offset)
+        merged = np.maximum(squares - between, 0)
+        merged[np.isnan(squares)] = np.nan
+        mean = around + offset
+        # Less than what rounds the mean is not to be told from zero.
+        merged[merged <= n * np.square(mean * _ROUNDING)] = 0
+        lost = np.isfinite(mean) & ~(between <= _CANCELS * merged)
+        return np.concatenate([[n], mean, merged]), lost
+
+    def L_op(self, inputs, outputs, output_gradients):
+        gradient, = output_gradients
+        what = "the gradient of " + self.what
+        _, by_mean, by_m2 = _parts(AllReduce(self.channel, what)(gradient))
+        count, mean, _ = _parts(inputs[0])
+        total, total_mean, _ = _parts(outputs[0])
+        deviation = T.switch(T.gt(count, 0), mean - total_mean, 0)
+        return [T.concatenate([
+            T.zeros((1,)),
+            count / T.maximum(total, 1) * by_mean
+            + 2 * count * deviation * by_m2, by_m2])]
+
+
+# Squares of means up to so many times the variance cost three digits of it.
+_CANCELS = 1024
+_ROUNDING = 2. ** -52
+
+
+def _parts(moments):
+    """Count, means, and sums of squared deviations."""
+    channels = (moments.shape[0] - 1) // 2
+    return moments[0], moments[1:1 + channels], moments[1 + channels:]
+
+
+class Average(Collective):
+    """Averages over the ranks, weighted, all in one message.
+
+    Inputs: this rank's weight, and arrays. A rank of weight 0 counts for
+    nothing, whatever its arrays are.
+
+    Parameters
+    ----------
+    n_weighted : int
+        So many arrays are multiplied by the weight already.
+    only_even : bool
+        Whether weights that differ are an error.
+    """
+
+    __props__ = Collective.__props__ + ("n_weighted", "only_even")
+
+    def __init__(self, channel, what, n_weighted, only_even, ordered=False):
+        super(Average, self).__init__(channel, what, ordered)
+        self.n_weighted = n_weighted
+        self.only_even = only_even
+
+    def _outputs(self, inputs):
+        return [variable.type() for variable in inputs[1:]]
+
+    def _output_shapes(self, shapes):
+        return shapes[1:]
+
+    def _communicate(self, weight, *arrays):
+        weight = float(weight)
+        message = self._packed(weight, arrays)
+        total = self.channel.sum(message)
+        if not total[0] > 0:
+            raise ValueError(
+                "The ranks cannot average %s: their batches have no examples, "
+                "the sizes add up to %s." % (self.what, total[0]))
+        even = total[0] / self.channel.size
+        if self.only_even and abs(weight - even) > 1e-3 * even:
+            raise ValueError(_NOT_EVEN % (self.channel.rank, weight, even))
+        total[1:] /= total[0]
+        return _unpacked(total[1:], arrays)
+
+    def _packed(self, weight, arrays):
+        message = np.zeros(
+            1 + sum(array.size for array in arrays),
+            np.result_type(np.float32, *arrays))
+        message[0] = weight
+        if weight:
+            places = _unpacked(message[1:], arrays)
+            for number, (place, array) in enumerate(zip(places, arrays)):
+                factor = 1 if number < self.n_weighted else weight
+                np.multiply(array, factor, out=place, casting="same_kind")
+        return message
+
+    def describe(self):
+        return "%s (%s)" % (self.what, "even batches" if self.only_even
+                            else "weighted")
+
+    def grad(self, inputs, output_gradients):
+        return [theano.gradient.grad_not_implemented(self, i, variable)
+                for i, variable in enumerate(inputs)]
+
+
+_NOT_EVEN = (
+    "average_gradients(): the batches of the ranks differ in size (rank %d: "
+    "%g, mean: %g), and the network's batch normalization is synchronized. "
+    "Then the gradients of one rank depend on the others' losses, which must "
+    "be weighted beforehand: pass the loss in the place of gradients.")
+
+
+def _unpacked(flat, arrays):
+    """Views on parts of an array, in the shapes of others."""
+    views, start = [], 0
+    for array in arrays:
+        views.append(flat[start:start + array.size].reshape(array.shape))
+        start += array.size
+    return views
+
+
+def is_synchronized(variables):
+    """Whether anything is exchanged between ranks to compute variables."""
+    return any(isinstance(variable.owner.op, Collective)
+               for variable in ancestors(variables)
+               if variable.owner is not None)
+
+
+# Order
+
+class Schedule(theano.Op):
+    """Gives the first token, after comparing schedules.
+
+    Parameters
+    ----------
+    channels : tuple of Channel
+        All that the function uses.
+    lines : tuple of str
+        What it communicates, in order.
+    """
+
+    __props__ = ("channels", "lines")
+
+    def __init__(self, channels, lines):
+        self.channels = channels
+        self.lines = lines
+
+    def make_node(self):
+        return theano.Apply(self, [], [theano.gof.generic()])
+
+    def perform(self, node, inputs, output_storage):
+        for channel in self.channels:
+            channel.agree(self.lines)
+        output_storage[0][0] = True
+
+    def do_constant_folding(self, node):
+        return False
+
+
+class OrderCollectives(theano.gof.Optimizer):
+    """Leads a token through all nodes of a graph that communicate."""
+
+    def add_requirements(self, fgraph):
+        fgraph.attach_feature(toolbox.ReplaceValidate())
+
+    def apply(self, fgraph):
+        nodes = [node for node in _in_order(fgraph) if not node.op.ordered]
+        if not nodes:
+            return
+        token = _schedule(nodes)()
+        for node in nodes:
+            outputs = node.op.in_order()(*node.inputs + [token],
+                                         return_list=True)
+            token = outputs.pop()
+            fgraph.replace_all_validate(
+                list(zip(node.outputs, outputs)), reason="order of ranks")
+
+
+# Just before Theano begins to guard what is overwritten.
+theano.compile.optdb.register(
+    "bnlasagne_collectives", OrderCollectives(), 49.2, "fast_run",
+    "fast_compile")
+
+
+def _schedule(nodes):
+    channels = []
+    for node in nodes:
+        if node.op.channel not in channels:
+            channels.append(node.op.channel)
+    lines = []
+    for node in nodes:
+        line = node.op.describe()
+        if len(channels) > 1:
+            line += ", in group %d" % channels.index(node.op.channel)
+        lines.append(line)
+    title = "a function that exchanges %s" % _counted(lines)
+    return Schedule(tuple(channels), (title,) + tuple(lines))
+
+
+def _counted(lines):
+    return "%s%s" % (lines[0], " and %d more" % (len(lines) - 1)
+                     if len(lines) > 1 else "")
+
+
+def _in_order(fgraph):
+    """The nodes that communicate, by age as far as the graph allows it."""
+    nodes = [node for node in fgraph.toposort()
+             if isinstance(node.op, Collective)]
+    if len(nodes) < 2:
+        return nodes
+    below = _below(fgraph, nodes)
+    done, order = 0, []
+    waiting = sorted(range(len(nodes)), key=lambda i: nodes[i].op.number)
+    while waiting:
+        index = next(i for i in waiting if not below[i] & ~done)
+        waiting.remove(index)
+        done |= 1 << index
+        order.append(nodes[index])
+    return order
+
+
+def _below(fgraph, nodes):
+    """For each node, those that it depends on; the bits of an integer."""
+    index = {node: i for i, node in enumerate(nodes)}
+    bits, below = {}, [0] * len(nodes)
+    for node in fgraph.toposort():
+        mine = 0
+        for variable in node.inputs:
+            mine |= bits.get(variable, 0)
+        if node in index:
+            below[index[node]] = mine
+            mine |= 1 << index[node]
+        if mine:
+            bits.update(dict.fromkeys(node.outputs, mine))
+    return below
+
+
+# Where no order can be given
+
+class RefuseHidden(toolbox.Feature):
+    """Refuse graphs that communicate where no token can be led.
+
+    Theano attaches it to the graph of every function before it optimizes.
+    """
+
+    def on_attach(self, fgraph):
+        for node in fgraph.apply_nodes:
+            hidden = _hidden(node)
+            if hidden is not None:
+                raise ValueError(_HIDDEN % (hidden.op.what, node.op))
+        raise toolbox.AlreadyThere("nothing is hidden")
+
+
+std_fgraph.features.append(RefuseHidden)
+
+_HIDDEN = (
+    "The ranks cannot exchange %s inside of %s: whether and how often that is "
+    "computed may differ between them. Build the layers in there without "
+    "comm.")
+
+
+def _hidden(node):
+    """A node that communicates in what only a part of another's calls need."""
+    if isinstance(node.op, Scan):
+        inner = node.op.outputs
+    elif isinstance(node.op, OpFromGraph):
+        inner = node.op.local_outputs
+    elif isinstance(node.op, IfElse):
+        inner = node.inputs[1:]
+    else:
+        return None
+    for other in io_toposort([], inner):
+        if isinstance(other.op, Collective):
+            return other
+        hidden = _hidden(other)
+        if hidden is not None:
+            return hidden
+    return None

@@ -1,0 +1,345 @@
+"""Processes that work together, over MPI.
+
+The one module that knows mpi4py. It imports it only where the user asks for
+it; everywhere else, a communicator that the user made is at hand.
+
+What can go wrong with collective communication is that ranks do not meet: one
+makes a step more than the others, or another function, or ends. Each would
+wait for ever, or sum up what does not belong together. So before anything else
+is sent, ranks tell each other what they are about to do (`Channel.agree`), and
+at the end of the program, that it ends. Where that differs, all of them raise
+an error that says how.
+"""
+
+import atexit
+import contextlib
+import hashlib
+import os
+import sys
+import time
+import traceback
+
+import numpy as np
+
+__all__ = [
+    "Channel",
+    "RanksDisagree",
+    "channel_of",
+    "world",
+]
+
+# Seconds of waiting for other ranks after which to say so; and to give up.
+PATIENCE = 60
+TIMEOUT = float(os.environ.get("BNLASAGNE_MPI_TIMEOUT", 1800))
+# Seconds of waiting after which to leave the processor to others.
+_SPIN = 0.01
+
+_MISSING = (
+    "Training on several machines needs mpi4py, and an MPI library for it, "
+    "but %s. The extra brings both:\n    %s -m pip install \"bnlasagne[mpi]\"")
+
+
+class RanksDisagree(RuntimeError):
+    """Ranks are about to do different things; raised on all of them."""
+
+
+def world():
+    """All processes that ``mpiexec`` started together.
+
+    Returns
+    -------
+    mpi4py.MPI.Intracomm
+        ``MPI.COMM_WORLD``. Its `rank` is this process's number, from 0, and
+        its `size` the number of processes: 1 for a program that was started
+        without ``mpiexec``.
+
+    Raises
+    ------
+    ImportError
+        If mpi4py is missing, or the MPI library that it needs.
+
+    Examples
+    --------
+    >>> from bnlasagne import world
+    >>> comm = world()
+    >>> comm.rank, comm.size
+    (0, 1)
+    """
+    try:
+        from mpi4py import MPI
+    except ImportError as error:
+        raise ImportError(_MISSING % (
+            "mpi4py cannot be imported (%s)" % error, sys.executable
+        ), name="mpi4py") from error
+    except RuntimeError as error:
+        raise ImportError(_MISSING % (
+            "mpi4py finds no library (%s)" % " ".join(str(error).split()),
+            sys.executable), name="mpi4py") from error
+    return MPI.COMM_WORLD
+
+
+def channel_of(comm, caller):
+    """The channel of a communicator; always the same one.
+
+    Parameters
+    ----------
+    comm : mpi4py.MPI.Intracomm or None
+    caller : str
+        For messages.
+
+    Returns
+    -------
+    Channel or None
+        None for None, and for one process alone.
+
+    Raises
+    ------
+    TypeError
+        If `comm` is something else.
+    """
+    if comm is None:
+        return None
+    # Whoever has a communicator has imported this.
+    MPI = sys.modules.get("mpi4py.MPI")
+    if MPI is None or not isinstance(comm, MPI.Intracomm):
+        raise TypeError(
+            "%s: comm must be None or a communicator of mpi4py, such as "
+            "bnlasagne.world(), got %r." % (caller, comm))
+    if comm.size == 1:
+        return None
+    if not _keys:
+        _keys.append(MPI.Comm.Create_keyval(delete_fn=_forget))
+    channel = comm.Get_attr(_keys[0])
+    if channel is None:
+        channel = Channel(comm)
+        comm.Set_attr(_keys[0], channel)
+        _end_together(channel)
+    return channel
+
+
+# The key under which a communicator keeps its channel.
+_keys = []
+
+
+def _forget(comm, key, channel):
+    """MPI calls it when the user frees a communicator."""
+    atexit.unregister(channel.end)
+
+
+def _end_together(channel):
+    """Have no rank wait for one that has ended."""
+    atexit.register(channel.end)
+    hook = sys.excepthook
+    is_interactive = hasattr(sys, "ps1") or sys.flags.interactive
+    if not is_interactive and not isinstance(hook, _AbortingHook):
+        sys.excepthook = _AbortingHook(hook)
+
+
+class _AbortingHook(object):
+    """Ends the whole job after the traceback of one rank's error.
+
+    Otherwise the others would wait for it. ``python -m mpi4py`` does this for
+    errors that end a program, and for those who call ``sys.exit(1)``; this one
+    also for programs that were started without.
+    """
+
+    def __init__(self, hook):
+        self._hook = hook
+
+    def __call__(self, kind, error, trace):
+        MPI = sys.modules["mpi4py.MPI"]
+        try:
+            _say("rank %d of %d raised an error, which ends the job:"
+                 % (MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size))
+            self._hook(kind, error, trace)
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            MPI.COMM_WORLD.Abort(1)
+
+
+def _say(text):
+    print("bnlasagne: " + text, file=sys.stderr, flush=True)
+
+
+class Channel:
+    """What ranks send each other.
+
+    Use :func:`channel_of` to have one.
+
+    Parameters
+    ----------
+    comm : mpi4py.MPI.Intracomm
+        Of more than one process.
+
+    Attributes
+    ----------
+    rank, size : int
+    """
+
+    def __init__(self, comm):
+        self._comm = comm
+        self._own = None
+        self.rank = comm.rank
+        self.size = comm.size
+
+    def __repr__(self):
+        return "<Channel, rank %d of %d>" % (self.rank, self.size)
+
+    # It stands for a connection: a copy is the same one.
+
+    def __copy__(self):
+        return self
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __reduce__(self):
+        return channel_of, (self._comm, "pickle")
+
+    # Meeting
+
+    def agree(self, lines):
+        """Go on only if all ranks are about to do the same.
+
+        Parameters
+        ----------
+        lines : tuple of str
+            What that is, step by step.
+
+        Raises
+        ------
+        RanksDisagree
+            On all ranks, if the lines differ. It names the first difference.
+        """
+        if self._own is None:
+            # Apart from what the user sends over the same communicator.
+            self._own, request = self._comm.Idup()
+            self._wait(request, lines)
+        mine = _digest(lines)
+        all_ = np.empty((self.size, len(mine)), mine.dtype)
+        self._wait(self._own.Iallgather(mine, all_), lines)
+        if (all_ != all_[0]).any():
+            raise RanksDisagree(_difference(self._own.allgather(lines)))
+
+    @contextlib.contextmanager
+    def together(self, *lines):
+        """A block that all ranks finish, or none.
+
+        Where one raises an error in it, all do: those without one of their own
+        raise one of the same type, if it is a type of Python's own, which says
+        on which rank it happened.
+        """
+        error = None
+        try:
+            yield
+        except BaseException as raised:
+            error = raised
+        self.agree(lines)
+        found = self._own.allgather(error and _described(error))
+        if error is not None:
+            raise error
+        for rank, (kind, text) in enumerate(item or (None, None)
+                                            for item in found):
+            if kind is not None:
+                raise kind("On rank %d: %s" % (rank, text))
+
+    def end(self):
+        """Tell the others that this rank's program ends."""
+        MPI = sys.modules["mpi4py.MPI"]
+        if MPI.Is_finalized():
+            return
+        try:
+            self.agree((_THE_END,))
+        except RanksDisagree as error:
+            _say(str(error))
+            # Others may be in the middle of something, but not for long.
+            sys.stderr.flush()
+            MPI.COMM_WORLD.Abort(1)
+
+    def _wait(self, request, lines):
+        start = time.monotonic()
+        warned = False
+        while not request.Test():
+            waited = time.monotonic() - start
+            if waited < _SPIN:
+                # With more ranks than processors, let others come.
+                time.sleep(0)
+                continue
+            time.sleep(0.0002)
+            if waited > TIMEOUT:
+                raise RanksDisagree(
+                    "Rank %d of %d has waited %.0f seconds for others that "
+                    "do not come, before: %s. (To wait longer, set the "
+                    "environment variable BNLASAGNE_MPI_TIMEOUT.)"
+                    % (self.rank, self.size, waited, _short(lines)))
+            if waited > PATIENCE and not warned and lines != (_THE_END,):
+                warned = True
+                _say("rank %d of %d has waited %d seconds for the other ranks "
+                     "before: %s. Do all ranks call this?"
+                     % (self.rank, self.size, PATIENCE, _short(lines)))
+
+    # Sending; to be called in the same order on all ranks, after they agreed
+
+    def sum(self, array):
+        """The sum of the ranks' arrays, of one shape and type."""
+        total = np.empty_like(array)
+        self._own.Allreduce(array, total)
+        return total
+
+    def sum_objects(self, value):
+        """The sum of Python objects."""
+        return self._own.allreduce(value)
+
+    def broadcast(self, array, root):
+        """Overwrite an array with that of one rank."""
+        self._own.Bcast(array, root)
+
+
+_THE_END = "the end of the program"
+
+
+def _digest(lines):
+    """Sixteen bytes that stand for some lines."""
+    text = "\n".join(lines).encode()
+    return np.frombuffer(hashlib.sha256(text).digest()[:16], np.uint8)
+
+
+def _short(lines):
+    return lines[0] if lines else "nothing"
+
+
+def _difference(by_rank):
+    """What to tell of the lines of all ranks."""
+    # The largest number of ranks that are of one mind is likely to be right.
+    usual = max(by_rank, key=by_rank.count)
+    other = next(rank for rank, lines in enumerate(by_rank) if lines != usual)
+    first = by_rank.index(usual)
+    pairs = list(zip(usual, by_rank[other]))
+    place = next((i for i, (one, two) in enumerate(pairs) if one != two),
+                 len(pairs))
+    one, two = (lines[place] if place < len(lines) else "nothing more"
+                for lines in (usual, by_rank[other]))
+    return (
+        "The ranks disagree on what to do next, and would wait for each other "
+        "for ever. First difference%s:\n"
+        "  rank %d: %s\n  rank %d: %s\n"
+        "All ranks must build the same network, and call the same functions "
+        "equally often and in the same order."
+        % (" (step %d)" % place if place else "", first, one, other, two))
+
+
+def _described(error):
+    """An error as a pair of a type and a text, to send it."""
+    text = "".join(traceback.format_exception_only(type(error), error)).strip()
+    kind = type(error)
+    if kind in _SENDABLE:
+        return kind, str(error)
+    return RuntimeError, text
+
+
+# Those that are made of a text alone.
+_SENDABLE = (
+    ArithmeticError, AssertionError, AttributeError, IndexError, KeyError,
+    MemoryError, NotImplementedError, OSError, OverflowError, RuntimeError,
+    TypeError, ValueError, ZeroDivisionError)
