@@ -36,8 +36,17 @@ plot = [
     # The first with Axes.axline().
     "matplotlib>=3.3",
 ]
+mpi = [
+    # The first that lets communicators keep what belongs to them, on all the
+    # Pythons above.
+    "mpi4py>=4",
+    # An MPI library in a wheel, and mpiexec. mpi4py finds it by itself, unless
+    # another MPI comes first.
+    'mpich; sys_platform == "linux" or sys_platform == "darwin"',
+]
 examples = [
     *plot,
+    *mpi,
     "pillow",
     "tqdm",
 ]
@@ -82,6 +91,7 @@ setup(
         line + '; python_version < "3.12"' for line in requirements
     ],
     extras_require={
-        "plot": plot, "examples": examples, "test": test, "bench": bench,
+        "plot": plot, "mpi": mpi, "examples": examples, "test": test,
+        "bench": bench,
     },
 )

@@ -16,6 +16,8 @@ import theano
 import theano.tensor as T
 
 from . import expressions
+from .collectives import Average, is_synchronized
+from .communication import channel_of
 from .exact import ExactFunction
 from .tracking import application_of
 from .updates import (
@@ -48,6 +50,11 @@ class GradientAccumulator:
         What to do where a layer was applied several times in a step; see
         :func:`get_batch_norm_updates`. By default, one update by the
         statistics of all that it was applied to.
+    comm : mpi4py communicator or None
+        Processes that share each batch, such as :func:`bnlasagne.world` has
+        them: the step averages the gradients over them, too, weighted by size,
+        in one message for each term. Each has micro-batches of its own; with
+        synchronized batch normalization, equally many.
 
     Raises
     ------
@@ -92,7 +99,7 @@ class GradientAccumulator:
         step()
     """
 
-    def __init__(self, params, layers=None, combine="pool"):
+    def __init__(self, params, layers=None, combine="pool", comm=None):
         self.params = list(params)
         for param in self.params:
             if not isinstance(param, theano.compile.SharedVariable):
@@ -106,6 +113,7 @@ class GradientAccumulator:
                              "'chain' or 'error', got %r." % (combine,))
         self._wanted = wanted_averages(layers, "GradientAccumulator")
         self._combine = combine
+        self._channel = channel_of(comm, "GradientAccumulator")
         self._terms = collections.OrderedDict()
         self._moments = _Moments()
         self._has_step = False
@@ -150,8 +158,11 @@ class GradientAccumulator:
                               kwargs)
             # Without any example, a mean is not a number.
             is_there = T.gt(part.size, 0)
-            weighted = [T.switch(is_there, gradient * T.cast(
-                part.size, gradient.dtype), 0) for gradient in part.gradients]
+            weighted = [T.switch(is_there, gradient, 0)
+                        for gradient in part.gradients]
+            if self._channel is not None:
+                # Other ranks may have examples where this one has none.
+                is_there = T.constant(True)
             updates = part.term.after(part.params, weighted, part.size)
             for steps in part.steps.values():
                 for move in steps:
@@ -245,7 +256,8 @@ class GradientAccumulator:
         self._has_step = True
 
         def checked(*args, **kwargs):
-            if not self.size:
+            # With others, what there is of them shows in the step.
+            if not self.size and self._channel is None:
                 raise ValueError(
                     "GradientAccumulator: there is no micro-batch since the "
                     "last step. Call a function that accumulates first.")
@@ -286,10 +298,10 @@ class GradientAccumulator:
             raise ValueError(
                 "GradientAccumulator.step_function(): there is nothing to "
                 "make a step of. Call function() or exact_function() first.")
+        means = [term.means(self._channel) for term in self._terms.values()]
         gradients = []
         for param in self.params:
-            parts = [term.mean(param) for term in self._terms.values()
-                     if param in term.sums]
+            parts = [mean[param] for mean in means if param in mean]
             if not parts:
                 raise ValueError(
                     "GradientAccumulator.step_function(): no loss depends on "
@@ -307,8 +319,8 @@ class GradientAccumulator:
                 % caller)
         _check_loss(loss, caller)
         inputs = list(inputs)
-        params, gradients = self._gradients_of(loss, caller)
         size = _size(size, inputs, caller)
+        params, gradients = self._gradients_of(loss, size, caller)
         steps = find_steps([loss], self._wanted)
         _check_steps(steps, caller)
         # All is well: from here on, there are places for it.
@@ -322,10 +334,18 @@ class GradientAccumulator:
         return _Part(inputs, loss, size, outputs, params, gradients, stored,
                      steps, kwargs)
 
-    def _gradients_of(self, loss, caller):
-        """The parameters that a loss depends on, and its gradients."""
+    def _gradients_of(self, loss, size, caller):
+        """Parameters that a loss depends on; its gradients, times the size."""
         roots = set(theano.gof.graph.inputs([loss]))
         params = [param for param in self.params if param in roots]
+        if is_synchronized([loss]):
+            if self._channel is None:
+                raise ValueError(
+                    "%s: the network's batch normalization is synchronized. "
+                    "Pass the same comm to GradientAccumulator." % caller)
+            # They meet those of other ranks, with the weights of these.
+            loss = loss * T.cast(size, loss.dtype)
+            size = None
         gradients = theano.grad(loss, params, disconnected_inputs="ignore",
                                 return_disconnected="None") if params else []
         connected = [pair for pair in zip(params, gradients)
@@ -333,7 +353,11 @@ class GradientAccumulator:
         if not connected:
             raise ValueError("%s: loss depends on none of the parameters."
                              % caller)
-        return map(list, zip(*connected))
+        params, gradients = map(list, zip(*connected))
+        if size is not None:
+            gradients = [gradient * T.cast(size, gradient.dtype)
+                         for gradient in gradients]
+        return params, gradients
 
 
 def _check_loss(loss, caller):
@@ -378,6 +402,7 @@ class _Part(object):
     params : list of Theano shared variables
         Those that `loss` depends on.
     gradients : list of Theano variables
+        Times the size.
     term : _Term
     steps : dict
         Running average → list of moves.
@@ -476,11 +501,21 @@ class _Term(object):
                 T.cast(total + gradient, total.dtype), total.broadcastable)
         return updates
 
-    def mean(self, param):
-        """The averaged gradient; zero where there was no micro-batch."""
-        total = self.sums[param]
+    def means(self, channel):
+        """For each parameter, the averaged gradient.
+
+        Zero where there was no micro-batch; if there are other ranks, that is
+        an error of all.
+        """
+        if channel is not None:
+            op = Average(channel, "accumulated gradients of %d parameters"
+                         % len(self.sums), len(self.sums), False)
+            return collections.OrderedDict(zip(self.sums, op(
+                self.size, *self.sums.values(), return_list=True)))
         size = T.switch(T.gt(self.size, 0), self.size, 1)
-        return total / T.cast(size, total.dtype)
+        return collections.OrderedDict(
+            (param, total / T.cast(size, total.dtype))
+            for param, total in self.sums.items())
 
 
 class _Moments(object):

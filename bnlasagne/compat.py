@@ -9,12 +9,17 @@ imports Theano, and mends what has moved since Lasagne 0.1:
 * Theano >= 0.9 has no ``theano.tensor.signal.downsample``, which Lasagne 0.1
   imports;
 * Python >= 3.11 has no ``longintrepr.h``, which the C code of Theano's loops,
-  and so each of Lasagne's recurrent layers, includes: they run in Python.
+  and so each of Lasagne's recurrent layers, includes: they run in Python;
+* mpi4py without an MPI library raises an error that Theano, which tries to
+  import it, does not expect;
+* the processes that ``mpiexec`` starts would wait for each other to compile
+  anything: each gets a compile directory of its own.
 
-Where nothing is to be mended, nothing is touched. The user's Theano flags are
-never changed.
+Where nothing is to be mended, nothing is touched. The user's Theano flags stay
+in force.
 """
 
+import contextlib
 import importlib
 import importlib.machinery
 import importlib.util
@@ -261,7 +266,8 @@ def _provide_blas_opt_info():
 
 def _import_theano():
     try:
-        importlib.import_module("theano")
+        with _own_compile_directory(), _without_broken_mpi4py():
+            importlib.import_module("theano")
     except Exception as error:
         # Theano hands on the compiler's complaint as a bare Exception.
         if "Python.h" not in str(error):
@@ -274,6 +280,79 @@ def _import_theano():
                 *sys.version_info[:2]
             )
         ) from error
+
+
+# How launchers of MPI programs tell a process its number: MPICH and those that
+# go back to it, Open MPI, and all that follow PMIx.
+_RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
+# Theano's own, and the rank.
+_COMPILEDIR_FORMAT = (
+    "compiledir_%(short_platform)s-%(processor)s-%(python_version)s-"
+    "%(python_bitwidth)s-rank{}"
+)
+
+
+@contextlib.contextmanager
+def _own_compile_directory():
+    """
+    Give each MPI process its own compile directory, unless the user did.
+
+    Theano locks the directory while it compiles, and each process would wait
+    for all others, again and again. It reads its flags while it is imported.
+    """
+    rank = next((os.environ[name] for name in _RANKS if name in os.environ), "")
+    before = os.environ.get("THEANO_FLAGS")
+    if not rank.isdigit() or "theano" in sys.modules or _is_format_set():
+        yield
+        return
+    # Of flags that are given twice, the last one counts: the user's.
+    os.environ["THEANO_FLAGS"] = "compiledir_format={},{}".format(
+        _COMPILEDIR_FORMAT.format(rank), before or ""
+    )
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["THEANO_FLAGS"]
+        else:
+            os.environ["THEANO_FLAGS"] = before
+
+
+def _is_format_set():
+    """Whether a configuration file of Theano's names the directory."""
+    paths = os.environ.get("THEANORC", "~/.theanorc").split(os.pathsep)
+    for path in map(os.path.expanduser, paths):
+        with contextlib.suppress(OSError):
+            with open(path, encoding="utf-8", errors="replace") as file:
+                if re.search(r"^\s*compiledir_format\b", file.read(), re.M):
+                    return True
+    return False
+
+
+@contextlib.contextmanager
+def _without_broken_mpi4py():
+    """Let Theano find no mpi4py, rather than one without an MPI library."""
+    name = "mpi4py.MPI"
+    if "theano" in sys.modules or name in sys.modules or _loads(name):
+        yield
+        return
+    sys.modules[name] = None
+    try:
+        yield
+    finally:
+        # Whoever asks for it gets mpi4py's own error.
+        sys.modules.pop(name, None)
+
+
+def _loads(name):
+    """Whether a module can be imported, or is known not to be there."""
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        return True  # Theano expects this one.
+    except RuntimeError:
+        return False
+    return True
 
 
 def _provide_downsample():

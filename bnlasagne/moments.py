@@ -2,7 +2,7 @@
 
 import numpy as np
 
-__all__ = ["Moments"]
+__all__ = ["Moments", "PooledMoments"]
 
 
 class Moments:
@@ -130,3 +130,95 @@ class Moments:
         """Whether there is neither an infinity nor a NaN in them."""
         return bool(np.all(np.isfinite(self.mean))
                     and np.all(np.isfinite(self.m2)))
+
+
+class PooledMoments:
+    """Moments of parts, added up without rounding.
+
+    So neither the order of the parts nor who added up which of them makes a
+    difference to what comes out, not even in the last bit.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Of the mean.
+
+    Notes
+    -----
+    A number of double precision is a whole multiple of 2 ** -1074, so sums of
+    such numbers and of their squares are whole numbers, which Python has of
+    any size.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bnlasagne.moments import Moments, PooledMoments
+    >>> pooled = PooledMoments((1, 1))
+    >>> for part in np.array([[1.], [2.]]), np.array([[6.]]):
+    ...     pooled.add(Moments.of(part, axes=(0,)))
+    >>> pooled.moments()
+    Moments(count=3, mean=array([[3.]]), m2=array([[14.]]))
+    """
+
+    def __init__(self, shape):
+        self.shape = tuple(shape)
+        self.count = 0
+        self._sums = self._squares = [0] * int(np.prod(self.shape))
+
+    def add(self, moments):
+        """Add the moments of a part; they must be finite."""
+        if not moments.count:
+            return
+        n = moments.count
+        means = list(map(_whole, moments.mean.ravel().tolist()))
+        self.count += n
+        self._sums = [total + n * mean
+                      for total, mean in zip(self._sums, means)]
+        self._squares = [
+            total + n * mean * mean + (_whole(m2) << _BITS)
+            for total, mean, m2 in zip(self._squares, means,
+                                       moments.m2.ravel().tolist())]
+
+    def __add__(self, other):
+        """Those of all parts of both."""
+        both = PooledMoments(self.shape)
+        both.count = self.count + other.count
+        both._sums = [one + two for one, two
+                      in zip(self._sums, other._sums)]
+        both._squares = [one + two for one, two
+                         in zip(self._squares, other._squares)]
+        return both
+
+    def moments(self):
+        """What was added up, each number rounded once.
+
+        Returns
+        -------
+        Moments
+            Infinite where it is too large for double precision.
+        """
+        if not self.count:
+            return Moments(0, np.zeros(self.shape), np.zeros(self.shape))
+        n = self.count
+        mean = [_divided(total, n << _BITS) for total in self._sums]
+        m2 = [_divided(n * squares - total * total, n << 2 * _BITS)
+              for total, squares in zip(self._sums, self._squares)]
+        return Moments(n, np.reshape(mean, self.shape),
+                       np.reshape(m2, self.shape))
+
+
+# The smallest number of double precision is 2 ** -1074.
+_BITS = 1074
+
+
+def _whole(value):
+    """A finite number, in multiples of the smallest one."""
+    numerator, denominator = value.as_integer_ratio()
+    return numerator << (_BITS + 1 - denominator.bit_length())
+
+
+def _divided(numerator, denominator):
+    try:
+        return numerator / denominator
+    except OverflowError:
+        return float("inf")

@@ -15,6 +15,10 @@ layer by layer:
 3. Each stage makes a pass over the data and pools moments (`_measure`); then
    its stand-ins get the statistics, and the next stage's turn has come.
 4. The layers themselves are changed when all is done.
+
+With several ranks, each makes the passes over its part of the data, and what
+they find is put together at the end of each pass. Moments are added up without
+rounding, so that the result does not depend on who had which batch.
 """
 
 import collections
@@ -27,8 +31,9 @@ import numpy as np
 import theano
 from theano.gof.graph import ancestors, io_toposort
 
+from .communication import channel_of
 from .layer import applications, label
-from .moments import Moments
+from .moments import Moments, PooledMoments
 
 __all__ = [
     "PopulationStatistics",
@@ -53,7 +58,8 @@ class PopulationStatistics(collections.OrderedDict):
 
 
 def update_population_statistics(network, batches, method="layerwise", ddof=0,
-                                 keep=None, progress=None, **kwargs):
+                                 keep=None, progress=None, comm=None,
+                                 **kwargs):
     """Set the statistics of batch normalization to those of all data.
 
     Sets `mean` and `std` of every :class:`BatchNormLayer` of a network to
@@ -91,6 +97,12 @@ def update_population_statistics(network, batches, method="layerwise", ddof=0,
         that a keyword argument switched on: these draw anew in each pass.
     progress : callable or None
         Wraps each pass's iterable, such as :func:`tqdm.tqdm`.
+    comm : mpi4py communicator or None
+        Processes that share the data, such as :func:`bnlasagne.world` has
+        them. All call this with the same network, each with its own part of
+        the data as `batches`, none at all included, and all get the statistics
+        of all data. These are the same in all bits, however many processes
+        there are and whichever has which batch.
     **kwargs
         Passed on to :func:`lasagne.layers.get_output`. By default, layers are
         ``deterministic``.
@@ -112,11 +124,15 @@ def update_population_statistics(network, batches, method="layerwise", ddof=0,
         expressions, or depend on themselves.
     TypeError
         If an argument is of another type than stated.
+    RanksDisagree
+        If the processes of `comm` do not call it alike.
 
     Notes
     -----
     Whatever ends it early, an error of `batches` or Ctrl-C included, leaves
-    all layers as they were.
+    all layers as they were. An error on one rank is raised on all: where it
+    did not happen, as one of the same type, if that is a type of Python's own,
+    and otherwise as a RuntimeError.
     Frozen layers keep their statistics.
 
     References
@@ -137,21 +153,62 @@ def update_population_statistics(network, batches, method="layerwise", ddof=0,
     >>> found[layer].count
     100
     """
-    one_pass = _is_one_pass(method)
-    _check_arguments(network, progress)
-    graph = _Graph(network, one_pass, kwargs)
-    stages = _stages(graph)
-    source = _Source(batches, graph.inputs,
-                     len(stages) if keep is None else 1)
-    found = {}
-    with _kept(keep) as kept:
+    channel = channel_of(comm, _CALLER)
+    with contextlib.ExitStack() as stack:
+        with _together(channel, _CALLER):
+            one_pass = _is_one_pass(method)
+            _check_arguments(network, progress)
+            graph = _Graph(network, one_pass, kwargs)
+            stages = _stages(graph)
+            source = _Source(batches, graph.inputs,
+                             len(stages) if keep is None else 1)
+            kept = stack.enter_context(_kept(keep))
+        if channel is not None:
+            channel.agree(_outline(stages, method, ddof))
+        found = {}
         for number in range(len(stages)):
-            measured = _measure(stages[:number + 1], source, kept,
-                                progress or iter)
-            for group, moments in measured.items():
-                group.set_stand_ins(moments, ddof)
-            found.update(measured)
-    return _store(graph, found, ddof)
+            with _together(channel, "%s, pass number %d"
+                           % (_CALLER, number + 1)):
+                measured = _measure(stages[:number + 1], source, kept,
+                                    progress or iter)
+            if channel is not None:
+                measured = {group: channel.sum_objects(measured[group])
+                            for group in stages[number].groups}
+            for group, pooled in measured.items():
+                found[group] = _checked(pooled, group, stages, number)
+                group.set_stand_ins(found[group], ddof)
+    return _store(graph, found, ddof, channel)
+
+
+_CALLER = "update_population_statistics()"
+
+
+def _together(channel, *lines):
+    """All ranks finish a block, or none; see `Channel.together`."""
+    if channel is None:
+        return contextlib.nullcontext()
+    return channel.together(*lines)
+
+
+def _outline(stages, method, ddof):
+    """What ranks must have in common."""
+    return ("%s with method=%r, ddof=%r" % (_CALLER, method, ddof),) + tuple(
+        "%s, pass number %d, %s of shape %s"
+        % (_CALLER, number, group, group.shape)
+        for number, stage in enumerate(stages, 1) for group in stage.groups)
+
+
+def _checked(pooled, group, stages, number):
+    """The moments of all data."""
+    if not pooled.count:
+        raise ValueError(
+            "%s: there is no data: batches are empty in pass %d. A function "
+            "must return a new iterator each time."
+            % (stages[number], number + 1))
+    moments = pooled.moments()
+    if not moments.is_finite():
+        raise ValueError("%s: the values are too large." % group)
+    return moments
 
 
 def _is_one_pass(method):
@@ -195,6 +252,10 @@ class _Group(object):
 
     def __str__(self):
         return ", ".join(collections.OrderedDict.fromkeys(self.labels))
+
+    @property
+    def shape(self):
+        return self.stored[0].get_value(borrow=True).shape
 
     def statistics(self, moments, ddof):
         """Mean and standard deviation, as they are stored."""
@@ -605,33 +666,26 @@ def _measure(stages, source, kept, progress):
     Returns
     -------
     dict
-        Group → Moments.
+        Group → PooledMoments.
     """
     last = stages[-1]
-    found = {}
+    found = {group: PooledMoments(group.shape) for group in last.groups}
     for number, values in _values(stages, source, kept, progress):
         measured, frontier = _run(last, values, number)
         for group, axes, value in measured:
             moments = Moments.of(value, axes)
-            shape = group.stored[0].get_value(borrow=True).shape
-            if moments.mean.shape != shape:
+            if moments.mean.shape != group.shape:
                 raise ValueError(
                     "%s: the statistics of batch %d are of shape %s, but "
                     "those that the layer stores of shape %s."
-                    % (group, number, moments.mean.shape, shape))
-            if group in found:
-                moments = found[group].merge(moments)
+                    % (group, number, moments.mean.shape, group.shape))
             if not moments.is_finite():
                 raise ValueError(
                     "%s: batch %d has values that are not finite, or too "
                     "large." % (group, number))
-            found[group] = moments
+            found[group].add(moments)
         if kept is not None:
             kept.append(number, frontier)
-    if not found:
-        raise ValueError(
-            "%s: there is no data: batches are empty in pass %d. A function "
-            "must return a new iterator each time." % (last, len(stages)))
     return found
 
 
@@ -671,7 +725,7 @@ def _run(stage, values, number):
                          "%s" % (number, stage, error)) from error
 
 
-def _store(graph, found, ddof):
+def _store(graph, found, ddof, channel):
     """Set the statistics of all layers, or of none."""
     values = [(variable, value) for group in graph.groups
               for variable, value in zip(
@@ -684,8 +738,9 @@ def _store(graph, found, ddof):
         result.replaced[layer] = (layer.mean.get_value(),
                                   layer.std.get_value())
     try:
-        for variable, value in values:
-            variable.set_value(value)
+        with _together(channel, _CALLER + ", the end"):
+            for variable, value in values:
+                variable.set_value(value)
     except BaseException:
         for variable, value in before:
             variable.set_value(value)

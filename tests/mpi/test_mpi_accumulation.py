@@ -1,0 +1,138 @@
+"""Micro-batches on several ranks."""
+
+from bnlasagne import GradientAccumulator, batch_norm
+
+import lasagne
+import numpy as np
+import pytest
+import theano
+import theano.tensor as T
+from lasagne.layers import DenseLayer, InputLayer, get_all_params, get_output
+from numpy.testing import assert_allclose
+
+MPI = pytest.importorskip(
+    "mpi4py.MPI", reason='needs pip install "bnlasagne[mpi]"')
+pytestmark = pytest.mark.usefixtures("float64", "quick")
+
+
+@pytest.fixture
+def comm():
+    return MPI.COMM_WORLD
+
+
+def build(comm):
+    lasagne.random.set_rng(np.random.RandomState(3))
+    x, target = T.matrix(), T.matrix()
+    network = InputLayer((None, 4), x)
+    for _ in range(2):
+        network = batch_norm(DenseLayer(network, 5), comm=comm)
+    loss = lasagne.objectives.squared_error(get_output(network),
+                                            target).mean()
+    return network, [x, target], loss
+
+
+def values(network):
+    return [param.get_value() for param in get_all_params(network)]
+
+
+# The sizes of each rank's part of two micro-batches; the first ranks' ones.
+SIZES = [[3, 5, 2, 4], [2, 4, 6, 1]]
+
+
+def parts(rng, comm):
+    """For each micro-batch, all of it, and this rank's part."""
+    for sizes in SIZES:
+        ends = np.cumsum(sizes[:comm.size])
+        x, target = rng.normal(size=(ends[-1], 4)), rng.normal(
+            size=(ends[-1], 5))
+        mine = slice(ends[comm.rank] - sizes[comm.rank], ends[comm.rank])
+        yield (x, target), (x[mine], target[mine])
+
+
+def test_synchronized(rng, comm):
+    """As one process that has all ranks' parts in each micro-batch."""
+    steps, networks = [], []
+    for own in (None, comm):
+        network, inputs, loss = build(own)
+        accumulator = GradientAccumulator(
+            get_all_params(network, trainable=True), comm=own)
+        steps.append((accumulator.function(inputs, loss),
+                      accumulator.step_function(lasagne.updates.momentum,
+                                                learning_rate=0.1)))
+        networks.append(network)
+    for _ in range(2):
+        for whole, part in parts(rng, comm):
+            steps[0][0](*whole)
+            steps[1][0](*part)
+        for _, step in steps:
+            step()
+    for one, other in zip(*map(values, networks)):
+        assert_allclose(one, other, rtol=1e-11, atol=1e-12)
+
+
+def test_unsynchronized(rng, comm):
+    """Each rank's micro-batches are micro-batches of the step."""
+    networks = []
+    ranks = list(range(comm.size))
+    batches = list(parts(rng, comm))
+    everyone = comm.allgather([part for _, part in batches])
+    for mine, own in ((ranks, None), ([comm.rank], comm)):
+        network, inputs, loss = build(None)
+        accumulator = GradientAccumulator(
+            get_all_params(network, trainable=True), comm=own)
+        accumulate = accumulator.function(inputs, loss)
+        step = accumulator.step_function(lasagne.updates.sgd,
+                                         learning_rate=0.1)
+        for rank in mine:
+            for part in everyone[rank]:
+                accumulate(*part)
+        step()
+        networks.append(network)
+    for one, other in zip(*(get_all_params(network, trainable=True)
+                            for network in networks)):
+        assert_allclose(one.get_value(), other.get_value(), rtol=1e-11,
+                        atol=1e-12)
+
+
+def test_ranks_without_micro_batches(rng, comm):
+    network, inputs, loss = build(None)
+    accumulator = GradientAccumulator(
+        get_all_params(network, trainable=True), comm=comm)
+    accumulate = accumulator.function(inputs, loss)
+    step = accumulator.step_function(lasagne.updates.sgd, learning_rate=0.1)
+    with pytest.raises(ValueError, match="no (examples|micro-batch)"):
+        step()
+    before = values(network)
+    if comm.rank == 0:
+        accumulate(rng.normal(size=(3, 4)), rng.normal(size=(3, 5)))
+    step()
+    weights = get_all_params(network, trainable=True)[0].get_value()
+    assert not np.array_equal(weights, before[0])
+    everywhere = comm.allgather(weights.tobytes())
+    assert everywhere == everywhere[:1] * comm.size
+
+
+def test_synchronized_layers_take_a_communicator(comm):
+    if comm.size == 1:
+        pytest.skip("takes several ranks")
+    network, inputs, loss = build(comm)
+    params = get_all_params(network, trainable=True)
+    with pytest.raises(ValueError, match="Pass the same comm"):
+        GradientAccumulator(params).function(inputs, loss)
+    with pytest.raises(ValueError, match="has a communicator"):
+        GradientAccumulator(params, comm=comm).exact_function(inputs, loss)
+
+
+def test_weights_by_size_without_batch_normalization(rng, comm):
+    """The gradient of a mean over all ranks' examples."""
+    w = theano.shared(np.zeros(3), "w")
+    x = T.matrix()
+    accumulator = GradientAccumulator([w], comm=comm)
+    accumulate = accumulator.function([x], T.mean(T.dot(x, w)))
+    step = accumulator.step_function(lasagne.updates.sgd, learning_rate=1)
+    data = rng.normal(size=(10, 3))
+    mine = np.split(data, [1, 4, 8])[comm.rank]
+    accumulate(mine)
+    step()
+    seen = np.concatenate(comm.allgather(mine))
+    assert_allclose(w.get_value(), -seen.mean(0), rtol=1e-12)
