@@ -7,12 +7,13 @@ python = .venv/bin/python
 flags = if [ -e .venv/no-header ]; then \
 	export THEANO_FLAGS="cxx=,$${THEANO_FLAGS-}"; fi;
 
-.PHONY: help demo bench test lint clean
+.PHONY: help demo bench test mpi-test lint clean
 
 help:
 	@echo "make demo   train on digits, with and without batch normalization"
 	@echo "make bench  measure the speed, against others (BENCH=… are options)"
 	@echo "make test   ruff, then all tests"
+	@echo "make mpi-test  the tests of distributed training, on 1 to 4 processes"
 	@echo "make lint   ruff only"
 	@echo "make clean  remove what the other targets made"
 
@@ -30,6 +31,16 @@ lint:
 
 test: lint
 	@$(flags) $(python) -m pytest
+
+# Ranks share the cores. One that hangs is a failure, which the time limit ends.
+mpi-test:
+	@.ci/venv test
+	@$(flags) for ranks in 1 2 3 4; do \
+		echo "On $$ranks processes:"; \
+		OMP_NUM_THREADS=1 MPIEXEC_TIMEOUT=900 .venv/bin/mpiexec \
+			-n $$ranks $(python) -m mpi4py -m pytest -q \
+			tests/mpi || exit 1; \
+	done
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache build dist *.egg-info

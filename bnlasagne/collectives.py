@@ -238,7 +238,7 @@ class Average(Collective):
                 "The ranks cannot average %s: their batches have no examples, "
                 "the sizes add up to %s." % (self.what, total[0]))
         even = total[0] / self.channel.size
-        if self.only_even and abs(weight - even) > 1e-3 * even:
+        if self.only_even and abs(weight - even) > 1e-6 * even:
             raise ValueError(_NOT_EVEN % (self.channel.rank, weight, even))
         total[1:] /= total[0]
         return _unpacked(total[1:], arrays)
@@ -354,13 +354,8 @@ def _schedule(nodes):
         if len(channels) > 1:
             line += ", in group %d" % channels.index(node.op.channel)
         lines.append(line)
-    title = "a function that exchanges %s" % _counted(lines)
-    return Schedule(tuple(channels), (title,) + tuple(lines))
-
-
-def _counted(lines):
-    return "%s%s" % (lines[0], " and %d more" % (len(lines) - 1)
-                     if len(lines) > 1 else "")
+    lines[0] = "a function that exchanges, first, " + lines[0]
+    return Schedule(tuple(channels), tuple(lines))
 
 
 def _in_order(fgraph):

@@ -235,8 +235,15 @@ class Channel:
             yield
         except BaseException as raised:
             error = raised
-        self.agree(lines)
-        found = self._own.allgather(error and _described(error))
+        try:
+            self.agree(lines)
+        except RanksDisagree:
+            if error is None:
+                raise
+            # Of two errors, this rank's own tells more.
+            raise error from None
+        found = self._own.allgather(
+            None if error is None else _described(error))
         if error is not None:
             raise error
         for rank, (kind, text) in enumerate(item or (None, None)
@@ -267,13 +274,15 @@ class Channel:
                 time.sleep(0)
                 continue
             time.sleep(0.0002)
+            if lines == (_THE_END,):
+                continue
             if waited > TIMEOUT:
                 raise RanksDisagree(
                     "Rank %d of %d has waited %.0f seconds for others that "
                     "do not come, before: %s. (To wait longer, set the "
                     "environment variable BNLASAGNE_MPI_TIMEOUT.)"
                     % (self.rank, self.size, waited, _short(lines)))
-            if waited > PATIENCE and not warned and lines != (_THE_END,):
+            if waited > PATIENCE and not warned:
                 warned = True
                 _say("rank %d of %d has waited %d seconds for the other ranks "
                      "before: %s. Do all ranks call this?"
@@ -322,11 +331,11 @@ def _difference(by_rank):
                 for lines in (usual, by_rank[other]))
     return (
         "The ranks disagree on what to do next, and would wait for each other "
-        "for ever. First difference%s:\n"
+        "for ever. First difference, step %d:\n"
         "  rank %d: %s\n  rank %d: %s\n"
         "All ranks must build the same network, and call the same functions "
         "equally often and in the same order."
-        % (" (step %d)" % place if place else "", first, one, other, two))
+        % (place + 1, first, one, other, two))
 
 
 def _described(error):

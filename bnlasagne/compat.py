@@ -300,7 +300,7 @@ def _own_compile_directory():
     Theano locks the directory while it compiles, and each process would wait
     for all others, again and again. It reads its flags while it is imported.
     """
-    rank = next((os.environ[name] for name in _RANKS if name in os.environ), "")
+    rank = next(filter(None, map(os.environ.get, _RANKS)), "")
     before = os.environ.get("THEANO_FLAGS")
     if not rank.isdigit() or "theano" in sys.modules or _is_format_set():
         yield
@@ -322,7 +322,7 @@ def _is_format_set():
     """Whether a configuration file of Theano's names the directory."""
     paths = os.environ.get("THEANORC", "~/.theanorc").split(os.pathsep)
     for path in map(os.path.expanduser, paths):
-        with contextlib.suppress(OSError):
+        if os.path.isfile(path):
             with open(path, encoding="utf-8", errors="replace") as file:
                 if re.search(r"^\s*compiledir_format\b", file.read(), re.M):
                     return True

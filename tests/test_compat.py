@@ -208,6 +208,84 @@ print(os.environ['THEANO_FLAGS'])
     assert out == "cxx=\n"
 
 
+FORMAT = (
+    "compiledir_%(short_platform)s-%(processor)s-%(python_version)s-"
+    "%(python_bitwidth)s-rank"
+)
+
+
+@pytest.mark.parametrize("name", ["PMI_RANK", "OMPI_COMM_WORLD_RANK"])
+def test_each_mpi_process_has_its_compile_directory(bare, name):
+    write_package(bare, "theano", "import os\n__version__ = '1.0.5'\n"
+                  "flags = os.environ.get('THEANO_FLAGS')")
+    code = """
+import os
+import bnlasagne
+import theano
+print(theano.flags, os.environ.get('THEANO_FLAGS'))
+"""
+    plain = {"THEANO_FLAGS": "openmp=1", "THEANORC": os.devnull}
+    assert succeed(run_python(code, bare, **plain)) == "openmp=1 openmp=1\n"
+    out = succeed(run_python(code, bare, **plain, **{name: "12"}))
+    assert out == "compiledir_format=%s12,openmp=1 openmp=1\n" % FORMAT
+
+
+def test_the_users_compile_directory_stays(bare, tmp_path):
+    write_package(bare, "theano", "import os\n__version__ = '1.0.5'\n"
+                  "print(os.environ['THEANO_FLAGS'])")
+    config = tmp_path / "theanorc"
+    config.write_text("[global]\ncompiledir_format = mine\n")
+    out = succeed(run_python("import bnlasagne", bare, PMI_RANK="1",
+                             THEANO_FLAGS="openmp=1", THEANORC=str(config)))
+    assert out == "openmp=1\n"
+
+
+def test_flags_of_mpi_processes_are_understood(tmp_path):
+    # The real Theano: that of two flags of one name, the last one counts.
+    code = "import bnlasagne, theano; print(theano.config.compiledir)"
+    flags = "base_compiledir=%s" % tmp_path
+    for more, end in (("", "-rank3"), (",compiledir_format=mine", "mine")):
+        out = succeed(run_python(code, ROOT, PMI_RANK="3", THEANORC=os.devnull,
+                                 THEANO_FLAGS=flags + more))
+        assert out.strip().startswith(str(tmp_path))
+        assert out.strip().endswith(end)
+
+
+def test_mpi4py_without_a_library(tmp_path):
+    # Theano expects an ImportError there; mpi4py raises another.
+    write_package(tmp_path, "mpi4py")
+    (tmp_path / "mpi4py" / "MPI.py").write_text(
+        "raise RuntimeError('cannot load MPI library')"
+    )
+    code = """
+import bnlasagne
+for _ in range(2):
+    try:
+        bnlasagne.world()
+    except ImportError as error:
+        print(error)
+"""
+    out = succeed(run_python(code, tmp_path, ROOT))
+    assert out.count("finds no library (cannot load MPI library)") == 2
+    assert 'pip install "bnlasagne[mpi]"' in out
+
+
+def test_without_mpi4py(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nsys.modules['mpi4py'] = None\n"
+    )
+    code = """
+import bnlasagne
+try:
+    bnlasagne.world()
+except ImportError as error:
+    print(error)
+"""
+    out = succeed(run_python(code, tmp_path, ROOT))
+    assert "mpi4py cannot be imported" in out
+    assert 'pip install "bnlasagne[mpi]"' in out
+
+
 def test_leaves_what_is_there(bare):
     write_package(bare, "numpy/distutils", '__version__ = "1.21.0"')
     (bare / "numpy/distutils/__config__.py").write_text(

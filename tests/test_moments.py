@@ -1,8 +1,11 @@
 """Moments of parts are those of the whole."""
 
+import pickle
+from fractions import Fraction
 from functools import reduce
 
 from bnlasagne import Moments
+from bnlasagne.moments import PooledMoments
 
 import numpy as np
 import pytest
@@ -164,3 +167,68 @@ def test_merge_of_means_too_far_apart():
     """As in one part."""
     parts = [Moments.of([[value]], (0,)) for value in (1e200, -1e200)]
     assert not parts[0].merge(parts[1]).is_finite()
+
+
+# Added up without rounding
+
+def pooled(parts):
+    total = PooledMoments(parts[0].mean.shape)
+    for part in parts:
+        total.add(part)
+    return total
+
+
+def exact(parts):
+    """Mean and sum of squared deviations, of one channel, in fractions."""
+    n = sum(part.count for part in parts)
+    means = [Fraction(part.mean.item()) for part in parts]
+    mean = sum(part.count * value for part, value in zip(parts, means)) / n
+    m2 = sum(Fraction(part.m2.item()) + part.count * (value - mean) ** 2
+             for part, value in zip(parts, means))
+    return float(mean), float(m2)
+
+
+@pytest.mark.parametrize("offset, scale", [
+    (0, 1), (1e9, 1e-3), (1e140, 1e130), (-1e-300, 1e-310), (5e-324, 0)])
+def test_pooled_moments_are_rounded_once(rng, offset, scale):
+    values = offset + scale * rng.normal(size=(40, 1))
+    parts = [Moments.of(part, (0,)) for part in np.split(values, [1, 8, 30])]
+    found = pooled(parts).moments()
+    assert found.count == 40
+    assert (found.mean.item(), found.m2.item()) == exact(parts)
+
+
+def test_pooled_moments_depend_neither_on_order_nor_on_grouping(rng):
+    values = 1e6 + rng.normal(size=(60, 3)) * [1e-2, 1, 1e6]
+    parts = [Moments.of(part, (0,)) for part in np.split(values, uneven(60))]
+    expected = pooled(parts).moments()
+    for _ in range(5):
+        order = rng.permutation(len(parts))
+        one, two, three = (pooled([parts[i] for i in chosen])
+                           for chosen in np.split(order, [2, 5]))
+        # As they travel from process to process.
+        two = pickle.loads(pickle.dumps(two))
+        found = (three + (one + two)).moments()
+        assert found.count == expected.count
+        assert_array_equal(found.mean, expected.mean)
+        assert_array_equal(found.m2, expected.m2)
+    assert_moments(expected, values, rtol=1e-9)
+
+
+def test_pooled_moments_of_nothing():
+    total = PooledMoments((1, 2))
+    total.add(Moments.of(np.zeros((0, 2)), (0,)))
+    assert total.moments().count == 0
+    assert total.moments().mean.shape == (1, 2)
+    part = Moments.of(np.array([[1., 2.], [3., 5.]]), (0,))
+    total.add(part)
+    both = (total + PooledMoments((1, 2))).moments()
+    assert_array_equal(both.mean, part.mean)
+    assert_array_equal(both.m2, part.m2)
+
+
+def test_pooled_moments_that_are_too_large():
+    parts = [Moments(1, np.array([value]), np.zeros(1))
+             for value in (1.5e308, -1.5e308)]
+    assert not pooled(parts).moments().is_finite()
+    assert pooled(parts[:1]).moments().is_finite()
