@@ -55,6 +55,9 @@ class Collective(theano.Op):
         # Not among the props, so that Theano merges nodes that do the same.
         self.number = next(_numbers)
 
+    def __str__(self):
+        return "%s{%s}" % (type(self).__name__, self.what)
+
     def in_order(self):
         """The same Op, with tokens."""
         props = dict(zip(self.__props__, self._props()), ordered=True)
@@ -305,6 +308,9 @@ class Schedule(theano.Op):
     def __init__(self, channels, lines):
         self.channels = channels
         self.lines = lines
+
+    def __str__(self):
+        return "Schedule{%d messages}" % len(self.lines)
 
     def make_node(self):
         return theano.Apply(self, [], [theano.gof.generic()])

@@ -260,8 +260,8 @@ class Channel:
             self.agree((_THE_END,))
         except RanksDisagree as error:
             _say(str(error))
-            # Others may be in the middle of something, but not for long.
-            sys.stderr.flush()
+            # Others got the same error, and shall have the time to say where.
+            time.sleep(1)
             MPI.COMM_WORLD.Abort(1)
 
     def _wait(self, request, lines):
@@ -279,8 +279,10 @@ class Channel:
             if waited > TIMEOUT:
                 raise RanksDisagree(
                     "Rank %d of %d has waited %.0f seconds for others that "
-                    "do not come, before: %s. (To wait longer, set the "
-                    "environment variable BNLASAGNE_MPI_TIMEOUT.)"
+                    "do not come, before: %s. Do all ranks call this, and have "
+                    "all of them built their layers with comm? (To wait "
+                    "longer, set the environment variable "
+                    "BNLASAGNE_MPI_TIMEOUT.)"
                     % (self.rank, self.size, waited, _short(lines)))
             if waited > PATIENCE and not warned:
                 warned = True
