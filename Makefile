@@ -7,10 +7,11 @@ python = .venv/bin/python
 flags = if [ -e .venv/no-header ]; then \
 	export THEANO_FLAGS="cxx=,$${THEANO_FLAGS-}"; fi;
 
-.PHONY: help demo bench test mpi-test lint clean
+.PHONY: help demo mpi-demo bench test mpi-test lint clean
 
 help:
 	@echo "make demo   train on digits, with and without batch normalization"
+	@echo "make mpi-demo  train on digits, on 2 processes (or RANKS=…)"
 	@echo "make bench  measure the speed, against others (BENCH=… are options)"
 	@echo "make test   ruff, then all tests"
 	@echo "make mpi-test  the tests of distributed training, on 1 to 4 processes"
@@ -20,6 +21,13 @@ help:
 demo:
 	@.ci/venv examples
 	@$(flags) $(python) examples/mnist.py
+
+RANKS ?= 2
+
+mpi-demo:
+	@.ci/venv examples
+	@$(flags) OMP_NUM_THREADS=1 .venv/bin/mpiexec -n $(RANKS) \
+		$(python) -m mpi4py examples/mnist_mpi.py
 
 bench:
 	@.ci/venv bench

@@ -129,10 +129,34 @@ def _forget(comm, key, channel):
 def _end_together(channel):
     """Have no rank wait for one that has ended."""
     atexit.register(channel.end)
+    _watch_exit_status()
     hook = sys.excepthook
     is_interactive = hasattr(sys, "ps1") or sys.flags.interactive
     if not is_interactive and not isinstance(hook, _AbortingHook):
         sys.excepthook = _AbortingHook(hook)
+
+
+# Whether ``python -m mpi4py`` is to end the job as soon as this program ends.
+_is_ending_job = []
+
+
+def _watch_exit_status():
+    """Notice a ``sys.exit(1)``, which no exception hook is told of.
+
+    A rank that ends so must not wait for others: it is to end them.
+    """
+    run = sys.modules.get("mpi4py.run")
+    if run is None or hasattr(run.set_abort_status, "watched"):
+        return
+    watched = run.set_abort_status
+
+    def set_abort_status(status):
+        code = status.code if isinstance(status, SystemExit) else status
+        if code is not None and code != 0:
+            _is_ending_job.append(True)
+        watched(status)
+    set_abort_status.watched = watched
+    run.set_abort_status = set_abort_status
 
 
 class _AbortingHook(object):
@@ -254,7 +278,7 @@ class Channel:
     def end(self):
         """Tell the others that this rank's program ends."""
         MPI = sys.modules["mpi4py.MPI"]
-        if MPI.Is_finalized():
+        if MPI.Is_finalized() or _is_ending_job:
             return
         try:
             self.agree((_THE_END,))
