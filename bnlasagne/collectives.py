@@ -11,6 +11,7 @@ follow. Each time the function is called, it first compares that with the other
 ranks' (:meth:`Channel.agree`).
 """
 
+import collections
 import itertools
 
 import numpy as np
@@ -233,26 +234,28 @@ class Average(Collective):
         return shapes[1:]
 
     def _communicate(self, weight, *arrays):
-        weight = float(weight)
-        message = self._packed(weight, arrays)
-        total = self.channel.sum(message)
-        if not total[0] > 0:
+        size = self.channel.size
+        total = self.channel.sum(self._packed(float(weight), arrays))
+        weights = total[:size].astype(np.float64)
+        if not weights.sum() > 0:
             raise ValueError(
                 "The ranks cannot average %s: their batches have no examples, "
-                "the sizes add up to %s." % (self.what, total[0]))
-        even = total[0] / self.channel.size
-        if self.only_even and abs(weight - even) > 1e-6 * even:
-            raise ValueError(_NOT_EVEN % (self.channel.rank, weight, even))
-        total[1:] /= total[0]
-        return _unpacked(total[1:], arrays)
+                "the sizes add up to %s." % (self.what, weights.sum()))
+        if self.only_even and (weights != weights[0]).any():
+            raise ValueError(_NOT_EVEN % ", ".join(
+                "%g" % weight for weight in weights))
+        total[size:] /= weights.sum()
+        return _unpacked(total[size:], arrays)
 
     def _packed(self, weight, arrays):
+        """A place for each rank's weight, so that all know all; arrays."""
+        size = self.channel.size
         message = np.zeros(
-            1 + sum(array.size for array in arrays),
+            size + sum(array.size for array in arrays),
             np.result_type(np.float32, *arrays))
-        message[0] = weight
+        message[self.channel.rank] = weight
         if weight:
-            places = _unpacked(message[1:], arrays)
+            places = _unpacked(message[size:], arrays)
             for number, (place, array) in enumerate(zip(places, arrays)):
                 factor = 1 if number < self.n_weighted else weight
                 np.multiply(array, factor, out=place, casting="same_kind")
@@ -268,8 +271,8 @@ class Average(Collective):
 
 
 _NOT_EVEN = (
-    "average_gradients(): the batches of the ranks differ in size (rank %d: "
-    "%g, mean: %g), and the network's batch normalization is synchronized. "
+    "average_gradients(): the ranks' parts of the batch differ in size (%s), "
+    "and the network's batch normalization is synchronized. "
     "Then the gradients of one rank depend on the others' losses, which must "
     "be weighted beforehand: pass the loss in the place of gradients.")
 
@@ -299,8 +302,8 @@ class Schedule(theano.Op):
     ----------
     channels : tuple of Channel
         All that the function uses.
-    lines : tuple of str
-        What it communicates, in order.
+    lines : tuple of tuple of str
+        For each channel, what is communicated there, in order.
     """
 
     __props__ = ("channels", "lines")
@@ -310,14 +313,14 @@ class Schedule(theano.Op):
         self.lines = lines
 
     def __str__(self):
-        return "Schedule{%d messages}" % len(self.lines)
+        return "Schedule{%d messages}" % sum(map(len, self.lines))
 
     def make_node(self):
         return theano.Apply(self, [], [theano.gof.generic()])
 
     def perform(self, node, inputs, output_storage):
-        for channel in self.channels:
-            channel.agree(self.lines)
+        for channel, lines in zip(self.channels, self.lines):
+            channel.agree(lines)
         output_storage[0][0] = True
 
     def do_constant_folding(self, node):
@@ -350,18 +353,12 @@ theano.compile.optdb.register(
 
 
 def _schedule(nodes):
-    channels = []
+    lines = collections.OrderedDict()
     for node in nodes:
-        if node.op.channel not in channels:
-            channels.append(node.op.channel)
-    lines = []
-    for node in nodes:
-        line = node.op.describe()
-        if len(channels) > 1:
-            line += ", in group %d" % channels.index(node.op.channel)
-        lines.append(line)
-    lines[0] = "a function that exchanges, first, " + lines[0]
-    return Schedule(tuple(channels), tuple(lines))
+        mine = lines.setdefault(node.op.channel, [])
+        mine.append(node.op.describe() if mine else
+                    "a function that exchanges, first, " + node.op.describe())
+    return Schedule(tuple(lines), tuple(map(tuple, lines.values())))
 
 
 def _in_order(fgraph):

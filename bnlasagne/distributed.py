@@ -1,5 +1,7 @@
 """Data-parallel training: each rank has a part of the batch."""
 
+import numbers
+
 import lasagne
 import numpy as np
 import theano
@@ -194,6 +196,9 @@ def broadcast_params(params, comm, root=0):
     caller = "broadcast_params()"
     variables = _all_params(params, caller)
     channel = _required_channel(comm, caller)
+    if not isinstance(root, numbers.Integral):
+        raise TypeError("%s: root must be the number of a rank, got %r."
+                        % (caller, root))
     if not 0 <= root < comm.size:
         raise ValueError("%s: root must be from 0 to %d, got %r."
                          % (caller, comm.size - 1, root))

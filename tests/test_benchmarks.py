@@ -124,3 +124,55 @@ def test_turns_have_every_peer_in_every_round(bench):
     calls = {"a": lambda: None, "b": lambda: None}
     times, others = bench("speed").time_in_turns(calls, 2, random.Random(0))
     assert len(times["a"]) == len(times["b"]) == len(others) >= 2
+
+
+# The cost of several ranks
+
+def test_fit_of_messages(bench):
+    line = bench("distributed").fit(
+        [8, 1000, 10 ** 6], [2e-6 + 3e-9 * n for n in (8, 1000, 10 ** 6)])
+    np.testing.assert_allclose(line, (2e-6, 3e-9))
+
+
+def test_model_of_messages(bench):
+    module = bench("distributed")
+    link, free = module.Line(1., 0.25), module.Line(0., 0.)
+    assert module.allreduce_seconds(8, 2, link) == 3
+    # Recursive doubling for a short one, Rabenseifner's for a long one.
+    assert module.allreduce_seconds(8, 4, link) == 2 * 3
+    assert module.allreduce_seconds(800, 4, link) == 4 + 2 * 200 * 0.75
+    assert module.agreement_seconds(4, link) == 2 + 16 * 3 / 4
+    assert module.synchronization_seconds([2], 1, link, link) == 0
+    # 40 bytes forward, with work as long as the message, and 32 back.
+    assert module.synchronization_seconds([2], 2, link, free) == 11 + 9
+    assert module.synchronization_seconds([2] * 3, 2, link, link) == 3 * 31
+    assert module.exchange_seconds(1, 2, link) == 5 + 3
+    assert module.images_for(0.05, 1., 2.) == 10
+    assert [module.group_size(n, 16) for n in (1, 4, 5, 32, 64)] == [
+        16, 8, 8, 1, 1]
+    channels = module.RESNET_CHANNELS
+    assert (len(channels), sum(channels)) == (53, 26560)
+
+
+def test_report_on_ranks(bench):
+    module = bench("distributed")
+
+    def run(ranks):
+        return {"rows": [
+            {"network": kind, "batch": batch, "same": True,
+             "sync": [0.5, 0.6], "local": [0.25, 0.3],
+             "messages": {"sync": 7, "local": 1},
+             "share": {"sync": [0.5, 0.5], "local": [0.125, 0.125]}}
+            for kind in module.NETWORKS
+            for batch in sorted({128 // ranks, 32})],
+            "others": [0, 1], "work": {"8": 1e-6, "1000": 2e-6},
+            "messages": None if ranks == 1 else {
+                name: [1e-6 + 1e-9 * int(name.replace("agree", "16"))] * 2
+                for name in ["agree"] + list(map(str, module.MESSAGE_BYTES))}}
+
+    text = module.markdown({str(ranks): run(ranks) for ranks in (1, 2, 4)},
+                           "a command", [("cores", 2)])
+    assert "Made by `a command`" in text
+    assert "α = 1.0\nµs, β = 1.000 ns per byte (1.0 GB/s)" in text
+    assert text.count("| 2.00 | 1 | 7 | 12 % | 50 % |") == 2 * 2 * 3
+    assert text.count("| ResNet-50 |") == 2 * 3
