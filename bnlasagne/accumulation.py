@@ -160,9 +160,6 @@ class GradientAccumulator:
             is_there = T.gt(part.size, 0)
             weighted = [T.switch(is_there, gradient, 0)
                         for gradient in part.gradients]
-            if self._channel is not None:
-                # Other ranks may have examples where this one has none.
-                is_there = T.constant(True)
             updates = part.term.after(part.params, weighted, part.size)
             for steps in part.steps.values():
                 for move in steps:
@@ -256,8 +253,7 @@ class GradientAccumulator:
         self._has_step = True
 
         def checked(*args, **kwargs):
-            # With others, what there is of them shows in the step.
-            if not self.size and self._channel is None:
+            if not self._size_of_all():
                 raise ValueError(
                     "GradientAccumulator: there is no micro-batch since the "
                     "last step. Call a function that accumulates first.")
@@ -269,6 +265,14 @@ class GradientAccumulator:
         """Number of examples that are accumulated; a float."""
         return float(sum(term.size.get_value()
                          for term in self._terms.values()))
+
+    def _size_of_all(self):
+        """Number of examples that are accumulated on all ranks."""
+        if self._channel is None:
+            return self.size
+        self._channel.agree(("GradientAccumulator: a step of %d parameters"
+                             % len(self.params),))
+        return self._channel.sum(np.array([self.size]))[0]
 
     def reset(self):
         """Forget what is accumulated."""
@@ -298,7 +302,7 @@ class GradientAccumulator:
             raise ValueError(
                 "GradientAccumulator.step_function(): there is nothing to "
                 "make a step of. Call function() or exact_function() first.")
-        means = [term.means(self._channel) for term in self._terms.values()]
+        means = _means(self._terms.values(), self._channel)
         gradients = []
         for param in self.params:
             parts = [mean[param] for mean in means if param in mean]
@@ -501,21 +505,34 @@ class _Term(object):
                 T.cast(total + gradient, total.dtype), total.broadcastable)
         return updates
 
-    def means(self, channel):
-        """For each parameter, the averaged gradient.
 
-        Zero where there was no micro-batch; if there are other ranks, that is
-        an error of all.
-        """
-        if channel is not None:
-            op = Average(channel, "accumulated gradients of %d parameters"
-                         % len(self.sums), len(self.sums), False)
-            return collections.OrderedDict(zip(self.sums, op(
-                self.size, *self.sums.values(), return_list=True)))
-        size = T.switch(T.gt(self.size, 0), self.size, 1)
-        return collections.OrderedDict(
+
+def _means(terms, channel):
+    """For each term, its averaged gradients, by parameter.
+
+    Zero where there was no micro-batch.
+    """
+    values = [[T.cast(term.size, list(term.sums.values())[0].dtype)]
+              + list(term.sums.values()) for term in terms]
+    if channel is not None:
+        values = _averaged(values, channel)
+    means = []
+    for term, (size, *sums) in zip(terms, values):
+        size = T.switch(T.gt(size, 0), size, 1)
+        means.append(collections.OrderedDict(
             (param, total / T.cast(size, total.dtype))
-            for param, total in self.sums.items())
+            for param, total in zip(term.sums, sums)))
+    return means
+
+
+def _averaged(lists, channel):
+    """Averages over all ranks, in one message."""
+    flat = [value for values in lists for value in values]
+    op = Average(channel, "the accumulated gradients of %d values" % sum(
+        value.get_value(borrow=True).size for value in flat
+        if isinstance(value, theano.compile.SharedVariable)), 0, False)
+    averages = iter(op(T.constant(1.), *flat, return_list=True))
+    return [[next(averages) for _ in values] for values in lists]
 
 
 class _Moments(object):
@@ -561,7 +578,10 @@ class _Moments(object):
     def after(self, move, is_there):
         """Updates that add the statistics of a micro-batch, if it has any."""
         stored = self.stored(move)
-        count = T.switch(is_there, move.count, 0)
+        count = move.count
+        # Of all ranks, others may have examples where this one has none.
+        if not is_synchronized([count]):
+            count = T.switch(is_there, count, 0)
         values = expressions.pool([stored, [count] + move.statistics])
         return collections.OrderedDict(
             (variable, T.patternbroadcast(value, variable.broadcastable))

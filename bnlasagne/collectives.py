@@ -78,18 +78,19 @@ class Collective(theano.Op):
     def perform(self, node, inputs, output_storage):
         if not self.ordered:
             raise RuntimeError(
-                "The ranks cannot exchange %s in a function that was compiled "
-                "without Theano's optimizations, which give this its place in "
-                "one order. Compile it with mode='FAST_RUN' or "
-                "'FAST_COMPILE'." % self.what)
+                "The ranks cannot exchange %s for Theano's test values, nor in "
+                "a function that was compiled without Theano's optimizations, "
+                "which give this its place in one order. Compile it with "
+                "mode='FAST_RUN' or 'FAST_COMPILE', and leave "
+                "compute_test_value='off'." % self.what)
         values = self._communicate(*inputs[:-1])
         for storage, value, variable in zip(output_storage, values,
                                             node.outputs):
             storage[0] = np.asarray(value, variable.dtype)
         output_storage[-1][0] = True
 
-    def describe(self):
-        """What is communicated, in a line."""
+    def describe(self, node):
+        """What a node communicates, in a line."""
         return self.what
 
     def do_constant_folding(self, node):
@@ -252,7 +253,8 @@ class Average(Collective):
         size = self.channel.size
         message = np.zeros(
             size + sum(array.size for array in arrays),
-            np.result_type(np.float32, *arrays))
+            # By the types alone: by values, they would depend on the rank.
+            np.result_type(np.float32, *[array.dtype for array in arrays]))
         message[self.channel.rank] = weight
         if weight:
             places = _unpacked(message[size:], arrays)
@@ -261,9 +263,11 @@ class Average(Collective):
                 np.multiply(array, factor, out=place, casting="same_kind")
         return message
 
-    def describe(self):
-        return "%s (%s)" % (self.what, "even batches" if self.only_even
-                            else "weighted")
+    def describe(self, node):
+        kinds = ["%s of %d dimensions" % (variable.dtype, variable.ndim)
+                 for variable in node.outputs if hasattr(variable, "ndim")]
+        return "%s (%s): %s" % (self.what, "even batches" if self.only_even
+                                else "weighted", ", ".join(kinds))
 
     def grad(self, inputs, output_gradients):
         return [theano.gradient.grad_not_implemented(self, i, variable)
@@ -356,8 +360,9 @@ def _schedule(nodes):
     lines = collections.OrderedDict()
     for node in nodes:
         mine = lines.setdefault(node.op.channel, [])
-        mine.append(node.op.describe() if mine else
-                    "a function that exchanges, first, " + node.op.describe())
+        line = node.op.describe(node)
+        mine.append(line if mine else
+                    "a function that exchanges, first, " + line)
     return Schedule(tuple(lines), tuple(map(tuple, lines.values())))
 
 

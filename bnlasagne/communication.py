@@ -29,9 +29,19 @@ __all__ = [
     "world",
 ]
 
+def _seconds(name, default):
+    """A time that the user may set as an environment variable."""
+    text = os.environ.get(name, str(default))
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError("The environment variable %s must be a number of "
+                         "seconds, got %r." % (name, text)) from None
+
+
 # Seconds of waiting for other ranks after which to say so; and to give up.
 PATIENCE = 60
-TIMEOUT = float(os.environ.get("BNLASAGNE_MPI_TIMEOUT", 1800))
+TIMEOUT = _seconds("BNLASAGNE_MPI_TIMEOUT", 1800)
 # Seconds of waiting after which to leave the processor to others.
 _SPIN = 0.01
 
@@ -76,6 +86,8 @@ def world():
         raise ImportError(_MISSING % (
             "mpi4py finds no library (%s)" % " ".join(str(error).split()),
             sys.executable), name="mpi4py") from error
+    # So that no rank waits for one that ends before it has done anything.
+    channel_of(MPI.COMM_WORLD, "world()")
     return MPI.COMM_WORLD
 
 
@@ -102,7 +114,8 @@ def channel_of(comm, caller):
         return None
     # Whoever has a communicator has imported this.
     MPI = sys.modules.get("mpi4py.MPI")
-    if MPI is None or not isinstance(comm, MPI.Intracomm):
+    if MPI is None or not isinstance(comm, MPI.Intracomm) or (
+            comm == MPI.COMM_NULL):
         raise TypeError(
             "%s: comm must be None or a communicator of mpi4py, such as "
             "bnlasagne.world(), got %r." % (caller, comm))
@@ -239,8 +252,9 @@ class Channel:
         """
         if self._own is None:
             # Apart from what the user sends over the same communicator.
-            self._own, request = self._comm.Idup()
+            own, request = self._comm.Idup()
             self._wait(request, lines)
+            self._own = own
         mine = _digest(lines)
         all_ = np.empty((self.size, len(mine)), mine.dtype)
         self._wait(self._own.Iallgather(mine, all_), lines)
@@ -252,12 +266,15 @@ class Channel:
         """A block that all ranks finish, or none.
 
         Where one raises an error in it, all do: those without one of their own
-        raise one of the same type, if it is a type of Python's own, which says
-        on which rank it happened.
+        raise one of the same type, or of the nearest that is Python's own,
+        which says on which rank it happened.
         """
         error = None
         try:
             yield
+        except RanksDisagree:
+            # All have it.
+            raise
         except BaseException as raised:
             error = raised
         try:
@@ -299,9 +316,8 @@ class Channel:
                 _yield_processor()
                 continue
             time.sleep(0.0002)
-            if lines == (_THE_END,):
-                continue
-            if waited > TIMEOUT:
+            # At the end, others may still have a lot to do.
+            if waited > TIMEOUT and lines != (_THE_END,):
                 raise RanksDisagree(
                     "Rank %d of %d has waited %.0f seconds for others that do "
                     "not come, before: %s. Do all ranks call this, and have "
@@ -370,15 +386,17 @@ def _difference(by_rank):
 
 def _described(error):
     """An error as a pair of a type and a text, to send it."""
-    text = "".join(traceback.format_exception_only(type(error), error)).strip()
-    kind = type(error)
-    if kind in _SENDABLE:
+    kind = next((kind for kind in type(error).__mro__ if kind in _SENDABLE),
+                RuntimeError)
+    if kind is type(error):
         return kind, str(error)
-    return RuntimeError, text
+    return kind, "".join(
+        traceback.format_exception_only(type(error), error)).strip()
 
 
 # Those that are made of a text alone.
 _SENDABLE = (
-    ArithmeticError, AssertionError, AttributeError, IndexError, KeyError,
-    MemoryError, NotImplementedError, OSError, OverflowError, RuntimeError,
-    TypeError, ValueError, ZeroDivisionError)
+    ArithmeticError, AssertionError, AttributeError, EOFError, ImportError,
+    IndexError, KeyError, LookupError, MemoryError, NotImplementedError,
+    OSError, OverflowError, RuntimeError, TypeError, ValueError,
+    ZeroDivisionError)

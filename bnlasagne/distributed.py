@@ -32,7 +32,7 @@ def average_gradients(loss_or_grads, params, comm, size, outputs=None):
         Number of examples in this rank's part, by which it is weighted, such
         as ``x.shape[0]``. If all parts are of one size, 1 will do. A rank of
         size 0 counts for nothing.
-    outputs : list of Theano variables or None
+    outputs : list of scalar Theano variables or None
         Further means over this rank's part, to be averaged likewise, such as
         the loss itself or an accuracy.
 
@@ -46,10 +46,11 @@ def average_gradients(loss_or_grads, params, comm, size, outputs=None):
     Raises
     ------
     ValueError
-        If the loss is no scalar, or the numbers of gradients and parameters
-        differ. When the function is called: if no rank has an example; or if
-        gradients were given, batch normalization is synchronized and the sizes
-        differ (then, and only then, the loss must be given).
+        If the loss or an output is no scalar, or the numbers of gradients and
+        parameters differ. When the function is called, on several ranks: if
+        none has an example; or if gradients were given, batch normalization is
+        synchronized and the sizes differ (then, and only then, the loss must
+        be given).
     TypeError
         If an argument is of another type than stated.
 
@@ -155,6 +156,10 @@ def _as_mean(output, caller):
     if not isinstance(output, theano.Variable):
         raise TypeError("%s: outputs must be Theano variables, got %r among "
                         "them." % (caller, output))
+    if output.ndim != 0:
+        raise ValueError("%s: outputs must be scalars, means over this rank's "
+                         "part of the batch, but one has %d dimensions."
+                         % (caller, output.ndim))
     if output.dtype in T.discrete_dtypes:
         return output.astype(theano.config.floatX)
     return output

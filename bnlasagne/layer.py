@@ -22,6 +22,7 @@ __all__ = [
     "applications",
     "batch_norm",
     "label",
+    "own_statistics",
 ]
 
 
@@ -46,6 +47,19 @@ def applications():
         yield recorded
     finally:
         _recorders.pop()
+
+
+_unsynchronized = []
+
+
+@contextlib.contextmanager
+def own_statistics():
+    """Build layers that normalize by this process's batches alone."""
+    _unsynchronized.append(True)
+    try:
+        yield
+    finally:
+        _unsynchronized.pop()
 
 
 class BatchNormLayer(lasagne.layers.Layer):
@@ -304,7 +318,7 @@ class BatchNormLayer(lasagne.layers.Layer):
 
     def _normalize_batch(self, x, gamma, beta):
         """The output, and mean, standard deviation and size of the batch."""
-        if self.channel is not None:
+        if self._is_synchronized():
             output, *found = synchronized.normalize_batch(
                 x, gamma, beta, self.epsilon, self.axes, self.channel,
                 self._sized_label(), self._rectifies())
@@ -322,10 +336,13 @@ class BatchNormLayer(lasagne.layers.Layer):
 
     def _statistics(self, x):
         """Mean, standard deviation and size of the batch."""
-        if self.channel is not None:
+        if self._is_synchronized():
             return synchronized.statistics(x, self.axes, self.channel,
                                            self._sized_label())
         return expressions.batch_statistics(x, self.axes) + (self._count(x),)
+
+    def _is_synchronized(self):
+        return self.channel is not None and not _unsynchronized
 
     def _count(self, x):
         """Number of values per channel."""

@@ -32,7 +32,7 @@ import theano
 from theano.gof.graph import ancestors, io_toposort
 
 from .communication import channel_of
-from .layer import applications, label
+from .layer import applications, label, own_statistics
 from .moments import Moments, PooledMoments
 
 __all__ = [
@@ -102,7 +102,9 @@ def update_population_statistics(network, batches, method="layerwise", ddof=0,
         them. All call this with the same network, each with its own part of
         the data as `batches`, none at all included, and all get the statistics
         of all data. These are the same in all bits, however many processes
-        there are and whichever has which batch.
+        there are and whichever has which batch. With 'one_pass', layers
+        normalize by the statistics of each rank's batches, synchronized layers
+        included.
     **kwargs
         Passed on to :func:`lasagne.layers.get_output`. By default, layers are
         ``deterministic``.
@@ -131,8 +133,8 @@ def update_population_statistics(network, batches, method="layerwise", ddof=0,
     -----
     Whatever ends it early, an error of `batches` or Ctrl-C included, leaves
     all layers as they were. An error on one rank is raised on all: where it
-    did not happen, as one of the same type, if that is a type of Python's own,
-    and otherwise as a RuntimeError.
+    did not happen, as one of the same type, or of the nearest that is Python's
+    own; Ctrl-C as a RuntimeError.
     Frozen layers keep their statistics.
 
     References
@@ -310,7 +312,7 @@ class _Graph(object):
                 raise TypeError("update_population_statistics() passes %s to "
                                 "get_output() itself." % name)
         kwargs = dict({"deterministic": True}, **kwargs)
-        with applications() as recorded:
+        with applications() as recorded, own_statistics():
             lasagne.layers.get_output(
                 network, inputs=dict(self.inputs),
                 batch_norm_use_averages=not one_pass,

@@ -283,7 +283,8 @@ class NormalizeByMoments(_ByMoments):
         merge = moments.owner.op
         arguments = self.first, self.end, self.rectify
         sums, dgamma, dbeta = FindGradientSums(*arguments)(*inputs + [dy])
-        sums = AllReduce(merge.channel, "the gradient of " + merge.what)(sums)
+        what = "the sums for the gradient of " + merge.what
+        sums = AllReduce(merge.channel, what)(sums)
         dx = GradientByMoments(*arguments)(*inputs + [dy, sums])
         return [dx, dgamma, dbeta, theano.gradient.grad_not_implemented(
             self, 3, inputs[3], "epsilon is taken to be a constant"),

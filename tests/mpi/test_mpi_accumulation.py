@@ -1,6 +1,6 @@
 """Micro-batches on several ranks."""
 
-from bnlasagne import GradientAccumulator, batch_norm
+from bnlasagne import BatchNormLayer, GradientAccumulator, batch_norm
 
 import lasagne
 import numpy as np
@@ -94,13 +94,48 @@ def test_unsynchronized(rng, comm):
                         atol=1e-12)
 
 
+def test_a_term_without_micro_batches(rng, comm):
+    """It counts as zero, on several ranks as on one."""
+    w, other = theano.shared(np.zeros(3)), theano.shared(np.ones(2))
+    x, y = T.matrix(), T.matrix()
+    accumulator = GradientAccumulator([w, other], comm=comm)
+    accumulate = accumulator.function([x], T.mean(T.dot(x, w)))
+    accumulator.function([y], T.mean(T.dot(y, other)))
+    step = accumulator.step_function(lasagne.updates.sgd, learning_rate=1)
+    data = rng.normal(size=(3, 3))
+    if comm.rank == 0:
+        accumulate(data)
+    step()
+    assert_allclose(w.get_value(), -data.mean(0), rtol=1e-12)
+    assert_allclose(other.get_value(), 1)
+    # Now there is nothing at all, which leaves all as it is.
+    with pytest.raises(ValueError, match="there is no micro-batch"):
+        step()
+    assert_allclose(w.get_value(), -data.mean(0), rtol=1e-12)
+
+
+def test_a_micro_batch_of_size_0_counts_for_nothing(rng, comm):
+    """Its rows are there, such as for padding, but do not count."""
+    layer = BatchNormLayer((None, 3), alpha=1)
+    x, size = T.matrix(), T.scalar()
+    accumulator = GradientAccumulator([layer.gamma, layer.beta], comm=comm)
+    accumulate = accumulator.function(
+        [x, size], T.sum(layer.get_output_for(x)), size=size)
+    step = accumulator.step_function(lasagne.updates.sgd, learning_rate=1)
+    data = rng.normal(size=(5, 3))
+    accumulate(data, 5)
+    accumulate(data + 100, 0)
+    step()
+    assert_allclose(layer.mean.get_value()[0], data.mean(0), rtol=1e-12)
+
+
 def test_ranks_without_micro_batches(rng, comm):
     network, inputs, loss = build(None)
     accumulator = GradientAccumulator(
         get_all_params(network, trainable=True), comm=comm)
     accumulate = accumulator.function(inputs, loss)
     step = accumulator.step_function(lasagne.updates.sgd, learning_rate=0.1)
-    with pytest.raises(ValueError, match="no (examples|micro-batch)"):
+    with pytest.raises(ValueError, match="there is no micro-batch"):
         step()
     before = values(network)
     if comm.rank == 0:

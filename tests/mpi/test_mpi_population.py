@@ -90,6 +90,17 @@ def test_synchronized_layers(chunks, comm):
         assert_array_equal(one, other)
 
 
+def test_one_pass_of_synchronized_layers(chunks, comm):
+    """By each rank's batches, of which there need not be equally many."""
+    network, serial = build(comm), build()
+    update_population_statistics(
+        network, chunks if comm.rank == 0 else [], method="one_pass",
+        comm=comm)
+    update_population_statistics(serial, chunks, method="one_pass")
+    for one, other in zip(stored(network), stored(serial)):
+        assert_array_equal(one, other)
+
+
 def test_all_data_on_one_rank(chunks, comm):
     network, serial = build(), build()
     owner = comm.size - 1
@@ -125,7 +136,9 @@ def fails_in_pass(number, error):
 @pytest.mark.parametrize("error, kind", [
     (ValueError("no such digit"), ValueError),
     (KeyboardInterrupt(), (KeyboardInterrupt, RuntimeError)),
-    (np.linalg.LinAlgError("odd"), (np.linalg.LinAlgError, RuntimeError)),
+    (np.linalg.LinAlgError("odd"), Exception),
+    (FileNotFoundError("no file"), OSError),
+    (UnicodeDecodeError("ascii", b"x", 0, 1, "odd"), ValueError),
 ])
 def test_an_error_of_one_rank_is_one_of_all(comm, number, error, kind):
     network = build()

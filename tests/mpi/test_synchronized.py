@@ -4,7 +4,15 @@ The problem is the same on all ranks, from one seed; each computes its part of
 it, and compares that with the oracle and with what one process has.
 """
 
-from bnlasagne import BatchNormLayer, batch_norm, plain_expressions, world
+import contextlib
+
+from bnlasagne import (
+    BatchNormLayer,
+    RanksDisagree,
+    batch_norm,
+    plain_expressions,
+    world,
+)
 
 import numpy as np
 import pytest
@@ -465,3 +473,28 @@ def test_what_is_no_communicator(comm):
         BatchNormLayer((None, 3), comm=comm, name="odd")
     with pytest.raises(TypeError, match="BatchNormLayer 'odd_bn'.*comm must"):
         batch_norm(DenseLayer((None, 3), 2, name="odd"), comm=comm)
+
+
+@several
+def test_constant_channels_have_no_variance(rng, expressions, float64):
+    """None at all, though most means are rounded: by parts of odd sizes."""
+    constants = rng.normal(size=500) * 10. ** rng.randint(-9, 9, 500)
+    total, part = mine(UNEVEN)
+    layer = BatchNormLayer((None, 500), alpha=1, comm=COMM)
+    x = T.matrix()
+    function = theano.function([x], layer.get_output_for(x), mode=PY)
+    function(np.tile(constants, (total, 1))[part])
+    assert_array_equal(layer.std.get_value(), 0)
+    assert_allclose(layer.mean.get_value()[0], constants, rtol=1e-15)
+
+
+@several
+def test_fused_and_plain_are_refused():
+    """They would sum up vectors of different meaning."""
+    layer = BatchNormLayer((None, 3), comm=COMM)
+    x = T.matrix()
+    with plain_expressions() if COMM.rank == 0 else contextlib.nullcontext():
+        loss = layer.get_output_for(x).sum()
+    gradient = theano.function([x], theano.grad(loss, x), mode=PY)
+    with pytest.raises(RanksDisagree, match="First difference"):
+        gradient(np.ones((2, 3), theano.config.floatX))
