@@ -78,8 +78,8 @@ class Collective(theano.Op):
     def perform(self, node, inputs, output_storage):
         if not self.ordered:
             raise RuntimeError(
-                "The ranks cannot exchange %s for Theano's test values, nor in "
-                "a function that was compiled without Theano's optimizations, "
+                "The ranks cannot exchange %s for Theano's test values, nor "
+                "in a function that was compiled without Theano's optimizations, "
                 "which give this its place in one order. Compile it with "
                 "mode='FAST_RUN' or 'FAST_COMPILE', and leave "
                 "compute_test_value='off'." % self.what)
@@ -178,8 +178,6 @@ class MergeMoments(Collective):
         merged = np.maximum(squares - between, 0)
         merged[np.isnan(squares)] = np.nan
         mean = around + offset
-        # Less than what rounds the mean is not to be told from zero.
-        merged[merged <= n * np.square(mean * _ROUNDING)] = 0
         lost = np.isfinite(mean) & ~(between <= _CANCELS * merged)
         return np.concatenate([[n], mean, merged]), lost
 
@@ -198,7 +196,6 @@ class MergeMoments(Collective):
 
 # Squares of means up to so many times the variance cost three digits of it.
 _CANCELS = 1024
-_ROUNDING = 2. ** -52
 
 
 def _parts(moments):
