@@ -79,8 +79,8 @@ class Collective(theano.Op):
         if not self.ordered:
             raise RuntimeError(
                 "The ranks cannot exchange %s for Theano's test values, nor "
-                "in a function that was compiled without Theano's optimizations, "
-                "which give this its place in one order. Compile it with "
+                "in a function that was compiled without optimizations, which "
+                "give this its place in one order. Compile it with "
                 "mode='FAST_RUN' or 'FAST_COMPILE', and leave "
                 "compute_test_value='off'." % self.what)
         values = self._communicate(*inputs[:-1])
