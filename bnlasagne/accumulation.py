@@ -18,6 +18,7 @@ import theano.tensor as T
 from . import expressions
 from .collectives import Average, is_synchronized
 from .communication import channel_of
+from .distributed import outline
 from .exact import ExactFunction
 from .tracking import application_of
 from .updates import (
@@ -512,10 +513,12 @@ def _means(terms, channel):
 
     Zero where there was no micro-batch.
     """
+    terms = list(terms)
     values = [[T.cast(term.size, list(term.sums.values())[0].dtype)]
               + list(term.sums.values()) for term in terms]
     if channel is not None:
-        values = _averaged(values, channel)
+        params = [param for term in terms for param in term.sums]
+        values = _averaged(values, channel, outline(params))
     means = []
     for term, (size, *sums) in zip(terms, values):
         size = T.switch(T.gt(size, 0), size, 1)
@@ -525,12 +528,10 @@ def _means(terms, channel):
     return means
 
 
-def _averaged(lists, channel):
+def _averaged(lists, channel, what):
     """Averages over all ranks, in one message."""
     flat = [value for values in lists for value in values]
-    op = Average(channel, "the accumulated gradients of %d values" % sum(
-        value.get_value(borrow=True).size for value in flat
-        if isinstance(value, theano.compile.SharedVariable)), 0, False)
+    op = Average(channel, "the accumulated gradients of " + what, 0, False)
     averages = iter(op(T.constant(1.), *flat, return_list=True))
     return [[next(averages) for _ in values] for values in lists]
 

@@ -83,6 +83,7 @@ class Collective(theano.Op):
                 "give this its place in one order. Compile it with "
                 "mode='FAST_RUN' or 'FAST_COMPILE', and leave "
                 "compute_test_value='off'." % self.what)
+        self.channel.pending -= 1
         values = self._communicate(*inputs[:-1])
         for storage, value, variable in zip(output_storage, values,
                                             node.outputs):
@@ -322,6 +323,8 @@ class Schedule(theano.Op):
     def perform(self, node, inputs, output_storage):
         for channel, lines in zip(self.channels, self.lines):
             channel.agree(lines)
+        for channel, lines in zip(self.channels, self.lines):
+            channel.pending = len(lines)
         output_storage[0][0] = True
 
     def do_constant_folding(self, node):

@@ -41,6 +41,8 @@ def _seconds(name, default):
 
 # Seconds of waiting for other ranks after which to say so; and to give up.
 PATIENCE = 60
+# The same for ranks that may be waiting for this one.
+_SHORT_PATIENCE = 10
 TIMEOUT = _seconds("BNLASAGNE_MPI_TIMEOUT", 1800)
 # Seconds of waiting after which to leave the processor to others.
 _SPIN = 0.01
@@ -193,7 +195,14 @@ class _AbortingHook(object):
             sys.stdout.flush()
             sys.stderr.flush()
         finally:
-            MPI.COMM_WORLD.Abort(1)
+            _abort()
+
+
+def _abort():
+    """End the job, a moment after all that was printed."""
+    # What has not come to mpiexec by then is lost.
+    time.sleep(1)
+    sys.modules["mpi4py.MPI"].COMM_WORLD.Abort(1)
 
 
 def _say(text):
@@ -213,11 +222,16 @@ class Channel:
     Attributes
     ----------
     rank, size : int
+    pending : int
+        Messages that are left of the function that this rank is in, or was in
+        when an error ended it.
     """
 
     def __init__(self, comm):
         self._comm = comm
         self._own = None
+        self._broken = None
+        self.pending = 0
         self.rank = comm.rank
         self.size = comm.size
 
@@ -250,6 +264,8 @@ class Channel:
         RanksDisagree
             On all ranks, if the lines differ. It names the first difference.
         """
+        if self._broken:
+            raise RanksDisagree(self._broken)
         if self._own is None:
             # Apart from what the user sends over the same communicator.
             own, request = self._comm.Idup()
@@ -259,7 +275,9 @@ class Channel:
         all_ = np.empty((self.size, len(mine)), mine.dtype)
         self._wait(self._own.Iallgather(mine, all_), lines)
         if (all_ != all_[0]).any():
+            self.pending = 0
             raise RanksDisagree(_difference(self._own.allgather(lines)))
+        self.pending = 0
 
     @contextlib.contextmanager
     def together(self, *lines):
@@ -302,13 +320,13 @@ class Channel:
             self.agree((_THE_END,))
         except RanksDisagree as error:
             _say(str(error))
-            # Others got the same error, and shall have the time to say where.
-            time.sleep(1)
-            MPI.COMM_WORLD.Abort(1)
+            # Others got the same error, and have a moment to say where.
+            _abort()
 
     def _wait(self, request, lines):
         start = time.monotonic()
         warned = False
+        is_end = lines == (_THE_END,)
         while not request.Test():
             waited = time.monotonic() - start
             if waited < _SPIN:
@@ -316,20 +334,30 @@ class Channel:
                 _yield_processor()
                 continue
             time.sleep(0.0002)
+            if waited > _SHORT_PATIENCE and self.pending:
+                _say("rank %d of %d has left a function by an error in the "
+                     "middle, and gone on; the others wait for what it would "
+                     "have sent. This ends the job." % (self.rank, self.size))
+                _abort()
             # At the end, others may still have a lot to do.
-            if waited > TIMEOUT and lines != (_THE_END,):
-                raise RanksDisagree(
+            if waited > TIMEOUT and not is_end:
+                # The message is on its way still: nothing can follow it.
+                self._broken = (
                     "Rank %d of %d has waited %.0f seconds for others that do "
                     "not come, before: %s. Do all ranks call this, and have "
                     "all of them built their layers with comm? (To wait "
                     "longer, set the environment variable "
                     "BNLASAGNE_MPI_TIMEOUT.)"
                     % (self.rank, self.size, waited, _short(lines)))
+                # Its memory must stay.
+                self._unfinished = request
+                raise RanksDisagree(self._broken)
             if waited > PATIENCE and not warned:
                 warned = True
-                _say("rank %d of %d has waited %d seconds for the other ranks "
-                     "before: %s. Do all ranks call this?"
-                     % (self.rank, self.size, PATIENCE, _short(lines)))
+                _say("rank %d of %d has waited %d seconds for the others%s" % (
+                    self.rank, self.size, PATIENCE, ", to end with them."
+                    if is_end else " before: %s. Do all ranks call this?"
+                    % _short(lines)))
 
     # Sending; to be called in the same order on all ranks, after they agreed
 

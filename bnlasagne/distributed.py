@@ -1,5 +1,6 @@
 """Data-parallel training: each rank has a part of the batch."""
 
+import hashlib
 import numbers
 
 import lasagne
@@ -13,6 +14,7 @@ from .communication import channel_of
 __all__ = [
     "average_gradients",
     "broadcast_params",
+    "outline",
 ]
 
 
@@ -83,14 +85,20 @@ def average_gradients(loss_or_grads, params, comm, size, outputs=None):
     channel = _required_channel(comm, caller)
     values, n_weighted = _values(loss_or_grads, params, size, channel)
     if channel is not None:
-        op = Average(
-            channel, "the gradients of %d parameters with %d values" % (
-                len(params), sum(param.get_value(borrow=True).size
-                                 for param in params)),
-            n_weighted, not n_weighted and is_synchronized(values))
+        op = Average(channel, "the gradients of " + outline(params),
+                     n_weighted, not n_weighted and is_synchronized(values))
         averaged = op(size, *values + extra, return_list=True)
         values, extra = averaged[:len(params)], averaged[len(params):]
     return values if outputs is None else (values, extra)
+
+
+def outline(params):
+    """What ranks compare of a list of parameters."""
+    shapes = [param.get_value(borrow=True).shape for param in params]
+    text = "\n".join("%s %s" % pair for pair in zip(params, shapes))
+    return "%d parameters with %d values (names and shapes: %s)" % (
+        len(params), sum(int(np.prod(shape)) for shape in shapes),
+        hashlib.sha256(text.encode()).hexdigest()[:8])
 
 
 def _values(loss_or_grads, params, size, channel):

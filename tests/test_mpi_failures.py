@@ -278,6 +278,58 @@ def test_error_in_the_midst_of_a_step(run, flags):
     check_traceback(job, "ValueError: ")
 
 
+def test_error_in_the_midst_of_a_step_that_is_caught(run):
+    """The others wait for the rest of it, so there is no way to go on."""
+    job = run("""
+        train = trainer(build())
+        for step in range(3):
+            try:
+                train(BATCH[:, :2] if rank == 1 and step == 1 else BATCH)
+            except ValueError:
+                note("caught")
+        """)
+    assert job.code != 0
+    assert job.notes == ["", "caught\n"]
+    assert "rank 1 of 2 has left a function by an error" in job.errors
+    assert job.seconds < 60
+
+
+def test_no_step_after_one_that_others_did_not_come_to(run):
+    """They may still come, to a message that nobody waits for any more."""
+    job = run("""
+        function = forward(build())
+        function(BATCH)
+        if rank == 1:
+            time.sleep(6)
+        for _ in range(3):
+            try:
+                function(BATCH)
+            except RanksDisagree as error:
+                note(str(error).split("\\nApply node")[0])
+        """, BNLASAGNE_MPI_TIMEOUT="2")
+    assert job.code != 0
+    notes = job.notes[0].splitlines()
+    assert len(notes) == 3
+    assert notes == notes[:1] * 3
+    assert "waited 2 seconds" in notes[0]
+
+
+def test_parameters_in_another_order(run):
+    """Their gradients would be mixed up, though of one total size."""
+    job = run("""
+        right = build(comm=None)
+        params = get_all_params(right, trainable=True)
+        if rank == 1:
+            params = params[::-1]
+        x = T.matrix()
+        gradients = bnlasagne.average_gradients(
+            T.sqr(get_output(right, x)).mean(), params, comm, x.shape[0])
+        disagreement(theano.function([x], gradients), BATCH)
+        """, GO_ON)
+    check_disagreement(job, "the gradients of 6 parameters")
+    check_went_on(job)
+
+
 @BOTH
 def test_error_before_the_network(run, flags):
     job = run("""
