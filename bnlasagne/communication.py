@@ -42,7 +42,7 @@ def _seconds(name, default):
 # Seconds of waiting for other ranks after which to say so; and to give up.
 PATIENCE = 60
 # The same for ranks that may be waiting for this one.
-_SHORT_PATIENCE = 10
+_SHORT_PATIENCE = 30
 TIMEOUT = _seconds("BNLASAGNE_MPI_TIMEOUT", 1800)
 # Seconds of waiting after which to leave the processor to others.
 _SPIN = 0.01
@@ -230,7 +230,7 @@ class Channel:
     def __init__(self, comm):
         self._comm = comm
         self._own = None
-        self._broken = None
+        self._broken = self._unfinished = None
         self.pending = 0
         self.rank = comm.rank
         self.size = comm.size
