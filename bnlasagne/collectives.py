@@ -91,7 +91,7 @@ class Collective(theano.Op):
         output_storage[-1][0] = True
 
     def describe(self, node):
-        """What a node communicates, in a line."""
+        """What a node communicates, in a line; a node without tokens."""
         return self.what
 
     def do_constant_folding(self, node):
@@ -263,7 +263,7 @@ class Average(Collective):
 
     def describe(self, node):
         kinds = ["%s of %d dimensions" % (variable.dtype, variable.ndim)
-                 for variable in node.outputs if hasattr(variable, "ndim")]
+                 for variable in node.outputs]
         return "%s (%s): %s" % (self.what, "even batches" if self.only_even
                                 else "weighted", ", ".join(kinds))
 

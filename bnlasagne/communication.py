@@ -29,6 +29,7 @@ __all__ = [
     "world",
 ]
 
+
 def _seconds(name, default):
     """A time that the user may set as an environment variable."""
     text = os.environ.get(name, str(default))
@@ -230,7 +231,8 @@ class Channel:
     def __init__(self, comm):
         self._comm = comm
         self._own = None
-        self._broken = self._unfinished = None
+        # Why nothing can be sent any more.
+        self._broken = None
         self.pending = 0
         self.rank = comm.rank
         self.size = comm.size
@@ -324,6 +326,18 @@ class Channel:
             _abort()
 
     def _wait(self, request, lines):
+        """Wait for a message; if an error ends that, nothing can follow it."""
+        try:
+            self._poll(request, lines)
+        except BaseException as error:
+            self._broken = str(error) or (
+                "Rank %d of %d was interrupted while it waited for others, "
+                "before: %s." % (self.rank, self.size, _short(lines)))
+            # It is on its way still, so its memory must stay.
+            self._unfinished = request
+            raise
+
+    def _poll(self, request, lines):
         start = time.monotonic()
         warned = False
         is_end = lines == (_THE_END,)
@@ -341,17 +355,13 @@ class Channel:
                 _abort()
             # At the end, others may still have a lot to do.
             if waited > TIMEOUT and not is_end:
-                # The message is on its way still: nothing can follow it.
-                self._broken = (
+                raise RanksDisagree(
                     "Rank %d of %d has waited %.0f seconds for others that do "
                     "not come, before: %s. Do all ranks call this, and have "
                     "all of them built their layers with comm? (To wait "
                     "longer, set the environment variable "
                     "BNLASAGNE_MPI_TIMEOUT.)"
                     % (self.rank, self.size, waited, _short(lines)))
-                # Its memory must stay.
-                self._unfinished = request
-                raise RanksDisagree(self._broken)
             if waited > PATIENCE and not warned:
                 warned = True
                 _say("rank %d of %d has waited %d seconds for the others%s" % (

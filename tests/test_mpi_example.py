@@ -1,42 +1,20 @@
 """The example mnist_mpi.py, under mpiexec and without, on made-up digits."""
 
 import importlib
-import os
 import re
-import shutil
-import signal
-import subprocess
 import sys
 
 import numpy as np
 import pytest
+from jobs import MPIEXEC, finish, needs_mpi, unlaunched  # noqa: F401
 from test_examples import EXAMPLES, arrays, environment, npz  # noqa: F401
 
-MPIEXEC = shutil.which("mpiexec", path=os.pathsep.join(
-    [os.path.dirname(sys.executable), os.environ.get("PATH", "")]))
-# Seconds after which mpiexec, or else the test, ends a program that hangs.
+# Seconds after which a program hangs.
 LIMIT = 240
 
 
-def why_not():
-    """What is missing, if something is."""
-    try:
-        from mpi4py import MPI  # noqa: F401
-    except (ImportError, RuntimeError) as error:  # the latter: no library
-        return str(error)
-    return None if MPIEXEC else "mpiexec is missing"
-
-
-@pytest.fixture(scope="module")
-def needs_mpi():
-    missing = why_not()
-    if missing:
-        pytest.skip('several processes need mpi4py; install the extra: '
-                    'pip install "bnlasagne[mpi]" (%s)' % missing)
-
-
 @pytest.fixture
-def run(needs_mpi, tmp_path):
+def run(needs_mpi, tmp_path):  # noqa: F811
     """Runs the example on some ranks, or without mpiexec on None."""
     def run_ranks(ranks, *arguments):
         command = [sys.executable, "-m", "mpi4py",
@@ -45,28 +23,11 @@ def run(needs_mpi, tmp_path):
             command[1:3] = []
         else:
             command[:0] = [MPIEXEC, "-n", str(ranks)]
-        return finish(command, tmp_path)
+        variables = unlaunched(environment())
+        variables["THEANO_FLAGS"] += ",mode=FAST_COMPILE,cxx="
+        variables["OMP_NUM_THREADS"] = "1"
+        return finish(command, tmp_path, variables, LIMIT)
     return run_ranks
-
-
-def finish(command, folder):
-    # These tests may themselves be run by mpiexec.
-    variables = {
-        key: value for key, value in environment().items()
-        if not key.startswith(("PMI_", "PMIX_", "OMPI_", "HYDI_", "HYDRA_"))}
-    variables["THEANO_FLAGS"] += ",mode=FAST_COMPILE,cxx="
-    variables.update(OMP_NUM_THREADS="1", MPIEXEC_TIMEOUT=str(LIMIT))
-    with subprocess.Popen(
-            command, cwd=str(folder), env=variables, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, universal_newlines=True) as process:
-        try:
-            output, errors = process.communicate(timeout=LIMIT + 30)
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-    return subprocess.CompletedProcess(
-        command, process.returncode, output, errors)
 
 
 def rows(process):

@@ -7,9 +7,6 @@ for ever is the worst of failures: each test is given a limit.
 
 import os
 import re
-import shutil
-import signal
-import subprocess
 import sys
 import textwrap
 import time
@@ -17,15 +14,11 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from jobs import MPIEXEC, finish, needs_mpi, unlaunched  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
-MPIEXEC = shutil.which("mpiexec", path=os.pathsep.join(
-    [str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
 # Seconds after which a job hangs. Most take five, if they have a core.
 LIMIT = 120
-# How launchers tell processes that they are ranks, as these tests may be.
-LAUNCHERS = ("PMI_", "PMIX_", "OMPI_", "HYDI_", "HYDRA_", "MPIEXEC_", "MPIR_",
-             "MPI_LOCAL", "PRTE_", "SLURM_")
 RUNNER, PLAIN = ("-m", "mpi4py"), ()
 BOTH = pytest.mark.parametrize("flags", [RUNNER, PLAIN],
                                ids=["runner", "plain"])
@@ -106,28 +99,10 @@ note("went on: %r" % float(loss))
 Job = namedtuple("Job", "code errors seconds notes")
 
 
-def why_not():
-    """What is missing, if something is."""
-    try:
-        from mpi4py import MPI  # noqa: F401
-    except (ImportError, RuntimeError) as error:  # the latter: no library
-        return str(error)
-    return None if MPIEXEC else "mpiexec is missing"
-
-
-@pytest.fixture(scope="module")
-def needs_mpi():
-    missing = why_not()
-    if missing:
-        pytest.skip('several processes need mpi4py; install the extra: '
-                    'pip install "bnlasagne[mpi]" (%s)' % missing)
-
-
 def environment(*path, **variables):
     """Variables for a Python that is no rank yet, and compiles quickly."""
-    found = {key: value for key, value in os.environ.items()
-             if not key.startswith(LAUNCHERS)
-             and key != "BNLASAGNE_MPI_TIMEOUT"}
+    found = unlaunched(os.environ)
+    found.pop("BNLASAGNE_MPI_TIMEOUT", None)
     found.update(
         PYTHONPATH=os.pathsep.join(map(str, (*path, ROOT))),
         THEANO_FLAGS=",".join(filter(None, [
@@ -137,38 +112,18 @@ def environment(*path, **variables):
     return found
 
 
-def finish(command, folder, variables):
-    """Run a command to its end, or fail."""
-    start = time.monotonic()
-    with subprocess.Popen(
-            list(map(str, command)), cwd=str(folder), env=variables,
-            start_new_session=True, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            universal_newlines=True) as process:
-        try:
-            _, errors = process.communicate(timeout=LIMIT)
-        except subprocess.TimeoutExpired:
-            # Ranks are not in this group, but do not outlive mpiexec.
-            os.killpg(process.pid, signal.SIGKILL)
-            output, errors = process.communicate()
-            pytest.fail("hangs after %d seconds:\n%s\n%s"
-                        % (LIMIT, output, errors))
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-    return process.returncode, errors, time.monotonic() - start
-
-
 @pytest.fixture
-def run(needs_mpi, tmp_path):
+def run(needs_mpi, tmp_path):  # noqa: F811
     """Runs a script on some ranks."""
     def run_script(code, then="", ranks=2, flags=RUNNER, **variables):
         (tmp_path / "script.py").write_text(
             COMMON + textwrap.dedent(code) + then, encoding="utf-8")
         command = [MPIEXEC, "-n", ranks, sys.executable, *flags, "script.py"]
-        result = finish(command, tmp_path, environment(**variables))
+        start = time.monotonic()
+        result = finish(command, tmp_path, environment(**variables), LIMIT)
+        seconds = time.monotonic() - start
         notes = [tmp_path / ("rank%d.txt" % rank) for rank in range(ranks)]
-        return Job(*result, [
+        return Job(result.returncode, result.stderr, seconds, [
             path.read_text(encoding="utf-8") if path.exists() else ""
             for path in notes])
     return run_script
@@ -730,43 +685,3 @@ def test_error_while_batches_are_made(run):
     assert "On rank" not in job.notes[1]
     assert "a bad batch" in job.notes[1]
     check_went_on(job)
-
-
-# --- without mpi4py --------------------------------------------------------
-
-def finish_alone(code, folder, *path):
-    code = textwrap.dedent(code) + textwrap.dedent("""
-        import bnlasagne
-
-        try:
-            bnlasagne.world()
-        except ImportError as error:
-            assert error.name == "mpi4py"
-            assert sys.executable in str(error)
-            sys.exit("%s: %s" % (type(error).__name__, error))
-        """)
-    return finish([sys.executable, "-c", code], folder, environment(*path))
-
-
-def test_no_mpi4py(tmp_path):
-    code, errors, _ = finish_alone("""
-        import sys
-        sys.modules["mpi4py"] = None
-        """, tmp_path)
-    assert code == 1, errors
-    assert "ImportError: Training on several machines needs mpi4py" in errors
-    assert 'pip install "bnlasagne[mpi]"' in errors
-    assert "mpi4py cannot be imported" in errors
-
-
-def test_no_mpi_library(tmp_path):
-    package = tmp_path / "mpi4py"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    (package / "MPI.py").write_text(
-        'raise RuntimeError("cannot load MPI library\\n  libmpi.so")\n')
-    code, errors, _ = finish_alone("import sys", tmp_path, tmp_path)
-    assert code == 1, errors
-    assert "ImportError: Training on several machines needs mpi4py" in errors
-    assert 'pip install "bnlasagne[mpi]"' in errors
-    assert "(cannot load MPI library libmpi.so)" in errors

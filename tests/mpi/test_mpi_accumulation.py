@@ -8,16 +8,10 @@ import pytest
 import theano
 import theano.tensor as T
 from lasagne.layers import DenseLayer, InputLayer, get_all_params, get_output
+from mpi_common import COMM, assert_alike, several
 from numpy.testing import assert_allclose
 
-MPI = pytest.importorskip(
-    "mpi4py.MPI", reason='needs pip install "bnlasagne[mpi]"')
 pytestmark = pytest.mark.usefixtures("float64", "quick")
-
-
-@pytest.fixture
-def comm():
-    return MPI.COMM_WORLD
 
 
 def build(comm):
@@ -49,10 +43,10 @@ def parts(rng, comm):
         yield (x, target), (x[mine], target[mine])
 
 
-def test_synchronized(rng, comm):
+def test_synchronized(rng):
     """As one process that has all ranks' parts in each micro-batch."""
     steps, networks = [], []
-    for own in (None, comm):
+    for own in (None, COMM):
         network, inputs, loss = build(own)
         accumulator = GradientAccumulator(
             get_all_params(network, trainable=True), comm=own)
@@ -61,7 +55,7 @@ def test_synchronized(rng, comm):
                                                 learning_rate=0.1)))
         networks.append(network)
     for _ in range(2):
-        for whole, part in parts(rng, comm):
+        for whole, part in parts(rng, COMM):
             steps[0][0](*whole)
             steps[1][0](*part)
         for _, step in steps:
@@ -70,13 +64,13 @@ def test_synchronized(rng, comm):
         assert_allclose(one, other, rtol=1e-11, atol=1e-12)
 
 
-def test_unsynchronized(rng, comm):
+def test_unsynchronized(rng):
     """Each rank's micro-batches are micro-batches of the step."""
     networks = []
-    ranks = list(range(comm.size))
-    batches = list(parts(rng, comm))
-    everyone = comm.allgather([part for _, part in batches])
-    for mine, own in ((ranks, None), ([comm.rank], comm)):
+    ranks = list(range(COMM.size))
+    batches = list(parts(rng, COMM))
+    everyone = COMM.allgather([part for _, part in batches])
+    for mine, own in ((ranks, None), ([COMM.rank], COMM)):
         network, inputs, loss = build(None)
         accumulator = GradientAccumulator(
             get_all_params(network, trainable=True), comm=own)
@@ -94,16 +88,16 @@ def test_unsynchronized(rng, comm):
                         atol=1e-12)
 
 
-def test_a_term_without_micro_batches(rng, comm):
+def test_a_term_without_micro_batches(rng):
     """It counts as zero, on several ranks as on one."""
     w, other = theano.shared(np.zeros(3)), theano.shared(np.ones(2))
     x, y = T.matrix(), T.matrix()
-    accumulator = GradientAccumulator([w, other], comm=comm)
+    accumulator = GradientAccumulator([w, other], comm=COMM)
     accumulate = accumulator.function([x], T.mean(T.dot(x, w)))
     accumulator.function([y], T.mean(T.dot(y, other)))
     step = accumulator.step_function(lasagne.updates.sgd, learning_rate=1)
     data = rng.normal(size=(3, 3))
-    if comm.rank == 0:
+    if COMM.rank == 0:
         accumulate(data)
     step()
     assert_allclose(w.get_value(), -data.mean(0), rtol=1e-12)
@@ -114,11 +108,11 @@ def test_a_term_without_micro_batches(rng, comm):
     assert_allclose(w.get_value(), -data.mean(0), rtol=1e-12)
 
 
-def test_a_micro_batch_of_size_0_counts_for_nothing(rng, comm):
+def test_a_micro_batch_of_size_0_counts_for_nothing(rng):
     """Its rows are there, such as for padding, but do not count."""
     layer = BatchNormLayer((None, 3), alpha=1)
     x, size = T.matrix(), T.scalar()
-    accumulator = GradientAccumulator([layer.gamma, layer.beta], comm=comm)
+    accumulator = GradientAccumulator([layer.gamma, layer.beta], comm=COMM)
     accumulate = accumulator.function(
         [x, size], T.sum(layer.get_output_for(x)), size=size)
     step = accumulator.step_function(lasagne.updates.sgd, learning_rate=1)
@@ -129,45 +123,43 @@ def test_a_micro_batch_of_size_0_counts_for_nothing(rng, comm):
     assert_allclose(layer.mean.get_value()[0], data.mean(0), rtol=1e-12)
 
 
-def test_ranks_without_micro_batches(rng, comm):
+def test_ranks_without_micro_batches(rng):
     network, inputs, loss = build(None)
     accumulator = GradientAccumulator(
-        get_all_params(network, trainable=True), comm=comm)
+        get_all_params(network, trainable=True), comm=COMM)
     accumulate = accumulator.function(inputs, loss)
     step = accumulator.step_function(lasagne.updates.sgd, learning_rate=0.1)
     with pytest.raises(ValueError, match="there is no micro-batch"):
         step()
     before = values(network)
-    if comm.rank == 0:
+    if COMM.rank == 0:
         accumulate(rng.normal(size=(3, 4)), rng.normal(size=(3, 5)))
     step()
     weights = get_all_params(network, trainable=True)[0].get_value()
     assert not np.array_equal(weights, before[0])
-    everywhere = comm.allgather(weights.tobytes())
-    assert everywhere == everywhere[:1] * comm.size
+    assert_alike(weights)
 
 
-def test_synchronized_layers_take_a_communicator(comm):
-    if comm.size == 1:
-        pytest.skip("takes several ranks")
-    network, inputs, loss = build(comm)
+@several
+def test_synchronized_layers_take_a_communicator():
+    network, inputs, loss = build(COMM)
     params = get_all_params(network, trainable=True)
     with pytest.raises(ValueError, match="Pass the same comm"):
         GradientAccumulator(params).function(inputs, loss)
     with pytest.raises(ValueError, match="has a communicator"):
-        GradientAccumulator(params, comm=comm).exact_function(inputs, loss)
+        GradientAccumulator(params, comm=COMM).exact_function(inputs, loss)
 
 
-def test_weights_by_size_without_batch_normalization(rng, comm):
+def test_weights_by_size_without_batch_normalization(rng):
     """The gradient of a mean over all ranks' examples."""
     w = theano.shared(np.zeros(3), "w")
     x = T.matrix()
-    accumulator = GradientAccumulator([w], comm=comm)
+    accumulator = GradientAccumulator([w], comm=COMM)
     accumulate = accumulator.function([x], T.mean(T.dot(x, w)))
     step = accumulator.step_function(lasagne.updates.sgd, learning_rate=1)
     data = rng.normal(size=(10, 3))
-    mine = np.split(data, [1, 4, 8])[comm.rank]
+    mine = np.split(data, [1, 4, 8])[COMM.rank]
     accumulate(mine)
     step()
-    seen = np.concatenate(comm.allgather(mine))
+    seen = np.concatenate(COMM.allgather(mine))
     assert_allclose(w.get_value(), -seen.mean(0), rtol=1e-12)

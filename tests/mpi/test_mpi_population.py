@@ -11,16 +11,10 @@ import lasagne
 import numpy as np
 import pytest
 from lasagne.layers import DenseLayer, InputLayer
+from mpi_common import COMM, assert_alike, several
 from numpy.testing import assert_allclose, assert_array_equal
 
-MPI = pytest.importorskip(
-    "mpi4py.MPI", reason='needs pip install "bnlasagne[mpi]"')
 pytestmark = pytest.mark.usefixtures("float64", "quick")
-
-
-@pytest.fixture
-def comm():
-    return MPI.COMM_WORLD
 
 
 def build(comm=None):
@@ -50,7 +44,7 @@ def shard(chunks, comm, first=0):
 
 @pytest.mark.parametrize("keep", [None, "memory", "folder"])
 @pytest.mark.parametrize("method", ["layerwise", "one_pass"])
-def test_bits_are_those_of_one_process(chunks, comm, method, keep, tmp_path):
+def test_bits_are_those_of_one_process(chunks, method, keep, tmp_path):
     serial = build()
     update_population_statistics(serial, chunks, method=method, ddof=1)
     if keep == "folder":
@@ -58,19 +52,17 @@ def test_bits_are_those_of_one_process(chunks, comm, method, keep, tmp_path):
     for first in range(2):
         network = build()
         found = update_population_statistics(
-            network, shard(chunks, comm, first), method=method, ddof=1,
-            keep=keep, comm=comm)
+            network, shard(chunks, COMM, first), method=method, ddof=1,
+            keep=keep, comm=COMM)
         for one, other in zip(stored(network), stored(serial)):
             assert_array_equal(one, other)
         assert [moments.count for moments in found.values()] == [41, 41]
-        everywhere = comm.allgather(
-            [value.tobytes() for value in stored(network)])
-        assert everywhere == everywhere[:1] * comm.size
+        assert_alike(*stored(network))
 
 
-def test_against_the_whole_set(chunks, comm):
+def test_against_the_whole_set(chunks):
     network = build()
-    update_population_statistics(network, shard(chunks, comm), comm=comm)
+    update_population_statistics(network, shard(chunks, COMM), comm=COMM)
     data = np.concatenate(chunks)
     layers = lasagne.layers.get_all_layers(network)
     for layer in layers:
@@ -81,41 +73,41 @@ def test_against_the_whole_set(chunks, comm):
             assert_allclose(layer.std.get_value()[0], x.std(0), rtol=1e-11)
 
 
-def test_synchronized_layers(chunks, comm):
-    network = build(comm)
-    update_population_statistics(network, shard(chunks, comm), comm=comm)
+def test_synchronized_layers(chunks):
+    network = build(COMM)
+    update_population_statistics(network, shard(chunks, COMM), comm=COMM)
     serial = build()
     update_population_statistics(serial, chunks)
     for one, other in zip(stored(network), stored(serial)):
         assert_array_equal(one, other)
 
 
-def test_one_pass_of_synchronized_layers(chunks, comm):
+def test_one_pass_of_synchronized_layers(chunks):
     """By each rank's batches, of which there need not be equally many."""
-    network, serial = build(comm), build()
+    network, serial = build(COMM), build()
     update_population_statistics(
-        network, chunks if comm.rank == 0 else [], method="one_pass",
-        comm=comm)
+        network, chunks if COMM.rank == 0 else [], method="one_pass",
+        comm=COMM)
     update_population_statistics(serial, chunks, method="one_pass")
     for one, other in zip(stored(network), stored(serial)):
         assert_array_equal(one, other)
 
 
-def test_all_data_on_one_rank(chunks, comm):
+def test_all_data_on_one_rank(chunks):
     network, serial = build(), build()
-    owner = comm.size - 1
+    owner = COMM.size - 1
     update_population_statistics(
-        network, chunks if comm.rank == owner else [], comm=comm)
+        network, chunks if COMM.rank == owner else [], comm=COMM)
     update_population_statistics(serial, chunks)
     for one, other in zip(stored(network), stored(serial)):
         assert_array_equal(one, other)
 
 
-def test_data_on_no_rank(comm):
+def test_data_on_no_rank():
     network = build()
     before = stored(network)
     with pytest.raises(ValueError, match="there is no data"):
-        update_population_statistics(network, [], comm=comm)
+        update_population_statistics(network, [], comm=COMM)
     assert all(map(np.array_equal, stored(network), before))
 
 
@@ -140,37 +132,36 @@ def fails_in_pass(number, error):
     (FileNotFoundError("no file"), OSError),
     (UnicodeDecodeError("ascii", b"x", 0, 1, "odd"), ValueError),
 ])
-def test_an_error_of_one_rank_is_one_of_all(comm, number, error, kind):
+def test_an_error_of_one_rank_is_one_of_all(number, error, kind):
     network = build()
     before = stored(network)
-    guilty = comm.size - 1
-    batches = fails_in_pass(number if comm.rank == guilty else 0, error)
+    guilty = COMM.size - 1
+    batches = fails_in_pass(number if COMM.rank == guilty else 0, error)
     with pytest.raises(kind) as raised:
-        update_population_statistics(network, batches, comm=comm)
-    if comm.rank != guilty:
+        update_population_statistics(network, batches, comm=COMM)
+    if COMM.rank != guilty:
         assert "On rank %d" % guilty in str(raised.value)
     assert all(map(np.array_equal, stored(network), before))
     # And they go on together.
-    update_population_statistics(network, fails_in_pass(0, None), comm=comm)
+    update_population_statistics(network, fails_in_pass(0, None), comm=COMM)
 
 
-def test_a_wrong_argument_on_one_rank(comm, chunks):
+def test_a_wrong_argument_on_one_rank(chunks):
     network = build()
     with pytest.raises(ValueError, match="keep must be"):
         update_population_statistics(
-            network, chunks, comm=comm,
-            keep="nowhere" if comm.rank == 0 else None)
+            network, chunks, comm=COMM,
+            keep="nowhere" if COMM.rank == 0 else None)
 
 
-def test_different_networks_are_refused(comm, chunks):
-    if comm.size == 1:
-        pytest.skip("takes several ranks")
+@several
+def test_different_networks_are_refused(chunks):
     network = build()
-    if comm.rank == 0:
+    if COMM.rank == 0:
         network = batch_norm(DenseLayer(network, 2), name="third")
     before = stored(network)
     with pytest.raises(RanksDisagree, match="rank [01]: .*third"):
-        update_population_statistics(network, chunks, comm=comm)
+        update_population_statistics(network, chunks, comm=COMM)
     assert all(map(np.array_equal, stored(network), before))
 
 
