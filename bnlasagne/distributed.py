@@ -153,6 +153,10 @@ def _checked_loss_or_grads(loss_or_grads, params, caller):
 
 
 def _checked_size(size, caller):
+    if not isinstance(size, (theano.Variable, numbers.Real)):
+        raise TypeError("%s: size must be a number or a scalar Theano "
+                        "variable, such as x.shape[0], got %r."
+                        % (caller, size))
     size = T.as_tensor_variable(size)
     if size.ndim != 0:
         raise ValueError("%s: size must be a scalar, such as x.shape[0], but "

@@ -29,8 +29,8 @@ def values(network):
     return [param.get_value() for param in get_all_params(network)]
 
 
-# The sizes of each rank's part of two micro-batches; the first ranks' ones.
-SIZES = [[3, 5, 2, 4], [2, 4, 6, 1]]
+# The sizes of each rank's part of three micro-batches; the first ranks' ones.
+SIZES = [[3, 5, 2, 4], [2, 4, 6, 1], [4, 0, 3, 2]]
 
 
 def parts(rng, comm):

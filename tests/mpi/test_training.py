@@ -219,6 +219,7 @@ def test_types_of_averages():
     ({"params": []}, ValueError, "params is empty"),
     ({"params": [T.scalar()]}, TypeError, "params must be shared variables"),
     ({"comm": None}, TypeError, "comm must be a communicator"),
+    ({"size": "many"}, TypeError, "size must be a number or a scalar"),
     ({"comm": 2}, TypeError, "comm must be None or a communicator"),
     ({"size": T.vector()}, ValueError, "size must be a scalar"),
     ({"outputs": [1]}, TypeError, "outputs must be Theano variables"),
