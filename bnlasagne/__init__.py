@@ -5,6 +5,7 @@ from . import compat  # isort: skip  # First: it makes the next imports work.
 from .accumulation import GradientAccumulator
 from .communication import RanksDisagree, world
 from .distributed import average_gradients, broadcast_params
+from .folding import fold_batch_norm
 from .freezing import freeze_batch_norm, unfreeze_batch_norm
 from .layer import BatchNormLayer, batch_norm
 from .moments import Moments
@@ -25,6 +26,7 @@ __all__ = [
     "batch_norm",
     "broadcast_params",
     "compat",
+    "fold_batch_norm",
     "freeze_batch_norm",
     "get_batch_norm_updates",
     "plain_expressions",

@@ -1,8 +1,7 @@
 """Batch normalization that stays as it is while the rest is trained."""
 
-import lasagne
-
 from .layer import BatchNormLayer
+from .networks import all_layers, checked_layers
 
 __all__ = [
     "freeze_batch_norm",
@@ -130,33 +129,10 @@ class _Restore(object):
 
 def _layers(network, treat_as_input, caller):
     """The batch normalization layers of a network, checked."""
-    layers = network if isinstance(network, (list, tuple)) else [network]
-    for layer in layers:
-        if not isinstance(layer, lasagne.layers.Layer):
-            raise TypeError("%s: network must be a Layer or a list of them, "
-                            "got %r." % (caller, layer))
-    found = [layer for layer in _walk(list(layers), treat_as_input or ())
+    found = [layer for layer in all_layers(checked_layers(network, caller),
+                                           treat_as_input or ())
              if isinstance(layer, BatchNormLayer)]
     if not found:
         raise ValueError("%s: the network has no batch normalization layer."
                          % caller)
     return found
-
-
-def _walk(layers, treat_as_input):
-    """All layers of a network, and those within them."""
-    seen, stack = [], [
-        layer for layer in lasagne.layers.get_all_layers(
-            layers, treat_as_input=list(treat_as_input))
-        if layer not in treat_as_input]
-    while stack:
-        layer = stack.pop(0)
-        if layer in seen:
-            continue
-        seen.append(layer)
-        below = [getattr(layer, "input_layer", None)]
-        below += getattr(layer, "input_layers", [])
-        for inner in vars(layer).values():
-            if isinstance(inner, lasagne.layers.Layer) and inner not in below:
-                stack.extend(lasagne.layers.get_all_layers(inner))
-    return seen

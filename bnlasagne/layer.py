@@ -14,7 +14,9 @@ from theano.compile.ops import Shape_i
 
 from . import expressions, ops, synchronized
 from .communication import channel_of
+from .conventions import Statistics, divisor_of, statistics_of
 from .tracking import track
+from .values import NotConstant, assign, value_of
 
 __all__ = [
     "Application",
@@ -277,6 +279,133 @@ class BatchNormLayer(lasagne.layers.Layer):
             recorded.append(Application(self, x, output))
         return output
 
+    def get_statistics(self, epsilon=None):
+        """The stored averages, in this layer's and in others' conventions.
+
+        Parameters
+        ----------
+        epsilon : number or None
+            The constant of the layer that they go to: `std` and `var` are then
+            such that its deterministic output, with `epsilon` added to the
+            standard deviation or to the variance, is that of this layer. By
+            default, `std` is what is stored, and `var` its square.
+
+        Returns
+        -------
+        namedtuple (mean, std, var, inv_std) of arrays
+            Of the shape of the input without the `axes`. `inv_std` is what
+            deviations from the mean are multiplied by.
+
+        Raises
+        ------
+        ValueError
+            If `epsilon` is negative, or the averages are expressions that have
+            no value of their own.
+
+        Notes
+        -----
+        Where the layer divides by less than the root of the other's
+        `epsilon`, no variance is small enough, and `var` is negative. The
+        other layer's sum of both is right nonetheless.
+
+        See also
+        --------
+        set_statistics : The other way.
+
+        Examples
+        --------
+        >>> from bnlasagne import BatchNormLayer
+        >>> layer = BatchNormLayer((None, 2), epsilon=0.5, std=1.5)
+        >>> layer.get_statistics().std.tolist()
+        [1.5, 1.5]
+        >>> layer.get_statistics(epsilon=1).var.tolist()
+        [3.0, 3.0]
+        """
+        mean, std = (self._value(name).reshape(self._short_shape())
+                     for name in ("mean", "std"))
+        with self._named_errors():
+            return statistics_of(mean, std, float(self._value("epsilon")),
+                                 epsilon)
+
+    def set_statistics(self, mean, std=None, var=None, inv_std=None,
+                       epsilon=None):
+        """Set the stored averages to those of another layer, or of data.
+
+        Parameters
+        ----------
+        mean : array or number
+            Means. Arrays may be of the shape of the parameters, or leave out
+            the `axes`.
+        std, var, inv_std : array or number
+            One of them: standard deviations, variances, or inverse standard
+            deviations as of Lasagne's later layer.
+        epsilon : number or None
+            The constant that the layer which they come from adds to `std`, or
+            to `var`: the deterministic output is then that layer's, to
+            rounding. `inv_std` has it in it, whatever is given here. By
+            default, they are taken for statistics of data, to which this layer
+            adds its own `epsilon`.
+
+        Raises
+        ------
+        ValueError
+            If not one of `std`, `var` and `inv_std` is given, one is of the
+            wrong shape, not finite, or negative, or if the averages are
+            expressions. Nothing is changed then.
+        TypeError
+            If something is not numeric.
+
+        Notes
+        -----
+        What is stored is ``sqrt(var + epsilon) - self.epsilon``, say, which
+        is negative where that layer divides by less than this layer's
+        `epsilon`. The output is right nonetheless.
+
+        What does not carry over is how a layer trains. This one adds its own
+        `epsilon` to the standard deviation of a batch, and its running
+        averages follow that, the biased one, from the stored value on.
+        Lasagne's later layer averages inverse standard deviations, and PyTorch
+        unbiased variances (divided by the number of values less one); both,
+        and Keras, add their epsilon to the variance.
+
+        See also
+        --------
+        get_statistics : The other way.
+
+        Examples
+        --------
+        >>> from bnlasagne import BatchNormLayer
+        >>> layer = BatchNormLayer((None, 2), epsilon=0.5)
+        >>> layer.set_statistics(mean=[1, 2], var=[3, 8], epsilon=1)
+        >>> layer.std.get_value().tolist()
+        [[1.5, 2.5]]
+        """
+        assign(self.converted_statistics(mean, std, var, inv_std, epsilon))
+
+    def converted_statistics(self, mean, std=None, var=None, inv_std=None,
+                             epsilon=None):
+        """What :meth:`set_statistics` sets, checked.
+
+        Returns
+        -------
+        list of (Theano shared variable, float64 array)
+        """
+        for name, param in (("mean", self.mean), ("std", self.std)):
+            if not isinstance(param, theano.compile.SharedVariable):
+                raise ValueError("%s: %s is an expression and cannot be set. "
+                                 "Set what it is made of." %
+                                 (label(self), name))
+        mean, std, var, inv_std = (
+            None if value is None else self._full(name, value)
+            for name, value in zip(Statistics._fields,
+                                   (mean, std, var, inv_std)))
+        own_epsilon = float(self._value("epsilon"))
+        with self._named_errors():
+            if mean is None or not np.all(np.isfinite(mean)):
+                raise ValueError("mean must be finite, got %s" % (mean,))
+            divisor = divisor_of(std, var, inv_std, epsilon, own_epsilon)
+        return [(self.mean, mean), (self.std, divisor - own_epsilon)]
+
     def normalize_as_in_training(self, x, mean, std, *params):
         """Normalize a part of a batch by the statistics of all of it.
 
@@ -487,21 +616,47 @@ class BatchNormLayer(lasagne.layers.Layer):
 
     def _initial_value(self, name, spec):
         """A parameter's initial value, in its full shape."""
-        shape = self.param_shape()
-        value = spec(shape) if callable(spec) else spec
+        value = spec(self.param_shape()) if callable(spec) else spec
         if not np.issubdtype(np.asarray(value).dtype, np.number):
             raise TypeError("%s: %s must be an array, a number, a Theano "
                             "shared variable or a callable that returns an "
                             "array, got %r." % (label(self), name, spec))
-        value = lasagne.utils.floatX(value)
-        short = tuple(size for axis, size in enumerate(shape)
-                      if axis not in self.axes)
+        return self._full(name, value, theano.config.floatX)
+
+    def _full(self, name, value, dtype="float64"):
+        """An array of numbers, in the full shape of the parameters."""
+        try:
+            value = np.asarray(value, dtype=dtype)
+        except (TypeError, ValueError):
+            raise TypeError("%s: %s must be an array or a number, got %r."
+                            % (label(self), name, value)) from None
+        shape, short = self.param_shape(), self._short_shape()
         if value.shape not in (shape, short, ()):
             raise ValueError("%s: %s must have shape %s or %s, got %s."
                              % (label(self), name, shape, short, value.shape))
         if value.ndim == 0:
             return np.full(shape, value)
         return value.reshape(shape)
+
+    def _value(self, name):
+        """The value of an attribute, which may be an expression."""
+        try:
+            return value_of(getattr(self, name))
+        except NotConstant as error:
+            raise ValueError("%s: %s has no value of its own: %s."
+                             % (label(self), name, error)) from None
+
+    @contextlib.contextmanager
+    def _named_errors(self):
+        """Errors about values name the layer."""
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError("%s: %s." % (label(self), error)) from None
+
+    def _short_shape(self):
+        return tuple(size for axis, size in enumerate(self.param_shape())
+                     if axis not in self.axes)
 
     def param_shape(self):
         shape = tuple(1 if axis in self.axes else size

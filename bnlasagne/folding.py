@@ -1,0 +1,472 @@
+"""Batch normalization folded into a linear layer beside it, for inference.
+
+For testing, a batch normalization layer computes ``scale * x + shift`` with
+constants. The linear layer before it, or after it, can do the same by other
+weights and another bias.
+"""
+
+import collections
+import logging
+
+import lasagne
+import numpy as np
+import theano
+import theano.tensor as T
+
+from .layer import BatchNormLayer, label
+from .linear import is_linear, linear_of, overrides
+from .networks import (
+    checked_layers,
+    copy_network,
+    inputs_of,
+    layers_in,
+    replace_layer,
+)
+from .values import NotConstant, value_of
+
+__all__ = [
+    "Folding",
+    "fold_batch_norm",
+]
+
+_log = logging.getLogger(__name__)
+
+
+class Folding(collections.namedtuple("Folding", "layer, into, text")):
+    """What became of a batch normalization layer.
+
+    Attributes
+    ----------
+    layer : Layer
+        The batch normalization layer, in the original network.
+    into : Layer or None
+        The layer, in the original network, whose copy does its work now. None
+        if it was left in place.
+    text : str
+        A sentence on that, with the reasons where it was left in place.
+    """
+
+    __slots__ = ()
+
+    def __str__(self):
+        return self.text
+
+
+class _LeftInPlace(Exception):
+    """Folding would not be exact, or there is nothing to fold into."""
+
+
+def fold_batch_norm(network, return_report=False):
+    """A copy of a network for inference, without batch normalization layers.
+
+    .. math::
+        f((W x + b) s + t) = f((W s) x + (b s + t))
+
+    with :math:`s = \\gamma / (\\sigma + \\epsilon)` and
+    :math:`t = \\beta - \\mu s` by the stored averages. Each layer is folded
+    into the dense, convolutional, network-in-network or locally connected
+    layer whose output it normalizes, which takes over its nonlinearity; or,
+    where there is none, into one that it feeds. Where that would not be exact,
+    the batch normalization layer is left in place.
+
+    Parameters
+    ----------
+    network : Layer or list of Layer
+        The output layer or layers. They, the layers below them and all their
+        parameters stay as they are.
+    return_report : bool
+        Whether to return what became of each batch normalization layer, too.
+
+    Returns
+    -------
+    network : Layer or list of Layer
+        The output layer or layers of the new network. It has parameters of its
+        own, and the input variables of the original. Its deterministic output
+        is that of the original, to rounding.
+    report : list of Folding
+        If `return_report`: one for each batch normalization layer, in the
+        order of :func:`lasagne.layers.get_all_layers`. ``str()`` makes a
+        sentence of each.
+
+    Raises
+    ------
+    TypeError
+        If `network` is no layer or list of layers.
+
+    Notes
+    -----
+    A layer is left in place if the layer before it has a nonlinearity or is of
+    a type that is not known, if its output is used elsewhere as well, is
+    returned, or is normalized by statistics that differ along an axis along
+    which its weights do not; and if parameters depend on inputs of the
+    network. Into a layer *after* it, one without a nonlinearity is folded that
+    feeds nothing else, but not through zero padding.
+
+    Parameters that are expressions, or shared with other layers, are no
+    obstacle: the folded layer has weights of its own. Lasagne's own later
+    batch normalization layers are folded as well; the ``NonlinearityLayer`` on
+    them stays.
+
+    Layers that are left in place are frozen (see :func:`freeze_batch_norm`),
+    but for Lasagne's own. Build outputs with ``deterministic=True`` all the
+    same, if there is dropout.
+
+    What becomes of each layer is logged, too, by the logger
+    ``bnlasagne.folding``: as a warning, which Python shows by default, for
+    those that are left in place.
+
+    References
+    ----------
+    .. [1] Ioffe, Sergey and Szegedy, Christian (2015): Batch Normalization:
+           Accelerating Deep Network Training by Reducing Internal Covariate
+           Shift, section 3.1 and algorithm 2.
+           http://arxiv.org/abs/1502.03167.
+
+    Examples
+    --------
+    >>> from lasagne.layers import DenseLayer, InputLayer, get_all_layers
+    >>> from bnlasagne import batch_norm, fold_batch_norm
+    >>> layer = batch_norm(DenseLayer(InputLayer((None, 8)), 5, name="fc"))
+    >>> folded, report = fold_batch_norm(layer, return_report=True)
+    >>> print(report[0])
+    BatchNormLayer 'fc_bn' folded into DenseLayer 'fc' before it
+    >>> [param.name for param in folded.get_params()]
+    ['fc.W', 'fc.b']
+    """
+    outputs = checked_layers(network, "fold_batch_norm()")
+    fold = _Fold(copy_network(outputs), outputs)
+    report = fold.fold_all()
+    for entry in report:
+        _log.log(logging.INFO if entry.into else logging.WARNING, "%s", entry)
+    folded = fold.outputs if isinstance(network, (list, tuple)) \
+        else fold.outputs[0]
+    return (folded, report) if return_report else folded
+
+
+_Affine = collections.namedtuple("_Affine", "scale, shift, dtypes")
+_Affine.__doc__ = """What a batch normalization layer does to its input."""
+
+_Plan = collections.namedtuple("_Plan", "linear, W, b, nonlinearity")
+_Plan.__doc__ = """What a linear layer is to be."""
+
+
+class _Fold(object):
+    """Folds the batch normalization layers of a copy, one after the other.
+
+    All but the report is about layers of the copy.
+    """
+
+    def __init__(self, copies, outputs):
+        self.outputs = [copies[layer] for layer in outputs]
+        self._originals = {copy: layer for layer, copy in copies.items()}
+        self._numbers = {copy: number for number, copy
+                         in enumerate(copies.values())}
+        # Who takes a layer's output, once for each time it does; and who
+        # refers to a layer in ways that are not known.
+        self._consumers = collections.defaultdict(list)
+        self._holders = collections.defaultdict(list)
+        for layer in copies.values():
+            for used in _used_by(layer):
+                self._consumers[used].append(layer)
+            for held in _held_by(layer):
+                self._holders[held].append(layer)
+        self._reached = _reached_from(self.outputs)
+
+    def fold_all(self):
+        """Fold what can be; return the report."""
+        left = [layer for layer in self._originals if _is_batch_norm(layer)]
+        report = collections.OrderedDict.fromkeys(left)
+        changed = True
+        # Again, as what was in the way of one may have been folded since.
+        while changed:
+            report.update((bn, self._fold(bn)) for bn in left)
+            remaining = [bn for bn in left if report[bn].into is None]
+            changed = len(remaining) < len(left)
+            left = remaining
+        for bn in left:
+            if isinstance(bn, BatchNormLayer) and bn in self._reached:
+                bn.frozen = True
+        return list(report.values())
+
+    def _fold(self, bn):
+        original = self._originals[bn]
+        try:
+            plan, where = self._plan(bn)
+        except _LeftInPlace as reason:
+            return Folding(original, None, "%s left in place: %s"
+                           % (self._name(bn), reason))
+        layer = plan.linear.layer
+        _carry_out(plan)
+        self._bypass(bn)
+        return Folding(original, self._originals[layer],
+                       "%s folded into %s %s"
+                       % (self._name(bn), self._name(layer), where))
+
+    def _plan(self, bn):
+        """How to fold a layer, and where the one is that it goes into."""
+        affine = self._affine(bn)
+        reasons = []
+        for plan, where in [(self._plan_before, "before it"),
+                            (self._plan_after, "after it")]:
+            try:
+                return _checked(plan(bn, affine), affine), where
+            except _LeftInPlace as reason:
+                reasons.append(str(reason))
+        raise _LeftInPlace("; ".join(reasons))
+
+    def _affine(self, bn):
+        """Scale and shift by a layer."""
+        if bn not in self._reached:
+            raise _LeftInPlace("it is within a layer that does not tell it "
+                               "what to normalize by")
+        self._check_unheld(bn)
+        if not inputs_of(bn):
+            raise _LeftInPlace("there is no layer before it")
+        if any(isinstance(bn, base) and overrides(bn, base, "get_output_for")
+               for base in _types()):
+            raise _LeftInPlace("its class overrides get_output_for()")
+        affine = _affine(bn, self._values(bn, *_PARAMS))
+        if affine.scale.shape[0] != 1:
+            raise _LeftInPlace("it normalizes each example by statistics of "
+                               "its own")
+        return affine
+
+    def _plan_before(self, bn, affine):
+        """Fold into the layer that a layer normalizes."""
+        layer = inputs_of(bn)[0]
+        linear = self._linear(layer, "before it")
+        if not is_linear(layer):
+            raise _LeftInPlace("%s before it has a nonlinearity, %s" % (
+                self._name(layer), _name_of(layer.nonlinearity)))
+        if layer in self.outputs:
+            raise _LeftInPlace("the output of %s before it is returned, too"
+                               % self._name(layer))
+        if len(self._consumers[layer]) > 1:
+            raise _LeftInPlace("the output of %s before it goes to %s" % (
+                self._name(layer), self._names(self._consumers[layer])))
+        self._check_axes(affine, linear.outputs_share(), layer)
+        W, b = self._weights(linear)
+        scale, shift = map(linear.of_output, (affine.scale, affine.shift))
+        return _Plan(linear, linear.scale_outputs(W, scale),
+                     _aligned(b, scale.ndim) * scale + shift,
+                     getattr(bn, "nonlinearity", None))
+
+    def _plan_after(self, bn, affine):
+        """Fold into the layer that a layer feeds."""
+        if not is_linear(bn):
+            raise _LeftInPlace("it has a nonlinearity, %s"
+                               % _name_of(bn.nonlinearity))
+        if bn in self.outputs:
+            raise _LeftInPlace("its output is returned")
+        if len(self._consumers[bn]) != 1:
+            raise _LeftInPlace("its output goes to %s"
+                               % self._names(self._consumers[bn]))
+        layer = self._consumers[bn][0]
+        linear = self._linear(layer, "after it")
+        reason = linear.why_not_inputs()
+        if reason:
+            raise _LeftInPlace("%s after it %s" % (self._name(layer), reason))
+        self._check_axes(affine, linear.inputs_share(), layer)
+        if _may_be_discrete(inputs_of(bn)[0]):
+            raise _LeftInPlace("its input may be of whole numbers, which it "
+                               "converts")
+        W, b = self._weights(linear)
+        shift = linear.shift(W, affine.shift[0])
+        ndim = max(b.ndim, shift.ndim)
+        return _Plan(linear, linear.scale_inputs(W, affine.scale[0]),
+                     _aligned(b, ndim) + _aligned(shift, ndim),
+                     layer.nonlinearity)
+
+    def _linear(self, layer, where):
+        linear = linear_of(layer)
+        if linear is None:
+            raise _LeftInPlace("%s %s is not known to be linear"
+                               % (self._name(layer), where))
+        self._check_unheld(layer)
+        return linear
+
+    def _weights(self, linear):
+        """Weights and bias of a layer; zeros where it has no bias."""
+        layer = linear.layer
+        values = self._values(layer, "W", "b")
+        b = values.get("b", np.zeros(values["W"].shape[linear.outputs]))
+        return values["W"], b
+
+    def _values(self, layer, *names):
+        """Values of a layer's parameters, those that it has."""
+        values = {}
+        for name in names:
+            if getattr(layer, name, None) is not None:
+                try:
+                    values[name] = np.asarray(
+                        value_of(getattr(layer, name)), "float64")
+                except NotConstant as reason:
+                    raise _LeftInPlace("%s of %s has no value of its own: %s"
+                                       % (name, self._name(layer), reason)
+                                       ) from None
+        return values
+
+    def _check_unheld(self, layer):
+        if self._holders[layer]:
+            raise _LeftInPlace("%s refers to %s" % (
+                self._names(self._holders[layer]), self._name(layer)))
+
+    def _check_axes(self, affine, axes, layer):
+        differ = [axis for axis in axes if affine.scale.shape[axis] != 1]
+        if differ:
+            raise _LeftInPlace(
+                "its statistics differ along axes %s, along which the weights "
+                "of %s do not" % (differ, self._name(layer)))
+
+    def _bypass(self, bn):
+        """Have what uses a layer use what it normalized."""
+        below, = inputs_of(bn)
+        for consumer in self._consumers[bn]:
+            replace_layer(consumer, bn, below)
+        self._consumers[below].remove(bn)
+        self._consumers[below] += self._consumers.pop(bn, [])
+        self.outputs = [below if layer is bn else layer
+                        for layer in self.outputs]
+
+    def _name(self, layer):
+        if getattr(layer, "name", None) is not None:
+            return label(layer)
+        return "%s (layer %d)" % (label(layer), self._numbers[layer])
+
+    def _names(self, layers):
+        return " and ".join(map(self._name, layers)) or "no other layer"
+
+
+_PARAMS = ("mean", "std", "inv_std", "epsilon", "beta", "gamma")
+
+
+def _types():
+    """Batch normalization layers: this package's, and Lasagne's later one."""
+    theirs = getattr(lasagne.layers, "BatchNormLayer", BatchNormLayer)
+    return BatchNormLayer, theirs
+
+
+def _is_batch_norm(layer):
+    return isinstance(layer, _types())
+
+
+def _affine(bn, values):
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scale = values["inv_std"] if "inv_std" in values \
+            else 1 / (values["std"] + values["epsilon"])
+        scale = scale * values.get("gamma", 1)
+        shift = values.get("beta", 0) - values["mean"] * scale
+    shape = [1 if axis in bn.axes else size
+             for axis, size in enumerate(bn.input_shape)]
+    dtypes = {getattr(bn, name).dtype for name in values if name != "epsilon"}
+    return _Affine(scale.reshape(shape), shift.reshape(shape), dtypes)
+
+
+def _aligned(value, ndim):
+    """A value that goes with others of more axes, which follow its own."""
+    return value.reshape(value.shape + (1,) * (ndim - value.ndim))
+
+
+def _checked(plan, affine):
+    """A plan, if numbers of its layer's type can express it."""
+    layer = plan.linear.layer
+    dtypes = affine.dtypes | {param.dtype for param in (layer.W, layer.b)
+                              if param is not None}
+    if len(dtypes) > 1:
+        raise _LeftInPlace("its parameters and the weights of %s are of "
+                           "different types, %s"
+                           % (label(layer), ", ".join(sorted(dtypes))))
+    with np.errstate(over="ignore"):
+        finite = all(np.all(np.isfinite(value.astype(layer.W.dtype)))
+                     for value in (plan.W, plan.b))
+    if not finite:
+        raise _LeftInPlace("weights or bias of %s would not be finite"
+                           % label(layer))
+    return plan
+
+
+def _carry_out(plan):
+    """Give a layer its new weights, bias and nonlinearity."""
+    layer, b = plan.linear.layer, plan.b
+    untied = b.size > len(b) or (layer.b is not None and layer.b.ndim > 1)
+    if hasattr(layer, "untie_biases"):
+        layer.untie_biases = untied
+    b = np.broadcast_to(b, layer.output_shape[1:]) if untied \
+        else b.reshape(-1)
+    dtype = layer.W.dtype
+    params = [(layer.W, _shared(layer, "W", plan.W, dtype)),
+              (layer.b, _shared(layer, "b", b, dtype))]
+    for old, new in params:
+        layer.params = _replaced(layer.params, old, new)
+    layer.W, layer.b = (new for _, new in params)
+    layer.nonlinearity = plan.nonlinearity or lasagne.nonlinearities.identity
+    # What batch_norm() left behind, to be refused a second time: this layer
+    # could be wrapped again.
+    vars(layer).pop("_normalized_by", None)
+
+
+def _shared(layer, name, value, dtype):
+    old = getattr(layer, name)
+    full_name = name if layer.name is None else layer.name + "." + name
+    return theano.shared(
+        np.array(value, dtype), getattr(old, "name", None) or full_name,
+        broadcastable=(False,) * value.ndim if old is None
+        or old.ndim != value.ndim else old.broadcastable)
+
+
+def _replaced(params, old, new):
+    """Parameters and their tags, with one in the place of another."""
+    if old not in params:
+        params = collections.OrderedDict(params)
+        params[new] = {"trainable"}
+        return params
+    return collections.OrderedDict((new if param is old else param, tags)
+                                   for param, tags in params.items())
+
+
+def _used_by(layer):
+    """Layers of which a layer uses the outputs, and nothing else."""
+    return inputs_of(layer) + _called_by(layer)
+
+
+def _called_by(layer):
+    """Layers within a layer that get the flags which it gets."""
+    recurrent = getattr(lasagne.layers, "CustomRecurrentLayer", ())
+    if not isinstance(layer, recurrent) or overrides(layer, recurrent,
+                                                     "get_output_for"):
+        return []
+    # Lasagne 0.1 drops them on the way into the loop.
+    if lasagne.__version__ != "0.1":
+        return [layer.input_to_hidden, layer.hidden_to_hidden]
+    return [layer.input_to_hidden] if layer.precompute_input else []
+
+
+def _held_by(layer):
+    """Layers to which a layer refers in ways that are not known."""
+    held = layers_in(layer)
+    for called in _called_by(layer):
+        held.remove(called)
+    return held
+
+
+def _reached_from(outputs):
+    """Layers that get the flags which the outputs get."""
+    reached, stack = set(), list(outputs)
+    while stack:
+        layer = stack.pop()
+        if layer not in reached:
+            reached.add(layer)
+            stack.extend(_used_by(layer))
+    return reached
+
+
+def _may_be_discrete(layer):
+    """Whether a layer's output may be of integers, not floats."""
+    if isinstance(layer, lasagne.layers.InputLayer):
+        return layer.input_var.dtype in T.discrete_dtypes
+    # What parameters take part in is of their type.
+    return not layer.params and any(map(_may_be_discrete, inputs_of(layer)))
+
+
+def _name_of(function):
+    return getattr(function, "__name__", None) or type(function).__name__
