@@ -5,6 +5,14 @@ from . import compat  # isort: skip  # First: it makes the next imports work.
 from .accumulation import GradientAccumulator
 from .communication import RanksDisagree, world
 from .distributed import average_gradients, broadcast_params
+from .exchange import (
+    get_keras_weights,
+    get_lasagne_values,
+    get_torch_state_dict,
+    set_keras_weights,
+    set_lasagne_values,
+    set_torch_state_dict,
+)
 from .folding import fold_batch_norm
 from .freezing import freeze_batch_norm, unfreeze_batch_norm
 from .layer import BatchNormLayer, batch_norm
@@ -29,8 +37,14 @@ __all__ = [
     "fold_batch_norm",
     "freeze_batch_norm",
     "get_batch_norm_updates",
+    "get_keras_weights",
+    "get_lasagne_values",
+    "get_torch_state_dict",
     "plain_expressions",
     "plot_statistics",
+    "set_keras_weights",
+    "set_lasagne_values",
+    "set_torch_state_dict",
     "unfreeze_batch_norm",
     "update_population_statistics",
     "world",

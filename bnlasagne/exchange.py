@@ -1,0 +1,642 @@
+"""Weights to and from Lasagne's later layer, PyTorch and Keras.
+
+Nothing of these is imported: weights come and go as NumPy arrays.
+
+How statistics translate is in :mod:`conventions`; how a framework names
+weights and orders their axes, in :mod:`frameworks`.
+"""
+
+import collections
+import itertools
+
+import lasagne
+import numpy as np
+import theano
+
+from .frameworks import Keras, Torch
+from .layer import BatchNormLayer, label
+from .linear import LocallyConnected, NetworkInNetwork, is_linear, linear_of
+from .networks import all_layers, checked_layers, inputs_of
+from .values import assign, value_of
+
+__all__ = [
+    "get_keras_weights",
+    "get_lasagne_values",
+    "get_torch_state_dict",
+    "set_keras_weights",
+    "set_lasagne_values",
+    "set_torch_state_dict",
+]
+
+
+# Lasagne's later layer
+
+def get_lasagne_values(network):
+    """Parameters as a network with Lasagne's later layer has them.
+
+    Parameters
+    ----------
+    network : Layer or list of Layer
+        The output layer or layers of a network with layers of this package.
+
+    Returns
+    -------
+    list of arrays
+        What :func:`lasagne.layers.set_all_param_values` sets in a network that
+        is built by ``lasagne.layers.batch_norm`` where this one is built by
+        :func:`bnlasagne.batch_norm`: of each batch normalization layer, there
+        are `beta`, `gamma`, `mean` and `inv_std`, as vectors. Its
+        deterministic output is that of `network`, to rounding.
+
+    Raises
+    ------
+    TypeError
+        If `network` is no layer or list of layers.
+    ValueError
+        If averages of a layer are expressions that have no value of their own.
+
+    See also
+    --------
+    set_lasagne_values : The other way, with what does not carry over.
+    """
+    values = []
+    for slot in _lasagne_params(network, "get_lasagne_values()"):
+        if slot.role in ("mean", "std"):
+            statistics = slot.layer.get_statistics()
+            values.append(getattr(statistics, _LATER_NAMES[slot.role]))
+        else:
+            values.append(slot.param.get_value().reshape(slot.shape))
+    return values
+
+
+def set_lasagne_values(network, values):
+    """Load parameters of a network with Lasagne's later layer.
+
+    Parameters
+    ----------
+    network : Layer or list of Layer
+        The output layer or layers of a network that is built by
+        :func:`bnlasagne.batch_norm` where the other is built by
+        ``lasagne.layers.batch_norm``.
+    values : list of arrays
+        What :func:`lasagne.layers.get_all_param_values` returned for that.
+
+    Raises
+    ------
+    TypeError
+        If `network` is no layer or list of layers.
+    ValueError
+        If number or shapes of the arrays are not those that the network needs;
+        the message lists both. Nothing is changed then.
+
+    Notes
+    -----
+    The deterministic output is that of the other network, to rounding. How
+    training goes on is not: see :meth:`BatchNormLayer.set_statistics`.
+
+    Lists that were saved from networks with the original gist of this layer
+    are for :func:`lasagne.layers.set_all_param_values`.
+    """
+    slots = _lasagne_params(network, "set_lasagne_values()")
+    values = [_as_array("array %d" % number, value)
+              for number, value in enumerate(values)]
+    theirs = [_described("array %d" % number, value)
+              for number, value in enumerate(values)]
+    ours = ["%s: %s" % (slot.name, slot.shape) for slot in slots]
+    _check_rows("set_lasagne_values()", "parameter list", [
+        _Row(*row) for row in itertools.zip_longest(
+            theirs, ours, [value.shape == slot.shape for value, slot
+                           in zip(values, slots)], fillvalue="")])
+    setting, statistics = _Setting(), collections.OrderedDict()
+    for slot, value in zip(slots, values):
+        if slot.role in ("mean", "std"):
+            found = statistics.setdefault(slot.layer, {})
+            found[_LATER_NAMES[slot.role]] = value
+        else:
+            setting.add_variable(slot.param, value.reshape(
+                slot.param.get_value(borrow=True).shape))
+    for layer, found in statistics.items():
+        setting.add_statistics(layer, **found)
+    setting.carry_out()
+
+
+_LATER_NAMES = {"beta": "beta", "gamma": "gamma", "mean": "mean",
+                "std": "inv_std"}
+
+_Param = collections.namedtuple("_Param", "param, layer, role, name, shape")
+_Param.__doc__ = """A parameter, and where it is in a network."""
+
+
+def _lasagne_params(network, caller):
+    """Parameters in the order of a network with Lasagne's later layer."""
+    outputs = checked_layers(network, caller)
+    owners = {}
+    for layer in all_layers(outputs):
+        for role in _LATER_NAMES if isinstance(layer, BatchNormLayer) else ():
+            param = getattr(layer, role)
+            if isinstance(param, theano.compile.SharedVariable):
+                owners.setdefault(param, (layer, role))
+    slots = []
+    for param in lasagne.layers.get_all_params(outputs):
+        layer, role = owners.get(param, (None, None))
+        shape = param.get_value(borrow=True).shape
+        if layer is not None:
+            shape = layer.get_statistics().mean.shape
+        slots.append(_Param(param, layer, role, str(param), shape))
+    return _ordered(slots)
+
+
+def _ordered(slots):
+    """With the parameters of each batch normalization layer in their order."""
+    order = list(_LATER_NAMES)
+    result = []
+    while slots:
+        layer = slots[0].layer
+        length = next((i for i, slot in enumerate(slots)
+                       if slot.layer is not layer), len(slots))
+        run, slots = slots[:length], slots[length:]
+        if layer is not None:
+            run.sort(key=lambda slot: order.index(slot.role))
+        result += run
+    return result
+
+
+# PyTorch and Keras
+
+def get_torch_state_dict(network, like=None, epsilon=1e-5):
+    """Weights of a network as PyTorch's modules have them.
+
+    Parameters
+    ----------
+    network : Layer or list of Layer
+        The output layer or layers of a network of dense, network-in-network,
+        convolutional (transposed and dilated, too) and batch normalization
+        layers, and of others without parameters.
+    like : dict or None
+        The ``state_dict()`` of the module that they are for. It tells names,
+        and where a bias of zeros or a scale of ones is wanted. By default,
+        modules have the names of the layers.
+    epsilon : number
+        The ``eps`` of the batch normalization modules, which is not among
+        their weights.
+
+    Returns
+    -------
+    OrderedDict of str to array
+        What ``module.load_state_dict()`` takes when each array has become a
+        tensor by ``torch.from_numpy()``. The module then computes in
+        evaluation what the network does with ``deterministic=True``, to
+        rounding.
+
+    Raises
+    ------
+    TypeError
+        If `network` is no layer or list of layers.
+    ValueError
+        If a layer with parameters is of another type or, without `like`, has
+        no name; or if `like` does not fit: the message then lists both sides.
+
+    See also
+    --------
+    set_torch_state_dict : The other way, with how layers find their modules.
+    """
+    return _get(Torch(), network, like, epsilon, "get_torch_state_dict()")
+
+
+def set_torch_state_dict(network, state_dict, epsilon=1e-5):
+    """Load the weights of a PyTorch module.
+
+    Parameters
+    ----------
+    network : Layer or list of Layer
+        The output layer or layers of a network that computes the same, built
+        of dense, network-in-network, convolutional (transposed and dilated,
+        too) and batch normalization layers, and others without parameters.
+    state_dict : dict of str to array
+        The module's ``state_dict()``. Tensors will do as well, if NumPy can
+        make arrays of them: those on the CPU.
+    epsilon : number
+        The ``eps`` of the module's batch normalization.
+
+    Raises
+    ------
+    TypeError
+        If `network` is no layer or list of layers.
+    ValueError
+        If a layer with parameters is of another type, or what one side has
+        and what the other needs are not the same in names and shapes: the
+        message lists both. Nothing is changed then.
+
+    Notes
+    -----
+    A layer whose name is that of a module gets its weights. The others get
+    those of the others, in order: of the ``state_dict``, which is the order in
+    which modules were made, and of :func:`lasagne.layers.get_all_layers`,
+    which goes from input to output. Where these differ, name the layers.
+
+    Filters are turned round for layers that compute true convolutions, as
+    Lasagne's do by default, while PyTorch computes cross-correlations. The
+    bias of a convolution before batch normalization, which
+    :func:`bnlasagne.batch_norm` leaves out, goes into the running mean.
+
+    The deterministic output is what the module computes in evaluation, to
+    rounding. How training goes on is not the same: see
+    :meth:`BatchNormLayer.set_statistics`. Momentum is not among the weights,
+    either: PyTorch's is this package's `alpha`.
+    """
+    _set(Torch(), network, state_dict, epsilon, "set_torch_state_dict()")
+
+
+def get_keras_weights(network, like=None, epsilon=1e-3,
+                      data_format="channels_last"):
+    """Weights of a network as Keras' layers have them.
+
+    Parameters
+    ----------
+    network : Layer or list of Layer
+        As in :func:`get_torch_state_dict`.
+    like : dict or None
+        The weights of the model that they are for, as in
+        :func:`set_keras_weights`. It tells names, and where a bias of zeros or
+        a scale of ones is wanted. By default, names are those of the layers.
+    epsilon : number
+        The `epsilon` of the batch normalization layers there.
+    data_format : 'channels_last' or 'channels_first'
+        Where the model has the channels of images.
+
+    Returns
+    -------
+    OrderedDict of str to array
+        From names such as ``'conv/kernel'``, or those of `like`.
+
+    Raises
+    ------
+    TypeError
+        If `network` is no layer or list of layers.
+    ValueError
+        If a layer with parameters is of another type or, without `like`, has
+        no name; if `like` does not fit: the message then lists both sides; or
+        if the order of features cannot be told.
+
+    See also
+    --------
+    set_keras_weights : The other way, with more on names and on features.
+    """
+    return _get(Keras(data_format), network, like, epsilon,
+                "get_keras_weights()")
+
+
+def set_keras_weights(network, weights, epsilon=1e-3,
+                      data_format="channels_last"):
+    """Load the weights of a Keras model.
+
+    Parameters
+    ----------
+    network : Layer or list of Layer
+        As in :func:`set_torch_state_dict`.
+    weights : dict of str to array
+        Such as ``{w.path: w.numpy() for w in model.weights}``, with names like
+        ``'model/conv/kernel'``, or with ``w.name`` in Keras 2, like
+        ``'conv/kernel:0'``.
+    epsilon : number
+        The `epsilon` of the model's batch normalization layers.
+    data_format : 'channels_last' or 'channels_first'
+        Where the model has the channels of images.
+
+    Raises
+    ------
+    TypeError
+        If `network` is no layer or list of layers.
+    ValueError
+        If a layer with parameters is of another type, if what one side has
+        and what the other needs are not the same in names and shapes: the
+        message lists both; or if the order of features cannot be told. Nothing
+        is changed then.
+
+    Notes
+    -----
+    How layers find their weights, and what does not carry over, is as in
+    :func:`set_torch_state_dict`. Names are compared without those of the
+    models around a layer.
+
+    Where the model has channels last and flattens images, it has the features
+    in another order than Lasagne, where channels come first. Weights of dense
+    layers, and parameters of batch normalization layers, are put in order, if
+    they follow on a flattening directly, or through dropout, nonlinearities,
+    batch normalization, sums or concatenation. A model that makes images out
+    of features, by a reshape to four axes or more, is refused.
+    """
+    _set(Keras(data_format), network, weights, epsilon, "set_keras_weights()")
+
+
+def _get(framework, network, like, epsilon, caller):
+    slots = _slots(framework, network, caller)
+    if like is None:
+        return _named_by_layers(framework, slots, epsilon, caller)
+    pairs = _match(framework, slots, like)
+    _check(pairs, {slot: slot.neutral() for slot in slots}, framework, caller)
+    found = {}
+    for pair in pairs:
+        values = pair.slot.weights(epsilon)
+        for role, (key, value) in pair.weights.items():
+            found[key] = values[role] if role in values else np.full(
+                value.shape, _NEUTRAL[role], value.dtype)
+    # What is ignored stays as it is.
+    return collections.OrderedDict((key, np.array(found.get(key, value)))
+                                   for key, value in like.items())
+
+
+_NEUTRAL = {"b": 0, "beta": 0, "gamma": 1}
+
+
+def _named_by_layers(framework, slots, epsilon, caller):
+    unnamed = [label(slot.layer) for slot in slots if slot.layer.name is None]
+    if unnamed:
+        raise ValueError("%s: a %s has no name. Name all layers with "
+                         "parameters, or pass `like`."
+                         % (caller, " and a ".join(unnamed)))
+    return collections.OrderedDict(
+        (slot.layer.name + framework.separator + slot.names[role], value)
+        for slot in slots for role, value in slot.weights(epsilon).items())
+
+
+def _set(framework, network, weights, epsilon, caller):
+    slots = _slots(framework, network, caller)
+    pairs = _match(framework, slots, weights)
+    absorbing = _absorbing(slots, network)
+    _check(pairs, {slot: slot.neutral() for slot in absorbing}, framework,
+           caller)
+    setting, biases = _Setting(), {}
+    for pair in pairs:
+        values = {role: value for role, (_, value) in pair.weights.items()}
+        if pair.slot in absorbing and "b" in values:
+            bias = values.pop("b")
+            biases.update((norm, bias) for norm in absorbing[pair.slot])
+        pair.slot.set(setting, values, epsilon, biases.get(pair.slot.layer, 0))
+    setting.carry_out()
+
+
+class _Linear(object):
+    """A linear layer, and its weights in another framework.
+
+    Attributes
+    ----------
+    layer : Layer
+    names : dict of str to str
+        Of its parameters there.
+    """
+
+    def __init__(self, layer, linear, framework):
+        self.layer = layer
+        self.names = {role: framework.names[role] for role in ("W", "b")}
+        self._linear = linear
+        self._framework = framework
+
+    def weights(self, epsilon=None):
+        """Weights for there, by the names of parameters here."""
+        found = collections.OrderedDict()
+        found["W"] = np.ascontiguousarray(self._framework.to_theirs(
+            self._linear, value_of(self.layer.W)))
+        if self.layer.b is not None:
+            found["b"] = value_of(self.layer.b)
+        return found
+
+    def neutral(self):
+        """What the layer lacks, and might have there; as :meth:`weights`."""
+        if self.layer.b is not None:
+            return {}
+        return {"b": np.zeros(self.layer.output_shape[self._linear.channel])}
+
+    def fits(self, role, shape, expected):
+        """Whether weights of a shape will do."""
+        # Filters of a single position may come without its axes.
+        return shape == expected or (
+            role == "W" and isinstance(self._linear, NetworkInNetwork) and
+            shape == tuple(self._W_shape()[axis] for axis
+                           in self._framework.axes(self._linear)))
+
+    def set(self, setting, values, epsilon, bias):
+        """Have the layer set to weights from there."""
+        setting.add(self.layer, "W", self._framework.to_ours(
+            self._linear, values["W"], self._W_shape()))
+        if self.layer.b is not None:
+            setting.add(self.layer, "b", values["b"])
+
+    def _W_shape(self):
+        return value_of(self.layer.W).shape
+
+
+class _BatchNorm(object):
+    """A batch normalization layer, as :class:`_Linear`."""
+
+    def __init__(self, layer, framework):
+        self.layer = layer
+        self.names = {role: framework.names[role]
+                      for role in ("gamma", "beta", "mean", "var")}
+        self._order = framework.feature_order(layer)
+
+    def weights(self, epsilon=None):
+        found = collections.OrderedDict()
+        statistics = self.layer.get_statistics(epsilon)
+        for role in ("gamma", "beta"):
+            if getattr(self.layer, role) is not None:
+                found[role] = value_of(getattr(self.layer, role)).reshape(
+                    statistics.mean.shape)
+        found.update(mean=statistics.mean, var=statistics.var)
+        if self._order is None:
+            return found
+        return collections.OrderedDict(
+            (role, value[self._order]) for role, value in found.items())
+
+    def neutral(self):
+        shape = self.layer.get_statistics().mean.shape
+        return {role: np.zeros(shape) for role in ("gamma", "beta")
+                if getattr(self.layer, role) is None}
+
+    def fits(self, role, shape, expected):
+        return shape == expected
+
+    def set(self, setting, values, epsilon, bias):
+        if self._order is not None:
+            order = np.argsort(self._order)
+            values = {role: value[order] for role, value in values.items()}
+        for role in ("gamma", "beta"):
+            if role in values:
+                setting.add(self.layer, role, values[role].reshape(
+                    self.layer.param_shape()))
+        # Deviations from the mean are the same without the bias as with it.
+        setting.add_statistics(self.layer, mean=values["mean"] - bias,
+                               var=values["var"], epsilon=epsilon)
+
+
+def _slots(framework, network, caller):
+    """What there is in a network to get or set, from input to output."""
+    layers = lasagne.layers.get_all_layers(checked_layers(network, caller))
+    framework.check(layers)
+    slots = []
+    for layer in layers:
+        linear = linear_of(layer)
+        if isinstance(layer, BatchNormLayer):
+            slots.append(_BatchNorm(layer, framework))
+        elif linear is not None and not isinstance(linear, LocallyConnected):
+            slots.append(_Linear(layer, linear, framework))
+        elif layer.get_params():
+            raise ValueError(
+                "%s: %s has parameters, but its weights are not known there. "
+                "Known are dense, network-in-network, convolutional and "
+                "bnlasagne's batch normalization layers."
+                % (caller, label(layer)))
+    return slots
+
+
+def _absorbing(slots, network):
+    """Linear layers without a bias, and what could absorb one.
+
+    Returns
+    -------
+    dict of _Linear to list of BatchNormLayer
+    """
+    outputs = checked_layers(network, "")
+    consumers = collections.defaultdict(list)
+    for layer in lasagne.layers.get_all_layers(outputs):
+        for below in inputs_of(layer):
+            consumers[below].append(layer)
+    found = {}
+    for slot in slots:
+        norms = consumers[slot.layer]
+        if (isinstance(slot, _Linear) and slot.layer.b is None and norms and
+                is_linear(slot.layer) and slot.layer not in outputs and
+                all(isinstance(norm, BatchNormLayer) and
+                    norm.get_statistics().mean.shape ==
+                    slot.neutral()["b"].shape for norm in norms)):
+            found[slot] = norms
+    return found
+
+
+# Which weights go to which layer, and whether they fit
+
+_Pair = collections.namedtuple("_Pair", "slot, weights, others")
+_Pair.__doc__ = """A layer and its weights.
+
+Attributes
+----------
+slot : _Linear, _BatchNorm or None
+weights : dict of str to (key, array)
+    By the names of parameters here.
+others : list of (key, array)
+    What it has no parameters for.
+"""
+
+_Row = collections.namedtuple("_Row", "theirs, ours, fits")
+_Row.__doc__ = """A line of a comparison: names and shapes on both sides."""
+
+
+def _match(framework, slots, weights):
+    """Bring layers and weights together, by names and then in order."""
+    groups = collections.OrderedDict()
+    for key, value in weights.items():
+        module, name = framework.split(key)
+        if name not in framework.ignored:
+            groups.setdefault(module, {})[name] = key, _as_array(key, value)
+    named = collections.defaultdict(list)
+    for slot in slots:
+        named[slot.layer.name].append(slot)
+    modules = {}
+    for module in groups:
+        same = named.get(framework.short(module), [])
+        if len(same) == 1 and same[0] not in modules.values():
+            modules[module] = same[0]
+    taken = list(modules.values())
+    free = iter([slot for slot in slots if slot not in taken])
+    for module in groups:
+        if module not in modules:
+            modules[module] = next(free, None)
+    pairs = {slot: _pair(slot, groups[module])
+             for module, slot in modules.items() if slot is not None}
+    return [pairs.get(slot, _Pair(slot, {}, [])) for slot in slots] + [
+        _pair(None, groups[module]) for module, slot in modules.items()
+        if slot is None]
+
+
+def _pair(slot, group):
+    roles = {} if slot is None else {
+        name: role for role, name in slot.names.items()}
+    return _Pair(slot, {roles[name]: found for name, found in group.items()
+                        if name in roles},
+                 [found for name, found in group.items() if name not in roles])
+
+
+def _as_array(key, value):
+    value = np.asarray(value)
+    if value.dtype.kind not in "fiu":
+        raise TypeError("%s must be an array of numbers, got one of type %s."
+                        % (key, value.dtype))
+    return value
+
+
+def _check(pairs, optional, framework, caller):
+    """Raise a ValueError unless all weights fit."""
+    rows = []
+    for slot, weights, others in pairs:
+        expected = slot.weights() if slot else {}
+        for role in expected if slot else ():
+            rows.append(_row(slot, role, weights.get(role), expected[role]))
+        may_be = optional.get(slot, {})
+        for role in weights:
+            if role not in expected:
+                rows.append(_row(slot, role, weights[role], may_be.get(role)))
+        rows += [_Row(_described(*found), "", False) for found in others]
+    _check_rows(caller, framework.what, rows)
+
+
+def _row(slot, role, found, expected):
+    theirs = "" if found is None else _described(*found)
+    ours = "" if expected is None else "%s, %s: %s" % (
+        label(slot.layer), role, expected.shape)
+    fits = found is not None and expected is not None and slot.fits(
+        role, found[1].shape, expected.shape)
+    return _Row(theirs, ours, fits)
+
+
+def _described(name, value):
+    return "%s: %s" % (name, value.shape)
+
+
+def _check_rows(caller, what, rows):
+    """Raise a ValueError that lists both sides, unless all rows fit."""
+    if all(row.fits for row in rows):
+        return
+    rows = [_Row(what, "needed by the network", True)] + rows
+    width = max(len(row.theirs) for row in rows)
+    raise ValueError("%s: the %s does not fit the network, where marked:\n%s"
+                     % (caller, what, "\n".join(
+                         "%s %-*s  %s" % (" " if row.fits else "!", width,
+                                          row.theirs or "-", row.ours or "-")
+                         for row in rows)))
+
+
+class _Setting(object):
+    """What is to be set, all at once."""
+
+    def __init__(self):
+        self._values = collections.OrderedDict()
+
+    def add(self, layer, name, value):
+        variable = getattr(layer, name)
+        if not isinstance(variable, theano.compile.SharedVariable):
+            raise ValueError("%s: %s is an expression and cannot be set. Set "
+                             "what it is made of." % (label(layer), name))
+        self.add_variable(variable, value)
+
+    def add_statistics(self, layer, **statistics):
+        for found in layer.converted_statistics(**statistics):
+            self.add_variable(*found)
+
+    def add_variable(self, variable, value):
+        before = self._values.setdefault(variable, value)
+        if not np.array_equal(before, value):
+            raise ValueError("%s is shared by layers whose weights differ."
+                             % variable)
+
+    def carry_out(self):
+        assign(list(self._values.items()))
