@@ -56,10 +56,20 @@ test = [
     "ruff==0.17.6",
     *examples,  # the tests run them
 ]
+# Pinned: it is what the benchmarks are about. No wheels for older Pythons.
+torch = 'torch==2.13.0; python_version >= "3.10"'
 bench = [
-    # Pinned: it is what the results are about. No wheels for older Pythons.
-    'torch==2.13.0; python_version >= "3.10"',
+    torch,
     *examples,  # one of them is measured
+]
+# What weights are exchanged with; tests that need them skip without.
+frameworks = [
+    torch,
+    # The first with a reference evaluator.
+    "onnx>=1.13",
+    # On PyTorch as well. Older ones need TensorFlow.
+    'keras>=3; python_version >= "3.11"',
+    *test,
 ]
 
 setup(
@@ -92,6 +102,6 @@ setup(
     ],
     extras_require={
         "plot": plot, "mpi": mpi, "examples": examples, "test": test,
-        "bench": bench,
+        "bench": bench, "frameworks": frameworks,
     },
 )

@@ -21,6 +21,7 @@ from .ops import plain_expressions
 from .plots import plot_statistics
 from .population import PopulationStatistics, update_population_statistics
 from .schedules import CumulativeAverage
+from .storage import load_network, save_network
 from .updates import get_batch_norm_updates
 
 __all__ = [
@@ -40,8 +41,10 @@ __all__ = [
     "get_keras_weights",
     "get_lasagne_values",
     "get_torch_state_dict",
+    "load_network",
     "plain_expressions",
     "plot_statistics",
+    "save_network",
     "set_keras_weights",
     "set_lasagne_values",
     "set_torch_state_dict",

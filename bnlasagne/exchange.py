@@ -13,11 +13,12 @@ import lasagne
 import numpy as np
 import theano
 
+from .comparison import Row, as_numbers, check_rows, described
 from .frameworks import Keras, Torch
 from .layer import BatchNormLayer, label
 from .linear import LocallyConnected, NetworkInNetwork, is_linear, linear_of
 from .networks import all_layers, checked_layers, inputs_of
-from .values import assign, value_of
+from .values import Setting, value_of
 
 __all__ = [
     "get_keras_weights",
@@ -98,25 +99,25 @@ def set_lasagne_values(network, values):
     are for :func:`lasagne.layers.set_all_param_values`.
     """
     slots = _lasagne_params(network, "set_lasagne_values()")
-    values = [_as_array("array %d" % number, value)
+    values = [as_numbers("array %d" % number, value)
               for number, value in enumerate(values)]
-    theirs = [_described("array %d" % number, value)
+    theirs = [described("array %d" % number, value)
               for number, value in enumerate(values)]
     ours = ["%s: %s" % (slot.name, slot.shape) for slot in slots]
-    _check_rows("set_lasagne_values()", "parameter list", [
-        _Row(*row) for row in itertools.zip_longest(
+    check_rows("set_lasagne_values()", "parameter list", [
+        Row(*row) for row in itertools.zip_longest(
             theirs, ours, [value.shape == slot.shape for value, slot
                            in zip(values, slots)], fillvalue="")])
-    setting, statistics = _Setting(), collections.OrderedDict()
+    setting, statistics = Setting(), collections.OrderedDict()
     for slot, value in zip(slots, values):
         if slot.role in ("mean", "std"):
             found = statistics.setdefault(slot.layer, {})
             found[_LATER_NAMES[slot.role]] = value
         else:
-            setting.add_variable(slot.param, value.reshape(
+            setting.add(slot.param, value.reshape(
                 slot.param.get_value(borrow=True).shape))
     for layer, found in statistics.items():
-        setting.add_statistics(layer, **found)
+        setting.add_all(layer.converted_statistics(**found))
     setting.carry_out()
 
 
@@ -142,7 +143,8 @@ def _lasagne_params(network, caller):
         shape = param.get_value(borrow=True).shape
         if layer is not None:
             shape = layer.get_statistics().mean.shape
-        slots.append(_Param(param, layer, role, str(param), shape))
+        name = "inv_std for %s" % param if role == "std" else str(param)
+        slots.append(_Param(param, layer, role, name, shape))
     return _ordered(slots)
 
 
@@ -366,7 +368,7 @@ def _set(framework, network, weights, epsilon, caller):
     absorbing = _absorbing(slots, network)
     _check(pairs, {slot: slot.neutral() for slot in absorbing}, framework,
            caller)
-    setting, biases = _Setting(), {}
+    setting, biases = Setting(), {}
     for pair in pairs:
         values = {role: value for role, (_, value) in pair.weights.items()}
         if pair.slot in absorbing and "b" in values:
@@ -417,10 +419,10 @@ class _Linear(object):
 
     def set(self, setting, values, epsilon, bias):
         """Have the layer set to weights from there."""
-        setting.add(self.layer, "W", self._framework.to_ours(
+        setting.add(_settable(self.layer, "W"), self._framework.to_ours(
             self._linear, values["W"], self._W_shape()))
         if self.layer.b is not None:
-            setting.add(self.layer, "b", values["b"])
+            setting.add(_settable(self.layer, "b"), values["b"])
 
     def _W_shape(self):
         return value_of(self.layer.W).shape
@@ -462,11 +464,20 @@ class _BatchNorm(object):
             values = {role: value[order] for role, value in values.items()}
         for role in ("gamma", "beta"):
             if role in values:
-                setting.add(self.layer, role, values[role].reshape(
+                setting.add(_settable(self.layer, role), values[role].reshape(
                     self.layer.param_shape()))
         # Deviations from the mean are the same without the bias as with it.
-        setting.add_statistics(self.layer, mean=values["mean"] - bias,
-                               var=values["var"], epsilon=epsilon)
+        setting.add_all(self.layer.converted_statistics(
+            values["mean"] - bias, var=values["var"], epsilon=epsilon))
+
+
+def _settable(layer, name):
+    """A parameter of a layer, unless it is an expression."""
+    variable = getattr(layer, name)
+    if not isinstance(variable, theano.compile.SharedVariable):
+        raise ValueError("%s: %s is an expression and cannot be set. Set what "
+                         "it is made of." % (label(layer), name))
+    return variable
 
 
 def _slots(framework, network, caller):
@@ -527,17 +538,13 @@ others : list of (key, array)
     What it has no parameters for.
 """
 
-_Row = collections.namedtuple("_Row", "theirs, ours, fits")
-_Row.__doc__ = """A line of a comparison: names and shapes on both sides."""
-
-
 def _match(framework, slots, weights):
     """Bring layers and weights together, by names and then in order."""
     groups = collections.OrderedDict()
     for key, value in weights.items():
         module, name = framework.split(key)
         if name not in framework.ignored:
-            groups.setdefault(module, {})[name] = key, _as_array(key, value)
+            groups.setdefault(module, {})[name] = key, as_numbers(key, value)
     named = collections.defaultdict(list)
     for slot in slots:
         named[slot.layer.name].append(slot)
@@ -566,14 +573,6 @@ def _pair(slot, group):
                  [found for name, found in group.items() if name not in roles])
 
 
-def _as_array(key, value):
-    value = np.asarray(value)
-    if value.dtype.kind not in "fiu":
-        raise TypeError("%s must be an array of numbers, got one of type %s."
-                        % (key, value.dtype))
-    return value
-
-
 def _check(pairs, optional, framework, caller):
     """Raise a ValueError unless all weights fit."""
     rows = []
@@ -585,58 +584,14 @@ def _check(pairs, optional, framework, caller):
         for role in weights:
             if role not in expected:
                 rows.append(_row(slot, role, weights[role], may_be.get(role)))
-        rows += [_Row(_described(*found), "", False) for found in others]
-    _check_rows(caller, framework.what, rows)
+        rows += [Row(described(*found), "", False) for found in others]
+    check_rows(caller, framework.what, rows)
 
 
 def _row(slot, role, found, expected):
-    theirs = "" if found is None else _described(*found)
+    theirs = "" if found is None else described(*found)
     ours = "" if expected is None else "%s, %s: %s" % (
         label(slot.layer), role, expected.shape)
     fits = found is not None and expected is not None and slot.fits(
         role, found[1].shape, expected.shape)
-    return _Row(theirs, ours, fits)
-
-
-def _described(name, value):
-    return "%s: %s" % (name, value.shape)
-
-
-def _check_rows(caller, what, rows):
-    """Raise a ValueError that lists both sides, unless all rows fit."""
-    if all(row.fits for row in rows):
-        return
-    rows = [_Row(what, "needed by the network", True)] + rows
-    width = max(len(row.theirs) for row in rows)
-    raise ValueError("%s: the %s does not fit the network, where marked:\n%s"
-                     % (caller, what, "\n".join(
-                         "%s %-*s  %s" % (" " if row.fits else "!", width,
-                                          row.theirs or "-", row.ours or "-")
-                         for row in rows)))
-
-
-class _Setting(object):
-    """What is to be set, all at once."""
-
-    def __init__(self):
-        self._values = collections.OrderedDict()
-
-    def add(self, layer, name, value):
-        variable = getattr(layer, name)
-        if not isinstance(variable, theano.compile.SharedVariable):
-            raise ValueError("%s: %s is an expression and cannot be set. Set "
-                             "what it is made of." % (label(layer), name))
-        self.add_variable(variable, value)
-
-    def add_statistics(self, layer, **statistics):
-        for found in layer.converted_statistics(**statistics):
-            self.add_variable(*found)
-
-    def add_variable(self, variable, value):
-        before = self._values.setdefault(variable, value)
-        if not np.array_equal(before, value):
-            raise ValueError("%s is shared by layers whose weights differ."
-                             % variable)
-
-    def carry_out(self):
-        assign(list(self._values.items()))
+    return Row(theirs, ours, fits)

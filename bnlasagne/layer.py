@@ -16,7 +16,7 @@ from . import expressions, ops, synchronized
 from .communication import channel_of
 from .conventions import Statistics, divisor_of, statistics_of
 from .tracking import track
-from .values import NotConstant, assign, value_of
+from .values import NotConstant, Setting, value_of
 
 __all__ = [
     "Application",
@@ -380,7 +380,10 @@ class BatchNormLayer(lasagne.layers.Layer):
         >>> layer.std.get_value().tolist()
         [[1.5, 2.5]]
         """
-        assign(self.converted_statistics(mean, std, var, inv_std, epsilon))
+        setting = Setting()
+        setting.add_all(
+            self.converted_statistics(mean, std, var, inv_std, epsilon))
+        setting.carry_out()
 
     def converted_statistics(self, mean, std=None, var=None, inv_std=None,
                              epsilon=None):

@@ -1,12 +1,14 @@
 """What parameters are worth: to read where they are constant, to set at once.
 """
 
+import collections
+
 import numpy as np
 import theano
 
 __all__ = [
     "NotConstant",
-    "assign",
+    "Setting",
     "value_of",
 ]
 
@@ -54,15 +56,37 @@ def _check_constant(source, variable):
         raise NotConstant("%s is an input of the network" % what)
 
 
-def assign(values):
-    """Set shared variables, all of them or, on an error, none.
-
-    Parameters
-    ----------
-    values : list of (Theano shared variable, array)
-        Of shapes that the caller has checked.
+class Setting(object):
+    """Shared variables that are to be set: all of them or, on an error, none.
     """
-    checked = [(variable, variable.type.filter(
-        np.array(value, dtype=variable.dtype))) for variable, value in values]
-    for variable, value in checked:
-        variable.set_value(value)
+
+    def __init__(self):
+        self._values = collections.OrderedDict()
+
+    def add(self, variable, value):
+        """Have a variable set to a value of its shape.
+
+        Raises
+        ------
+        ValueError
+            If it is to be set to another value already, or has another shape.
+        """
+        shape = variable.get_value(borrow=True).shape
+        if np.shape(value) != shape:
+            raise ValueError("%s is of shape %s, got %s."
+                             % (variable, shape, np.shape(value)))
+        before = self._values.setdefault(variable, value)
+        if not np.array_equal(before, value):
+            raise ValueError("%s is shared by layers whose weights differ."
+                             % variable)
+
+    def add_all(self, values):
+        for variable, value in values:
+            self.add(variable, value)
+
+    def carry_out(self):
+        checked = [(variable, variable.type.filter(
+            np.array(value, dtype=variable.dtype)))
+            for variable, value in self._values.items()]
+        for variable, value in checked:
+            variable.set_value(value)

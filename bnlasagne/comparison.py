@@ -1,0 +1,64 @@
+"""What there is compared with what a network needs: names and shapes."""
+
+import collections
+
+import numpy as np
+
+__all__ = [
+    "Row",
+    "as_numbers",
+    "check_rows",
+    "described",
+]
+
+Row = collections.namedtuple("Row", "theirs, ours, fits")
+Row.__doc__ = """A line of a comparison.
+
+Attributes
+----------
+theirs, ours : str
+    What there is, and what is needed; empty for nothing.
+fits : bool
+"""
+
+
+def described(name, array):
+    """A name and the shape of its array, for a row."""
+    return "%s: %s" % (name, np.shape(array))
+
+
+def as_numbers(name, value):
+    """A value as an array of real numbers.
+
+    Raises
+    ------
+    TypeError
+        If it is none.
+    """
+    value = np.asarray(value)
+    if value.dtype.kind not in "fiu":
+        raise TypeError("%s must be an array of numbers, got one of type %s."
+                        % (name, value.dtype))
+    return value
+
+
+def check_rows(caller, what, rows):
+    """Raise a ValueError that lists both sides, unless all rows fit.
+
+    Parameters
+    ----------
+    caller : str
+        The function that the user called.
+    what : str
+        What holds their side.
+    rows : list of Row
+    """
+    if all(row.fits for row in rows):
+        return
+    rows = [Row(what, "needed by the network", True)] + rows
+    width = max(len(row.theirs) for row in rows)
+    raise ValueError("%s: the %s does not fit the network, where marked:\n%s"
+                     % (caller, what, "\n".join(
+                         "%s %-*s  %s" % (" " if row.fits else "!", width,
+                                          row.theirs or "-", row.ours or "-")
+                         for row in rows)))
