@@ -7,7 +7,7 @@ python = .venv/bin/python
 flags = if [ -e .venv/no-header ]; then \
 	export THEANO_FLAGS="cxx=,$${THEANO_FLAGS-}"; fi;
 
-.PHONY: help demo mpi-demo bench test mpi-test lint clean
+.PHONY: help demo mpi-demo bench test mpi-test frameworks-test lint clean
 
 help:
 	@echo "make demo   train on digits, with and without batch normalization"
@@ -15,6 +15,7 @@ help:
 	@echo "make bench  measure the speed, against others (BENCH=… are options)"
 	@echo "make test   ruff, then all tests"
 	@echo "make mpi-test  the tests of distributed training, on 1 to 4 processes"
+	@echo "make frameworks-test  compare with PyTorch, Keras and ONNX"
 	@echo "make lint   ruff only"
 	@echo "make clean  remove what the other targets made"
 
@@ -49,6 +50,10 @@ mpi-test:
 			-n $$ranks $(python) -m mpi4py -m pytest -q \
 			tests/mpi || exit 1; \
 	done
+
+frameworks-test:
+	@.ci/venv frameworks
+	@$(flags) $(python) -m pytest tests/test_frameworks.py
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache build dist *.egg-info

@@ -72,9 +72,27 @@ def compile_network(normalize, learning_rate):
     test : function
         Takes images and labels, and returns how many it got right.
     """
-    x, y = T.tensor4("x"), T.ivector("y")
-    network = build_network(x, normalize)
+    x = T.tensor4("x")
+    return compile_functions(x, build_network(x, normalize), learning_rate)
 
+
+def compile_functions(x, network, learning_rate):
+    """Compile the functions that train and test a network.
+
+    Parameters
+    ----------
+    x : Theano tensor4
+        Its input.
+    network : lasagne.layers.Layer
+        Its output layer.
+    learning_rate : float
+
+    Returns
+    -------
+    train, test : functions
+        As of `compile_network`.
+    """
+    y = T.ivector("y")
     prediction = get_output(network)
     loss = lasagne.objectives.categorical_crossentropy(prediction, y).mean()
     params = get_all_params(network, trainable=True)

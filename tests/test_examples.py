@@ -408,7 +408,25 @@ def test_cnn(idx_folder, tmp_path):
     assert "epoch 2" in process.stderr
 
 
-@pytest.mark.parametrize("name", ["mnist.py", "cnn.py"])
+@needs_compiler
+def test_deploy(npz, tmp_path):
+    process = run_example("deploy.py", "--data", npz, "--epochs", 2,
+                          "--rounds", 1, "--quiet", cwd=tmp_path)
+    _, _, *rows = succeed(process).splitlines()
+    pattern = r"(\w[\w, ]+\w) +([01]\.\d{4}) +(\d\.\de[+-]\d\d)" \
+        + r" +\d+ +\d+\.\d"
+    rows = [re.fullmatch(pattern, row).groups() for row in rows
+            if not row.startswith("With PyTorch installed")]
+    names, accuracies, differences = zip(*rows)
+    assert names[:3] == ("as trained", "folded", "folded, saved, loaded")
+    assert names[3:] in [(), ("in PyTorch", "from PyTorch, folded")]
+    assert len(set(accuracies)) == 1
+    # Folding leaves traces in the last digits.
+    assert 0 < float(differences[1]) < 1e-4
+    assert max(map(float, differences)) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["mnist.py", "cnn.py", "deploy.py"])
 def test_data_that_cannot_be_used(name, tmp_path):
     process = run_example(name, "--data", "nowhere", cwd=tmp_path)
     assert process.returncode == 1
@@ -443,6 +461,8 @@ def example(digits, monkeypatch):
     ("mnist", "--output nowhere/a.png", "--output: expected a folder"),
     ("mnist", "more", "unrecognized arguments"),
     ("cnn", "--epochs 0", "--epochs: expected 1 or more"),
+    ("deploy", "--epochs 0", "--epochs: expected 1 or more"),
+    ("deploy", "--rounds 0", "--rounds: expected 1 or more"),
     ("cnn", "--batch-size 1", "--batch-size: expected 2 or more"),
     ("cnn", "--learning-rate -1", "--learning-rate: expected a positive"),
     ("cnn", "--seed -1", "--seed: expected 0"),

