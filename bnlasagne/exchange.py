@@ -296,10 +296,12 @@ def set_keras_weights(network, weights, epsilon=1e-3,
     ----------
     network : Layer or list of Layer
         As in :func:`set_torch_state_dict`.
-    weights : dict of str to array
+    weights : dict of str to array, dict or list
         Such as ``{w.path: w.numpy() for w in model.weights}``, with names like
         ``'model/conv/kernel'``, or with ``w.name`` in Keras 2, like
-        ``'conv/kernel:0'``.
+        ``'conv/kernel:0'``. The weights of a layer may also come as a dict, or
+        as a list: ``{layer.name: layer.get_weights() for layer in
+        model.layers}``.
     epsilon : number
         The `epsilon` of the model's batch normalization layers.
     data_format : 'channels_last' or 'channels_first'
@@ -409,6 +411,10 @@ class _Linear(object):
             return {}
         return {"b": np.zeros(self.layer.output_shape[self._linear.channel])}
 
+    def in_order(self, count):
+        """Parameters, by the order in which so many come without names."""
+        return ["W", "b"]
+
     def fits(self, role, shape, expected):
         """Whether weights of a shape will do."""
         # Filters of a single position may come without its axes.
@@ -454,6 +460,10 @@ class _BatchNorm(object):
         shape = self.layer.get_statistics().mean.shape
         return {role: np.zeros(shape) for role in ("gamma", "beta")
                 if getattr(self.layer, role) is None}
+
+    def in_order(self, count):
+        return [role for role in self.names if count == len(self.names) or
+                role == "var" or getattr(self.layer, role) is not None]
 
     def fits(self, role, shape, expected):
         return shape == expected
@@ -541,7 +551,7 @@ others : list of (key, array)
 def _match(framework, slots, weights):
     """Bring layers and weights together, by names and then in order."""
     groups = collections.OrderedDict()
-    for key, value in weights.items():
+    for key, value in framework.flat(weights).items():
         module, name = framework.split(key)
         if name not in framework.ignored:
             groups.setdefault(module, {})[name] = key, as_numbers(key, value)
@@ -568,6 +578,10 @@ def _match(framework, slots, weights):
 def _pair(slot, group):
     roles = {} if slot is None else {
         name: role for role, name in slot.names.items()}
+    if slot is not None and all(name.isdigit() for name in group):
+        # Only the layer tells what an unnamed one may be.
+        roles = {str(number): role for number, role
+                 in enumerate(slot.in_order(len(group)))}
     return _Pair(slot, {roles[name]: found for name, found in group.items()
                         if name in roles},
                  [found for name, found in group.items() if name not in roles])

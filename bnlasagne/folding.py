@@ -81,8 +81,8 @@ def fold_batch_norm(network, return_report=False):
     -------
     network : Layer or list of Layer
         The output layer or layers of the new network. It has parameters of its
-        own, and the input variables of the original. Its deterministic output
-        is that of the original, to rounding.
+        own, and the input layers of the original. Its deterministic output is
+        that of the original, to rounding.
     report : list of Folding
         If `return_report`: one for each batch normalization layer, in the
         order of :func:`lasagne.layers.get_all_layers`. ``str()`` makes a

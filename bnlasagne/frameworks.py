@@ -1,5 +1,8 @@
 """How PyTorch and Keras name weights, and order their axes and features."""
 
+import collections
+import collections.abc
+
 import lasagne
 import numpy as np
 
@@ -38,6 +41,10 @@ class Framework(object):
     def short(self, layer):
         """The name of a layer, without those of models around it."""
         return layer
+
+    def flat(self, weights):
+        """Weights by their full names."""
+        return weights
 
     def axes(self, linear):
         """The axes of Lasagne's `W` in this framework's order."""
@@ -129,6 +136,20 @@ class Keras(Framework):
 
     def short(self, layer):
         return layer.rpartition("/")[2]
+
+    def flat(self, weights):
+        found = collections.OrderedDict()
+        for key, value in weights.items():
+            if isinstance(value, collections.abc.Mapping):
+                parts = value.items()
+            elif isinstance(value, (list, tuple)):
+                # Of get_weights(): by their numbers.
+                parts = enumerate(value)
+            else:
+                found[key] = value
+                continue
+            found.update(("%s/%s" % (key, name), part) for name, part in parts)
+        return found
 
     def axes(self, linear):
         if isinstance(linear, TransposedConvolution):

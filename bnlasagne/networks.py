@@ -134,8 +134,8 @@ def copy_network(layers):
     Notes
     -----
     What layers share, their copies share as well: parameters, and parts of
-    parameters that are expressions. Copies have the input variables of the
-    original, so that expressions for targets and the like go with both.
+    parameters that are expressions. Input layers are not copied, so that those
+    who have them at hand can give both networks their inputs by them.
     """
     copier = _Copier()
     for layer in all_layers(layers):
@@ -156,10 +156,12 @@ class _Copier(object):
         # In their order: inputs first, however deep the network is.
         for below in lasagne.layers.get_all_layers(layer)[:-1]:
             self.copy(below)
+        if type(layer) is lasagne.layers.InputLayer:
+            self.layers[layer] = layer
+            return layer
         new = self.layers[layer] = copy.copy(layer)
         for name, value in vars(layer).items():
-            if name != "input_var":
-                vars(new)[name] = _map(value, self._own)
+            vars(new)[name] = _map(value, self._own)
         return new
 
     def _own(self, value):
