@@ -343,8 +343,9 @@ def _get(framework, network, like, epsilon, caller):
     for pair in pairs:
         values = pair.slot.weights(epsilon)
         for role, (key, value) in pair.weights.items():
-            found[key] = values[role] if role in values else np.full(
-                value.shape, _NEUTRAL[role], value.dtype)
+            found[key] = values[role].reshape(value.shape) \
+                if role in values \
+                else np.full(value.shape, _NEUTRAL[role], value.dtype)
     # What is ignored stays as it is.
     return collections.OrderedDict((key, np.array(found.get(key, value)))
                                    for key, value in like.items())
@@ -354,11 +355,12 @@ _NEUTRAL = {"b": 0, "beta": 0, "gamma": 1}
 
 
 def _named_by_layers(framework, slots, epsilon, caller):
-    unnamed = [label(slot.layer) for slot in slots if slot.layer.name is None]
-    if unnamed:
-        raise ValueError("%s: a %s has no name. Name all layers with "
-                         "parameters, or pass `like`."
-                         % (caller, " and a ".join(unnamed)))
+    names = collections.Counter(slot.layer.name for slot in slots)
+    for slot in slots:
+        if slot.layer.name is None or names[slot.layer.name] > 1:
+            raise ValueError("%s: %s has no name, or that of another. Name "
+                             "all layers with parameters, or pass `like`."
+                             % (caller, label(slot.layer)))
     return collections.OrderedDict(
         (slot.layer.name + framework.separator + slot.names[role], value)
         for slot in slots for role, value in slot.weights(epsilon).items())
@@ -400,9 +402,9 @@ class _Linear(object):
         """Weights for there, by the names of parameters here."""
         found = collections.OrderedDict()
         found["W"] = np.ascontiguousarray(self._framework.to_theirs(
-            self._linear, value_of(self.layer.W)))
+            self._linear, _value(self.layer, "W")))
         if self.layer.b is not None:
-            found["b"] = value_of(self.layer.b)
+            found["b"] = _value(self.layer, "b")
         return found
 
     def neutral(self):
@@ -431,7 +433,7 @@ class _Linear(object):
             setting.add(_settable(self.layer, "b"), values["b"])
 
     def _W_shape(self):
-        return value_of(self.layer.W).shape
+        return _value(self.layer, "W").shape
 
 
 class _BatchNorm(object):
@@ -448,7 +450,7 @@ class _BatchNorm(object):
         statistics = self.layer.get_statistics(epsilon)
         for role in ("gamma", "beta"):
             if getattr(self.layer, role) is not None:
-                found[role] = value_of(getattr(self.layer, role)).reshape(
+                found[role] = _value(self.layer, role).reshape(
                     statistics.mean.shape)
         found.update(mean=statistics.mean, var=statistics.var)
         if self._order is None:
@@ -479,6 +481,10 @@ class _BatchNorm(object):
         # Deviations from the mean are the same without the bias as with it.
         setting.add_all(self.layer.converted_statistics(
             values["mean"] - bias, var=values["var"], epsilon=epsilon))
+
+
+def _value(layer, name):
+    return value_of(getattr(layer, name), "%s: %s" % (label(layer), name))
 
 
 def _settable(layer, name):

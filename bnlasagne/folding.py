@@ -294,17 +294,14 @@ class _Fold(object):
 
     def _values(self, layer, *names):
         """Values of a layer's parameters, those that it has."""
-        values = {}
-        for name in names:
-            if getattr(layer, name, None) is not None:
-                try:
-                    values[name] = np.asarray(
-                        value_of(getattr(layer, name)), "float64")
-                except NotConstant as reason:
-                    raise _LeftInPlace("%s of %s has no value of its own: %s"
-                                       % (name, self._name(layer), reason)
-                                       ) from None
-        return values
+        present = [name for name in names
+                   if getattr(layer, name, None) is not None]
+        try:
+            return {name: np.asarray(value_of(
+                getattr(layer, name), "%s of %s" % (name, self._name(layer))),
+                "float64") for name in present}
+        except NotConstant as reason:
+            raise _LeftInPlace(str(reason)) from None
 
     def _check_unheld(self, layer):
         if self._holders[layer]:

@@ -16,7 +16,7 @@ from . import expressions, ops, synchronized
 from .communication import channel_of
 from .conventions import Statistics, divisor_of, statistics_of
 from .tracking import track
-from .values import NotConstant, Setting, value_of
+from .values import Setting, value_of
 
 __all__ = [
     "Application",
@@ -643,11 +643,7 @@ class BatchNormLayer(lasagne.layers.Layer):
 
     def _value(self, name):
         """The value of an attribute, which may be an expression."""
-        try:
-            return value_of(getattr(self, name))
-        except NotConstant as error:
-            raise ValueError("%s: %s has no value of its own: %s."
-                             % (label(self), name, error)) from None
+        return value_of(getattr(self, name), "%s: %s" % (label(self), name))
 
     @contextlib.contextmanager
     def _named_errors(self):

@@ -17,12 +17,14 @@ class NotConstant(ValueError):
     """The value of an expression differs from call to call."""
 
 
-def value_of(variable):
+def value_of(variable, name):
     """The value of a parameter.
 
     Parameters
     ----------
     variable : number, array, Theano shared variable or expression
+    name : str
+        For messages.
 
     Returns
     -------
@@ -38,7 +40,10 @@ def value_of(variable):
     if not isinstance(variable, theano.Variable):
         return np.array(variable)
     for source in theano.gof.graph.inputs([variable]):
-        _check_constant(source, variable)
+        reason = _why_not_constant(source)
+        if reason:
+            raise NotConstant("%s has no value of its own: %s %s"
+                              % (name, source, reason))
     if isinstance(variable, theano.compile.SharedVariable):
         return np.array(variable.get_value())
     # Called once: without C, it is there sooner.
@@ -47,13 +52,13 @@ def value_of(variable):
     return np.array(function())
 
 
-def _check_constant(source, variable):
-    what = "it" if source is variable else "%s of it" % source
+def _why_not_constant(source):
     if getattr(source, "default_update", None) is not None:
-        raise NotConstant("%s is updated by each function" % what)
+        return "is updated by each function"
     if not isinstance(source, (theano.Constant,
                                theano.compile.SharedVariable)):
-        raise NotConstant("%s is an input of the network" % what)
+        return "is an input of the network"
+    return None
 
 
 class Setting(object):
