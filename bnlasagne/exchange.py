@@ -355,6 +355,7 @@ _NEUTRAL = {"b": 0, "beta": 0, "gamma": 1}
 
 
 def _named_by_layers(framework, slots, epsilon, caller):
+    slots = _distinct(slots)
     names = collections.Counter(slot.layer.name for slot in slots)
     for slot in slots:
         if slot.layer.name is None or names[slot.layer.name] > 1:
@@ -554,13 +555,20 @@ others : list of (key, array)
     What it has no parameters for.
 """
 
+
 def _match(framework, slots, weights):
-    """Bring layers and weights together, by names and then in order."""
+    """Bring layers and weights together, by names and then in order.
+
+    Layers that share all parameters with one before are those of a module that
+    is applied several times; unless there are weights for each.
+    """
     groups = collections.OrderedDict()
     for key, value in framework.flat(weights).items():
         module, name = framework.split(key)
         if name not in framework.ignored:
             groups.setdefault(module, {})[name] = key, as_numbers(key, value)
+    if len(groups) < len(slots):
+        slots = _distinct(slots)
     named = collections.defaultdict(list)
     for slot in slots:
         named[slot.layer.name].append(slot)
@@ -579,6 +587,17 @@ def _match(framework, slots, weights):
     return [pairs.get(slot, _Pair(slot, {}, [])) for slot in slots] + [
         _pair(None, groups[module]) for module, slot in modules.items()
         if slot is None]
+
+
+def _distinct(slots):
+    """Those that have a parameter of their own."""
+    seen, found = set(), []
+    for slot in slots:
+        params = set(slot.layer.get_params())
+        if params - seen:
+            found.append(slot)
+        seen |= params
+    return found
 
 
 def _pair(slot, group):

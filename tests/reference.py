@@ -57,3 +57,84 @@ def finite_differences(function, x, step=1e-5):
         gradient[index] = (above - function(x)) / (2 * step)
         x[index] = centre
     return gradient
+
+
+def dense(x, W, leading=1):
+    """Product of weights with examples, their axes flattened to one."""
+    x = np.asarray(x, dtype=np.float64)
+    return x.reshape(x.shape[:leading] + (-1,)) @ np.asarray(W, np.float64)
+
+
+def correlate(x, W, stride=1, pad=0, groups=1, dilation=1):
+    """Cross-correlation: filters slide over the input as they are.
+
+    The input is of shape (examples, channels, positions...), the filters of
+    (filters, channels / groups, positions...). Numbers are for all axes.
+    """
+    x, W = np.asarray(x, np.float64), np.asarray(W, np.float64)
+    stride, pad, dilation = (np.broadcast_to(each, W.ndim - 2)
+                             for each in (stride, pad, dilation))
+    x = np.pad(x, [(0, 0), (0, 0)] + [(size, size) for size in pad])
+    extent = dilation * (np.array(W.shape[2:]) - 1) + 1
+    count = (np.array(x.shape[2:]) - extent) // stride + 1
+    y = np.zeros((len(x), len(W)) + tuple(count))
+    for tap in np.ndindex(*W.shape[2:]):
+        seen = x[(slice(None), slice(None)) + tuple(
+            slice(start, start + step * size, step) for start, step, size
+            in zip(tap * dilation, stride, count))]
+        for filters, channels in zip(np.split(np.arange(len(W)), groups),
+                                     np.split(seen, groups, axis=1)):
+            y[:, filters] += np.einsum("nc...,fc->nf...", channels,
+                                       W[(filters, slice(None)) + tap])
+    return y
+
+
+def flipped(W):
+    """Filters turned round, along all axes of positions."""
+    return np.flip(W, tuple(range(2, np.ndim(W))))
+
+
+def convolve(x, W, **options):
+    """Convolution: :func:`correlate`, with filters turned round."""
+    return correlate(x, flipped(W), **options)
+
+
+def transposed(x, W, stride=1, crop=0):
+    """Each input adds its filter to the output: correlation transposed.
+
+    The filters are of shape (channels, filters, positions...).
+    """
+    x, W = np.asarray(x, np.float64), np.asarray(W, np.float64)
+    stride, crop = (np.broadcast_to(each, W.ndim - 2)
+                    for each in (stride, crop))
+    size = (np.array(x.shape[2:]) - 1) * stride + W.shape[2:]
+    y = np.zeros((len(x), W.shape[1]) + tuple(size))
+    for position in np.ndindex(*x.shape[2:]):
+        reached = tuple(slice(start, start + taps) for start, taps
+                        in zip(position * stride, W.shape[2:]))
+        y[(slice(None), slice(None)) + reached] += np.einsum(
+            "nc,cf...->nf...", x[(slice(None), slice(None)) + position], W)
+    return y[(slice(None), slice(None)) + tuple(
+        slice(cut, total - cut) for cut, total in zip(crop, size))]
+
+
+def locally_connected(x, W):
+    """Correlation with filters of their own for each position.
+
+    They are of shape (filters, channels, rows, columns, output rows, output
+    columns), and the output is of the input's size.
+    """
+    x, W = np.asarray(x, np.float64), np.asarray(W, np.float64)
+    rows, columns = W.shape[4:]
+    x = np.pad(x, [(0, 0), (0, 0)] + [(size // 2, size // 2)
+                                      for size in W.shape[2:4]])
+    return sum(np.einsum("nchw,fchw->nfhw",
+                         x[:, :, row:row + rows, column:column + columns],
+                         W[:, :, row, column])
+               for row, column in np.ndindex(*W.shape[2:4]))
+
+
+def add_bias(y, b, channel=1):
+    """A bias for each channel; or one for each position, too."""
+    b = np.asarray(b, dtype=np.float64)
+    return y + b.reshape(b.shape + (1,) * (np.ndim(y) - channel - b.ndim))

@@ -4,11 +4,18 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 from reference import (
+    add_bias,
+    convolve,
+    correlate,
+    dense,
     finite_differences,
+    flipped,
     gradient_of_normalize_batch,
+    locally_connected,
     normalize_batch,
     running_average,
     statistics,
+    transposed,
 )
 
 AXES = (0, 2)
@@ -53,3 +60,92 @@ def test_gradient_of_gamma_and_beta(problem):
     assert_allclose(dbeta, finite_differences(
         lambda beta: np.sum(dy * normalize_batch(x, AXES, gamma, beta)),
         zero), rtol=1e-6)
+
+
+def test_dense_by_hand():
+    W = [[1, 0], [2, 1], [0, 3], [1, 1]]
+    x = np.arange(1, 9).reshape(2, 2, 2)
+    expected = [[1 + 4 + 4, 2 + 9 + 4], [5 + 12 + 8, 6 + 21 + 8]]
+    assert_allclose(dense(x, W), expected)
+    assert_allclose(dense(x, W[:2], leading=2),
+                    [[[1 + 4, 2], [3 + 8, 4]], [[5 + 12, 6], [7 + 16, 8]]])
+
+
+@pytest.mark.parametrize("options, expected", [
+    ({}, [1 + 20, 2 + 30, 3 + 40, 4 + 50]),
+    ({"stride": 2}, [1 + 20, 3 + 40]),
+    ({"pad": 1}, [10, 1 + 20, 2 + 30, 3 + 40, 4 + 50, 5]),
+    ({"pad": 1, "stride": 3}, [10, 3 + 40]),
+    ({"dilation": 3}, [1 + 40, 2 + 50]),
+    ({"dilation": 2, "stride": 2}, [1 + 30, 3 + 50]),
+])
+def test_correlate_by_hand(options, expected):
+    x, W = np.reshape([1, 2, 3, 4, 5], (1, 1, 5)), [[[1, 10]]]
+    assert_allclose(correlate(x, W, **options), [[expected]])
+    assert_allclose(convolve(x, [[[10, 1]]], **options), [[expected]])
+
+
+def test_correlate_channels_by_hand():
+    x = np.reshape([1, 2, 3, 4], (1, 4, 1))
+    W = np.reshape([1, 10, 100, 1000], (2, 2, 1))
+    assert_allclose(correlate(x, W, groups=2)[0, :, 0], [1 + 20, 300 + 4000])
+    assert_allclose(correlate(x[:, :2], W)[0, :, 0], [1 + 20, 100 + 2000])
+
+
+def test_correlate_images_by_hand():
+    x = np.arange(1, 7).reshape(1, 1, 2, 3)
+    W = np.reshape([1, 10, 100, 1000], (1, 1, 2, 2))
+    assert_allclose(correlate(x, W), [[[[5421, 6532]]]])
+    assert_allclose(convolve(x, W), [[[[1245, 2356]]]])
+    assert_allclose(correlate(x, W, stride=(1, 2)), [[[[5421]]]])
+    assert_allclose(correlate(x, W, pad=(1, 0))[0, 0, 0], [2100, 3200])
+    assert_allclose(correlate(x[..., None], W[..., None])[0, 0, 0],
+                    [[5421], [6532]])
+
+
+def test_flipped_by_hand():
+    W = np.arange(4).reshape(1, 1, 2, 2)
+    assert_allclose(flipped(W), [[[[3, 2], [1, 0]]]])
+
+
+def test_transposed_by_hand():
+    x, W = np.reshape([1, 2, 3], (1, 1, 3)), [[[1, 10, 100]]]
+    assert_allclose(transposed(x, W), [[[1, 12, 123, 230, 300]]])
+    assert_allclose(transposed(x, W, stride=2),
+                    [[[1, 10, 102, 20, 203, 30, 300]]])
+    assert_allclose(transposed(x, W, stride=2, crop=1),
+                    [[[10, 102, 20, 203, 30]]])
+
+
+@pytest.mark.parametrize("stride", [1, (2, 1)])
+@pytest.mark.parametrize("pad", [0, (1, 0)])
+def test_transposed_is_adjoint(rng, stride, pad):
+    x, W = rng.normal(size=(2, 3, 5, 4)), rng.normal(size=(2, 3, 3, 2))
+    y = correlate(x, W, stride, pad)
+    other = rng.normal(size=y.shape)
+    assert_allclose(np.sum(y * other),
+                    np.sum(x * transposed(other, W, stride, pad)))
+
+
+def test_locally_connected_by_hand():
+    x = np.reshape([1, 2, 3], (1, 1, 1, 3))
+    # The filters at the three positions, one per column.
+    W = np.reshape([[9, 2, 3], [1, 1, 1], [5, 6, 9]], (1, 1, 1, 3, 1, 3))
+    assert_allclose(locally_connected(x, W),
+                    [[[[1 + 5 * 2, 2 * 1 + 2 + 6 * 3, 3 * 2 + 3]]]])
+
+
+def test_locally_connected_as_correlate(rng):
+    x, W = rng.normal(size=(2, 3, 4, 5)), rng.normal(size=(2, 3, 3, 1))
+    everywhere = np.tile(W[..., None, None], (4, 5))
+    assert_allclose(locally_connected(x, everywhere),
+                    correlate(x, W, pad=(1, 0)))
+
+
+def test_add_bias_by_hand():
+    y = np.zeros((1, 2, 3))
+    assert_allclose(add_bias(y, [1, 2]), [[[1, 1, 1], [2, 2, 2]]])
+    assert_allclose(add_bias(y, [1, 2, 3], channel=2),
+                    [[[1, 2, 3], [1, 2, 3]]])
+    untied = [[1, 2, 3], [4, 5, 6]]
+    assert_allclose(add_bias(y, untied), [untied])
