@@ -6,7 +6,6 @@ import numpy as np
 
 __all__ = [
     "Row",
-    "as_numbers",
     "check_rows",
     "described",
 ]
@@ -25,21 +24,6 @@ fits : bool
 def described(name, array):
     """A name and the shape of its array, for a row."""
     return "%s: %s" % (name, np.shape(array))
-
-
-def as_numbers(name, value):
-    """A value as an array of real numbers.
-
-    Raises
-    ------
-    TypeError
-        If it is none.
-    """
-    value = np.asarray(value)
-    if value.dtype.kind not in "fiu":
-        raise TypeError("%s must be an array of numbers, got one of type %s."
-                        % (name, value.dtype))
-    return value
 
 
 def check_rows(caller, what, rows):

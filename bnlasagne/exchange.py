@@ -13,12 +13,12 @@ import lasagne
 import numpy as np
 import theano
 
-from .comparison import Row, as_numbers, check_rows, described
+from .comparison import Row, check_rows, described
 from .frameworks import Keras, Torch
 from .layer import BatchNormLayer, label
 from .linear import LocallyConnected, NetworkInNetwork, is_linear, linear_of
 from .networks import all_layers, checked_layers, inputs_of
-from .values import Setting, value_of
+from .values import Setting, as_numbers, value_of
 
 __all__ = [
     "get_keras_weights",
@@ -54,7 +54,7 @@ def get_lasagne_values(network):
     TypeError
         If `network` is no layer or list of layers.
     ValueError
-        If averages of a layer are expressions that have no value of their own.
+        If parameters of a batch normalization layer are expressions.
 
     See also
     --------
@@ -117,7 +117,11 @@ def set_lasagne_values(network, values):
             setting.add(slot.param, value.reshape(
                 slot.param.get_value(borrow=True).shape))
     for layer, found in statistics.items():
-        setting.add_all(layer.converted_statistics(**found))
+        converted = layer.converted_statistics(
+            found.get("mean", 0), inv_std=found.get("inv_std", 1))
+        # One of them may be another layer's.
+        setting.add_all(pair for name, pair in zip(("mean", "inv_std"),
+                                                   converted) if name in found)
     setting.carry_out()
 
 
@@ -134,9 +138,8 @@ def _lasagne_params(network, caller):
     owners = {}
     for layer in all_layers(outputs):
         for role in _LATER_NAMES if isinstance(layer, BatchNormLayer) else ():
-            param = getattr(layer, role)
-            if isinstance(param, theano.compile.SharedVariable):
-                owners.setdefault(param, (layer, role))
+            if getattr(layer, role) is not None:
+                owners.setdefault(_settable(layer, role), (layer, role))
     slots = []
     for param in lasagne.layers.get_all_params(outputs):
         layer, role = owners.get(param, (None, None))
@@ -328,7 +331,10 @@ def set_keras_weights(network, weights, epsilon=1e-3,
     layers, and parameters of batch normalization layers, are put in order, if
     they follow on a flattening directly, or through dropout, nonlinearities,
     batch normalization, sums or concatenation. A model that makes images out
-    of features, by a reshape to four axes or more, is refused.
+    of features, by a reshape to four axes or more, is refused. What has three
+    axes or more and is flattened counts as images, with channels second here;
+    for sequences with features last, pass ``'channels_first'``, as nothing is
+    put in order then.
     """
     _set(Keras(data_format), network, weights, epsilon, "set_keras_weights()")
 
@@ -347,8 +353,9 @@ def _get(framework, network, like, epsilon, caller):
                 if role in values \
                 else np.full(value.shape, _NEUTRAL[role], value.dtype)
     # What is ignored stays as it is.
-    return collections.OrderedDict((key, np.array(found.get(key, value)))
-                                   for key, value in like.items())
+    return framework.restored(
+        {key: np.array(found.get(key, value))
+         for key, value in framework.flat(like).items()}, like)
 
 
 _NEUTRAL = {"b": 0, "beta": 0, "gamma": 1}
@@ -370,7 +377,7 @@ def _named_by_layers(framework, slots, epsilon, caller):
 def _set(framework, network, weights, epsilon, caller):
     slots = _slots(framework, network, caller)
     pairs = _match(framework, slots, weights)
-    absorbing = _absorbing(slots, network)
+    absorbing = _absorbing(slots, pairs, network)
     _check(pairs, {slot: slot.neutral() for slot in absorbing}, framework,
            caller)
     setting, biases = Setting(), {}
@@ -417,6 +424,15 @@ class _Linear(object):
     def in_order(self, count):
         """Parameters, by the order in which so many come without names."""
         return ["W", "b"]
+
+    def absorbed_by(self, consumers, outputs):
+        """The layers whose means could have a bias in them, all or none."""
+        over = set(range(len(self.layer.output_shape)))
+        over -= {self._linear.channel}
+        absorb = is_linear(self.layer) and self.layer not in outputs and all(
+            isinstance(layer, BatchNormLayer) and set(layer.axes) == over
+            for layer in consumers)
+        return consumers if absorb else []
 
     def fits(self, role, shape, expected):
         """Whether weights of a shape will do."""
@@ -492,8 +508,8 @@ def _settable(layer, name):
     """A parameter of a layer, unless it is an expression."""
     variable = getattr(layer, name)
     if not isinstance(variable, theano.compile.SharedVariable):
-        raise ValueError("%s: %s is an expression and cannot be set. Set what "
-                         "it is made of." % (label(layer), name))
+        raise ValueError("%s: %s is an expression. What it is made of is not "
+                         "known elsewhere." % (label(layer), name))
     return variable
 
 
@@ -517,7 +533,7 @@ def _slots(framework, network, caller):
     return slots
 
 
-def _absorbing(slots, network):
+def _absorbing(slots, pairs, network):
     """Linear layers without a bias, and what could absorb one.
 
     Returns
@@ -529,16 +545,24 @@ def _absorbing(slots, network):
     for layer in lasagne.layers.get_all_layers(outputs):
         for below in inputs_of(layer):
             consumers[below].append(layer)
+    matched = [pair.slot for pair in pairs]
     found = {}
-    for slot in slots:
-        norms = consumers[slot.layer]
-        if (isinstance(slot, _Linear) and slot.layer.b is None and norms and
-                is_linear(slot.layer) and slot.layer not in outputs and
-                all(isinstance(norm, BatchNormLayer) and
-                    norm.get_statistics().mean.shape ==
-                    slot.neutral()["b"].shape for norm in norms)):
-            found[slot] = norms
+    for slot in matched:
+        if isinstance(slot, _Linear) and slot.layer.b is None:
+            # A module that is applied several times has one bias for all.
+            uses = [slot] + [other for other in slots if other not in matched
+                             and _params(other) == _params(slot)]
+            absorb = [use.absorbed_by(consumers[use.layer], outputs)
+                      for use in uses]
+            if all(absorb):
+                found[slot] = sum(absorb, [])
     return found
+
+
+def _params(slot):
+    """What a layer computes with; the same for layers that share it all."""
+    names = ("W", "b", "gamma", "beta", "mean", "std")
+    return tuple(getattr(slot.layer, name, None) for name in names)
 
 
 # Which weights go to which layer, and whether they fit
@@ -591,13 +615,10 @@ def _match(framework, slots, weights):
 
 def _distinct(slots):
     """Those that have a parameter of their own."""
-    seen, found = set(), []
+    found = collections.OrderedDict()
     for slot in slots:
-        params = set(slot.layer.get_params())
-        if params - seen:
-            found.append(slot)
-        seen |= params
-    return found
+        found.setdefault(_params(slot), slot)
+    return list(found.values())
 
 
 def _pair(slot, group):

@@ -191,7 +191,9 @@ class _Fold(object):
     def _fold(self, bn):
         original = self._originals[bn]
         try:
-            plan, where = self._plan(bn)
+            # What is not finite is left.
+            with np.errstate(all="ignore"):
+                plan, where = self._plan(bn)
         except _LeftInPlace as reason:
             return Folding(original, None, "%s left in place: %s"
                            % (self._name(bn), reason))
@@ -356,7 +358,10 @@ def _affine(bn, values):
     shape = [1 if axis in bn.axes else size
              for axis, size in enumerate(bn.input_shape)]
     dtypes = {getattr(bn, name).dtype for name in values if name != "epsilon"}
-    return _Affine(scale.reshape(shape), shift.reshape(shape), dtypes)
+    # One for all, where that is what is given; Lasagne's leave out the axes.
+    scale, shift = (np.broadcast_to(value, shape) if value.ndim == len(shape)
+                    else value.reshape(shape) for value in (scale, shift))
+    return _Affine(scale, shift, dtypes)
 
 
 def _aligned(value, ndim):
@@ -405,10 +410,13 @@ def _carry_out(plan):
 def _shared(layer, name, value, dtype):
     old = getattr(layer, name)
     full_name = name if layer.name is None else layer.name + "." + name
+    broadcastable = (False,) * value.ndim if old is None \
+        or old.ndim != value.ndim else [
+            each and size == 1
+            for each, size in zip(old.broadcastable, value.shape)]
     return theano.shared(
         np.array(value, dtype), getattr(old, "name", None) or full_name,
-        broadcastable=(False,) * value.ndim if old is None
-        or old.ndim != value.ndim else old.broadcastable)
+        broadcastable=broadcastable)
 
 
 def _replaced(params, old, new):

@@ -46,6 +46,10 @@ class Framework(object):
         """Weights by their full names."""
         return weights
 
+    def restored(self, found, like):
+        """Weights by their full names, in the form of others."""
+        return collections.OrderedDict((key, found[key]) for key in like)
+
     def axes(self, linear):
         """The axes of Lasagne's `W` in this framework's order."""
         raise NotImplementedError
@@ -151,6 +155,19 @@ class Keras(Framework):
             found.update(("%s/%s" % (key, name), part) for name, part in parts)
         return found
 
+    def restored(self, found, like):
+        restored = collections.OrderedDict()
+        for key, value in like.items():
+            if isinstance(value, collections.abc.Mapping):
+                restored[key] = collections.OrderedDict(
+                    (name, found["%s/%s" % (key, name)]) for name in value)
+            elif isinstance(value, (list, tuple)):
+                restored[key] = [found["%s/%d" % (key, number)]
+                                 for number in range(len(value))]
+            else:
+                restored[key] = found[key]
+        return restored
+
     def axes(self, linear):
         if isinstance(linear, TransposedConvolution):
             return linear.taps + (linear.outputs, linear.inputs)
@@ -170,6 +187,9 @@ class Keras(Framework):
 
     def check(self, layers):
         for layer in layers if self._channels_last else ():
+            if isinstance(layer, lasagne.layers.DimshuffleLayer) and \
+                    len(layer.output_shape) > 2:
+                raise ValueError(_UNKNOWN % label(layer))
             if isinstance(layer, lasagne.layers.ReshapeLayer) and \
                     len(layer.input_shape) == 2 and \
                     len(layer.output_shape) > 3:

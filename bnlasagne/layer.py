@@ -16,7 +16,7 @@ from . import expressions, ops, synchronized
 from .communication import channel_of
 from .conventions import Statistics, divisor_of, statistics_of
 from .tracking import track
-from .values import Setting, value_of
+from .values import Setting, as_numbers, value_of
 
 __all__ = [
     "Application",
@@ -628,11 +628,8 @@ class BatchNormLayer(lasagne.layers.Layer):
 
     def _full(self, name, value, dtype="float64"):
         """An array of numbers, in the full shape of the parameters."""
-        try:
-            value = np.asarray(value, dtype=dtype)
-        except (TypeError, ValueError):
-            raise TypeError("%s: %s must be an array or a number, got %r."
-                            % (label(self), name, value)) from None
+        value = as_numbers("%s: %s" % (label(self), name), value)
+        value = value.astype(dtype)
         shape, short = self.param_shape(), self._short_shape()
         if value.shape not in (shape, short, ()):
             raise ValueError("%s: %s must have shape %s or %s, got %s."

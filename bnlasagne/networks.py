@@ -149,6 +149,7 @@ class _Copier(object):
     def __init__(self):
         self.layers = {}
         self._variables = {}
+        self._streams = {}
 
     def copy(self, layer):
         if layer in self.layers:
@@ -159,9 +160,12 @@ class _Copier(object):
         if type(layer) is lasagne.layers.InputLayer:
             self.layers[layer] = layer
             return layer
+        if layer in self.layers:  # One below refers to it.
+            return self.layers[layer]
         new = self.layers[layer] = copy.copy(layer)
         for name, value in vars(layer).items():
-            vars(new)[name] = _map(value, self._own)
+            if name != "input_var":
+                vars(new)[name] = _map(value, self._own)
         return new
 
     def _own(self, value):
@@ -175,7 +179,10 @@ class _Copier(object):
             return types.MethodType(value.__func__, self._own(value.__self__))
         if isinstance(value, (MRG_RandomStreams, RandomStreams)):
             # What was drawn already stays with the original.
-            return copy.deepcopy(value, {id(value.state_updates): []})
+            if value not in self._streams:
+                self._streams[value] = copy.deepcopy(
+                    value, {id(value.state_updates): []})
+            return self._streams[value]
         return value
 
     def _shared(self, variable):
@@ -185,6 +192,10 @@ class _Copier(object):
                 value=variable.get_value(return_internal_type=True))
             new.tag = copy.copy(variable.tag)
             self._variables[variable] = new
+            # After the last line: it may be made of the variable itself.
+            update = getattr(variable, "default_update", None)
+            if update is not None:
+                new.default_update = self._own(update)
         return self._variables[variable]
 
     def _expression(self, variable):

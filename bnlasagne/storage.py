@@ -1,7 +1,7 @@
 """Parameters in files: names and arrays, which NumPy alone can read."""
 
 import collections
-import contextlib
+import io
 import os
 import tempfile
 
@@ -9,9 +9,9 @@ import lasagne
 import numpy as np
 import theano
 
-from .comparison import Row, as_numbers, check_rows, described
+from .comparison import Row, check_rows, described
 from .networks import all_layers, checked_layers
-from .values import Setting
+from .values import Setting, as_numbers
 
 __all__ = [
     "load_network",
@@ -56,7 +56,7 @@ def save_network(network, file):
     if hasattr(file, "write"):
         np.savez(file, **values)
         return
-    path = os.path.abspath(os.fspath(file))
+    path = os.path.realpath(os.fspath(file))
     # On the same disk, so that it can take the other's place in one step.
     with tempfile.TemporaryDirectory(dir=os.path.dirname(path)) as folder:
         complete = os.path.join(folder, "parameters.npz")
@@ -123,16 +123,17 @@ def _row(name, param, found):
 
 def _read(file):
     """The arrays of a file."""
+    # Read first: what is wrong with a file once it is read is damage, of
+    # which NumPy would leave it open, and raise an OSError at times.
+    if hasattr(file, "read"):
+        content = file.read()
+    else:
+        with open(file, "rb") as stream:
+            content = stream.read()
     try:
-        with contextlib.ExitStack() as stack:
-            # Opened here, as NumPy leaves a damaged file open.
-            stream = file if hasattr(file, "read") \
-                else stack.enter_context(open(file, "rb"))
-            arrays = stack.enter_context(np.load(stream, allow_pickle=False))
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return {name: as_numbers(name, arrays[name])
                     for name in arrays.files}
-    except OSError:
-        raise
     # What else is raised depends on where a file is damaged. One of a single
     # array gives that, which is no context manager.
     except Exception as error:

@@ -2,6 +2,8 @@
 """
 
 import collections
+import reprlib
+import warnings
 
 import numpy as np
 import theano
@@ -9,8 +11,40 @@ import theano
 __all__ = [
     "NotConstant",
     "Setting",
+    "as_numbers",
     "value_of",
 ]
+
+
+def as_numbers(name, value):
+    """A value as an array of real numbers.
+
+    Parameters
+    ----------
+    name : str
+        For messages.
+    value : array_like
+
+    Returns
+    -------
+    numpy array
+
+    Raises
+    ------
+    TypeError
+        If it is something else, such as text, truth values or objects.
+    """
+    try:
+        with warnings.catch_warnings():
+            # That is how NumPy tells of lists of different lengths.
+            warnings.simplefilter("error")
+            array = np.asarray(value)
+    except (Warning, ValueError):
+        array = None
+    if array is None or array.dtype.kind not in "fiu":
+        raise TypeError("%s must be an array of numbers, got %s."
+                        % (name, reprlib.repr(value)))
+    return array
 
 
 class NotConstant(ValueError):
@@ -74,14 +108,21 @@ class Setting(object):
         Raises
         ------
         ValueError
-            If it is to be set to another value already, or has another shape.
+            If it is to be set to another value already, has another shape, or
+            cannot hold numbers as large.
         """
         shape = variable.get_value(borrow=True).shape
         if np.shape(value) != shape:
             raise ValueError("%s is of shape %s, got %s."
                              % (variable, shape, np.shape(value)))
-        before = self._values.setdefault(variable, value)
-        if not np.array_equal(before, value):
+        with np.errstate(over="ignore"):
+            converted = np.array(value, dtype=variable.dtype)
+        if np.any(np.isinf(converted) & ~np.isinf(value)):
+            raise ValueError("%s is of type %s, which is too narrow for %s."
+                             % (variable, variable.dtype, np.max(np.abs(value))
+                                ))
+        before = self._values.setdefault(variable, converted)
+        if before.tobytes() != converted.tobytes():
             raise ValueError("%s is shared by layers whose weights differ."
                              % variable)
 
@@ -90,8 +131,5 @@ class Setting(object):
             self.add(variable, value)
 
     def carry_out(self):
-        checked = [(variable, variable.type.filter(
-            np.array(value, dtype=variable.dtype)))
-            for variable, value in self._values.items()]
-        for variable, value in checked:
+        for variable, value in self._values.items():
             variable.set_value(value)

@@ -1,0 +1,1100 @@
+"""Networks for inference, without batch normalization layers."""
+
+import logging
+import pickle
+import re
+from collections import namedtuple
+from functools import partial
+
+from bnlasagne import (
+    BatchNormLayer,
+    batch_norm,
+    fold_batch_norm,
+    freeze_batch_norm,
+)
+from bnlasagne.networks import all_layers
+
+import lasagne
+import numpy as np
+import pytest
+import reference
+import theano
+import theano.tensor as T
+from lasagne.init import Constant, Normal
+from lasagne.layers import (
+    Conv2DLayer,
+    CustomRecurrentLayer,
+    DenseLayer,
+    DropoutLayer,
+    ElemwiseSumLayer,
+    FlattenLayer,
+    InputLayer,
+    MaxPool2DLayer,
+    ReshapeLayer,
+    get_all_layers,
+    get_all_params,
+    get_output,
+)
+from lasagne.nonlinearities import LeakyRectify, identity, rectify, tanh
+from numpy.testing import assert_array_equal
+from theano.sandbox.rng_mrg import MRG_RandomStreams
+from theano.tensor.shared_randomstreams import RandomStreams
+
+# What only Lasagne's development version has.
+LATER = hasattr(lasagne.layers, "BatchNormLayer")
+later = pytest.mark.skipif(
+    not LATER, reason="needs Lasagne's development version")
+needs_compiler = pytest.mark.skipif(
+    not theano.config.cxx, reason="needs a C++ compiler")
+
+CLOSE = {"float32": 1e-5, "float64": 1e-12}
+LEAKY = LeakyRectify(0.5)
+
+
+# --- what the tests share --------------------------------------------------
+
+def randomize(network, rng):
+    """Give all parameters of a network random values, and return it."""
+    for param in get_all_params(network):
+        value = param.get_value()
+        # Factors are kept away from zero, and have either sign.
+        scale = param.name and param.name.endswith(("std", "gamma"))
+        random = rng.uniform(0.5, 2, value.shape) if scale \
+            else rng.normal(size=value.shape)
+        if scale and param.name.endswith("gamma"):
+            random *= rng.choice([-1, 1], value.shape)
+        param.set_value(np.asarray(random, value.dtype))
+    return network
+
+
+def inputs_of(network):
+    return [layer.input_var for layer in get_all_layers(network)
+            if isinstance(layer, InputLayer)]
+
+
+def batches_for(network, rng, size=3):
+    return [np.asarray(5 * rng.normal(size=[
+        each or size for each in layer.shape]), layer.input_var.dtype)
+        for layer in get_all_layers(network) if isinstance(layer, InputLayer)]
+
+
+def compiled(network, outputs, mode=None):
+    return theano.function(inputs_of(network), outputs, mode=mode)
+
+
+def listed(network):
+    return list(network) if isinstance(network, (list, tuple)) else [network]
+
+
+def assert_close(actual, expected, dtype):
+    assert actual.shape == expected.shape
+    error = np.abs(actual - expected).max()
+    assert error <= CLOSE[dtype] * np.abs(expected).max()
+
+
+def state_of(network):
+    """All that there is to a network, to see that nothing changes."""
+    def fixed(value):
+        if isinstance(value, dict):
+            return type(value), [(key, fixed(each))
+                                 for key, each in value.items()]
+        if isinstance(value, (list, tuple, set)):
+            return type(value), set(value) if isinstance(value, set) \
+                else [fixed(each) for each in value]
+        return id(value)
+
+    layers = all_layers(listed(network))
+    params = get_all_params(listed(network))
+    return (layers, [fixed(vars(layer)) for layer in layers], params,
+            [(param.name, dict(vars(param.tag)), param.get_value().tobytes(),
+              getattr(param, "default_update", None)) for param in params])
+
+
+def check(network, rng, batches=None, mode=None):
+    """Fold a network: the same output, from other parameters.
+
+    Returns
+    -------
+    folded, report
+        What fold_batch_norm() returns.
+    """
+    before = state_of(network)
+    folded, report = fold_batch_norm(network, return_report=True)
+    assert state_of(network) == before
+    assert not set(get_all_params(network)) & set(get_all_params(folded))
+    assert inputs_of(folded) == inputs_of(network)
+    if batches is None:
+        batches = batches_for(network, rng)
+    expected, actual = (get_output(listed(each), deterministic=True)
+                        for each in (network, folded))
+    found = compiled(network, expected + actual, mode)(*batches)
+    half = len(found) // 2
+    for expected, actual in zip(found[:half], found[half:]):
+        assert actual.dtype == expected.dtype
+        assert np.all(np.isfinite(expected)) and np.ptp(expected) > 0
+        assert_close(actual, expected, str(expected.dtype))
+    return folded, report
+
+
+def kinds(network):
+    return [type(layer).__name__.replace("Layer", "")
+            for layer in get_all_layers(network)]
+
+
+def into(report):
+    return [entry.into for entry in report]
+
+
+@pytest.fixture
+def x():
+    return InputLayer((None, 5))
+
+
+def dense(incoming, units=4, nonlinearity=None, **options):
+    return DenseLayer(incoming, units, nonlinearity=nonlinearity, **options)
+
+
+# --- the types of layers ---------------------------------------------------
+
+Case = namedtuple("Case", "kind shape options product axes through")
+Case.__doc__ = """A type of layers, with its linear part in NumPy.
+
+`axes` are those to normalize over; `through`, whether batch normalization
+before the layer can go through it.
+"""
+Case.__new__.__defaults__ = ({}, None, None, True)
+
+
+def nin(x, W):
+    return np.einsum("nc...,cf->nf...", x, W)
+
+
+def dilated(x, W):
+    return reference.correlate(x, np.swapaxes(W, 0, 1), dilation=(2, 1))
+
+
+def locally_connected(x, W):
+    return reference.locally_connected(x, np.flip(W, (2, 3)))
+
+
+def channelwise(x, W):
+    # Each filter sees its own channel: with the others, it has zeros.
+    own = np.eye(len(W)).reshape(len(W), len(W), 1, 1, 1, 1)
+    return locally_connected(x, own * W[:, None])
+
+
+def transposed(x, W, **options):
+    return reference.transposed(x, reference.flipped(W), **options)
+
+
+CASES = {
+    "dense": Case("DenseLayer", (4,), {}, reference.dense),
+    "dense on images": Case("DenseLayer", (4, 3, 2), {}, reference.dense),
+    "dense on sequences": Case(
+        "DenseLayer", (4, 3), {"num_leading_axes": 2},
+        partial(reference.dense, leading=2), (0, 1)),
+    "dense on the last axis": Case(
+        "DenseLayer", (2, 3, 4), {"num_leading_axes": -1},
+        partial(reference.dense, leading=3), (0, 1, 2)),
+    "1-d": Case("Conv1DLayer", (4, 7), {"filter_size": 3},
+                reference.convolve),
+    "1-d, padded": Case(
+        "Conv1DLayer", (4, 7), {"filter_size": 3, "pad": 1, "stride": 2},
+        partial(reference.convolve, pad=1, stride=2), None, False),
+    "1-d, pad='same'": Case(
+        "Conv1DLayer", (4, 7), {"filter_size": 3, "pad": "same"},
+        partial(reference.convolve, pad=1), None, False),
+    "2-d": Case(
+        "Conv2DLayer", (4, 7, 6), {"filter_size": (3, 2), "stride": (2, 1)},
+        partial(reference.convolve, stride=(2, 1))),
+    "2-d, padded": Case(
+        "Conv2DLayer", (4, 7, 6), {"filter_size": (3, 2), "pad": (0, 1)},
+        partial(reference.convolve, pad=(0, 1)), None, False),
+    "2-d, pad='full'": Case(
+        "Conv2DLayer", (4, 5, 6), {"filter_size": (3, 2), "pad": "full"},
+        partial(reference.convolve, pad=(2, 1)), None, False),
+    "2-d, one position": Case(
+        "Conv2DLayer", (4, 5, 6), {"filter_size": 1, "pad": "same"},
+        reference.convolve),
+    "2-d, not flipped": Case(
+        "Conv2DLayer", (4, 7, 6), {"filter_size": 3, "flip_filters": False},
+        reference.correlate),
+    "2-d, in groups": Case(
+        "Conv2DLayer", (4, 7, 6), {"filter_size": 3, "num_groups": 2},
+        partial(reference.convolve, groups=2)),
+    "3-d": Case("Conv3DLayer", (4, 5, 4, 3), {"filter_size": 2},
+                reference.convolve),
+    "dilated": Case(
+        "DilatedConv2DLayer", (4, 7, 6),
+        {"filter_size": 3, "dilation": (2, 1)}, dilated),
+    "transposed": Case(
+        "TransposedConv2DLayer", (4, 5, 4),
+        {"filter_size": 3, "stride": (2, 1), "crop": (1, 0)},
+        partial(transposed, stride=(2, 1), crop=(1, 0)), None, False),
+    "transposed, flipped": Case(
+        "TransposedConv2DLayer", (4, 5, 4),
+        {"filter_size": 2, "flip_filters": True}, reference.transposed, None,
+        False),
+    "transposed, 3-d": Case(
+        "TransposedConv3DLayer", (4, 4, 3, 2), {"filter_size": 2}, transposed,
+        None, False),
+    "NIN": Case("NINLayer", (4, 3, 2), {}, nin),
+    "NIN, 1-d": Case("NINLayer", (4, 3), {}, nin),
+    "local": Case("LocallyConnected2DLayer", (4, 5, 6), {"filter_size": 3},
+                  locally_connected, None, False),
+    "local, one position": Case(
+        "LocallyConnected2DLayer", (4, 5, 6), {"filter_size": 1},
+        locally_connected),
+    "local, by channel": Case(
+        "LocallyConnected2DLayer", (4, 5, 6),
+        {"filter_size": 3, "channelwise": True}, channelwise, None, False),
+    "local, one position, by channel": Case(
+        "LocallyConnected2DLayer", (4, 5, 6),
+        {"filter_size": 1, "channelwise": True}, channelwise),
+}
+
+
+def exists(case):
+    options = {"num_leading_axes", "num_groups", "flip_filters"}
+    return hasattr(lasagne.layers, case.kind) and (
+        LATER or not options & set(case.options))
+
+
+def layer_of(case, incoming, bias="tied", **kwargs):
+    if bias == "untied":
+        kwargs["untie_biases"] = True
+    units = 4 if case.options.get("channelwise") else 6
+    return getattr(lasagne.layers, case.kind)(
+        incoming, units, b=None if bias == "none" else Normal(1),
+        **kwargs, **case.options)
+
+
+def mode_of(case):
+    """Convolutions need C; for the others, Python is there sooner."""
+    return theano.Mode("cvm" if "Conv" in case.kind else "py", "fast_compile")
+
+
+def cases(*names):
+    return [pytest.param(CASES[name], id=name, marks=marks(CASES[name]))
+            for name in names]
+
+
+def marks(case):
+    found = [] if exists(case) else [pytest.mark.skip(
+        reason="needs Lasagne's development version")]
+    return found + ([needs_compiler] if "Conv" in case.kind else [])
+
+
+each_layer = pytest.mark.parametrize("case, bias", [
+    pytest.param(case, bias, id="%s, bias %s" % (name, bias),
+                 marks=marks(case))
+    for name, case in CASES.items() for bias in ("none", "tied", "untied")
+    if (case.kind, bias) != ("DenseLayer", "untied")])
+
+
+def leaky(x):
+    return np.where(x > 0, x, x / 2)
+
+
+def oracle(layer, x):
+    """What batch normalization computes, by the averages."""
+    values = {name: getattr(layer, name).get_value()
+              for name in ("mean", "std", "gamma", "beta")}
+    return reference.normalize(x, **values)
+
+
+def oracle_of_linear(case, layer, x):
+    y = case.product(x, layer.W.get_value())
+    channel = y.ndim - 1 if case.kind == "DenseLayer" else 1
+    return y if layer.b is None \
+        else reference.add_bias(y, layer.b.get_value(), channel)
+
+
+@each_layer
+def test_into_the_layer_before(rng, floatX, case, bias):
+    layer = layer_of(case, InputLayer((None,) + case.shape), bias,
+                     nonlinearity=identity)
+    network = randomize(BatchNormLayer(layer, axes=case.axes,
+                                       nonlinearity=LEAKY), rng)
+    batches = batches_for(network, rng)
+    folded, report = check(network, rng, batches, mode_of(case))
+    assert into(report) == [layer]
+    assert type(folded) is type(layer)
+    assert folded.nonlinearity is LEAKY
+    assert folded.b.ndim == (1 if bias != "untied"
+                             else len(folded.output_shape) - 1)
+    expected = leaky(oracle(network, oracle_of_linear(case, layer,
+                                                      *batches)))
+    actual, = compiled(folded, [get_output(folded)],
+                       mode_of(case))(*batches)
+    assert_close(actual, expected, floatX)
+
+
+@each_layer
+def test_into_the_layer_after(rng, floatX, case, bias):
+    first = BatchNormLayer(InputLayer((None,) + case.shape), axes=case.axes)
+    layer = layer_of(case, first, bias, nonlinearity=LEAKY)
+    network = randomize(layer, rng)
+    batches = batches_for(network, rng)
+    folded, report = check(network, rng, batches, mode_of(case))
+    assert into(report) == [layer if case.through else None]
+    assert len(get_all_layers(folded)) == 3 - case.through
+    expected = leaky(oracle_of_linear(case, layer, oracle(first, *batches)))
+    actual, = compiled(folded, [get_output(folded)],
+                       mode_of(case))(*batches)
+    assert_close(actual, expected, floatX)
+
+
+@pytest.mark.parametrize("case", cases(
+    "dense", "2-d", "2-d, in groups", "local, one position", "NIN"))
+def test_one_before_and_one_after(rng, float64, case):
+    first = BatchNormLayer(InputLayer((None,) + case.shape))
+    layer = layer_of(case, first, nonlinearity=None)
+    network = randomize(batch_norm(layer, nonlinearity=tanh), rng)
+    folded, report = check(network, rng, mode=mode_of(case))
+    assert into(report) == [layer, layer]
+    assert len(get_all_layers(folded)) == 2
+
+
+def test_untied_bias_of_one_position(rng, float64, quick):
+    layer = lasagne.layers.NINLayer(
+        InputLayer((None, 4, 1, 1)), 3, untie_biases=True, nonlinearity=None)
+    folded, _ = check(randomize(BatchNormLayer(layer), rng), rng)
+    assert folded.untie_biases and folded.b.get_value().shape == (3, 1, 1)
+
+
+# --- axes ------------------------------------------------------------------
+
+@pytest.mark.parametrize("case", cases(
+    "dense", "dense on images", "dense on sequences", "2-d",
+    "2-d, in groups", "dilated", "transposed", "NIN", "local",
+    "local, one position, by channel"))
+def test_all_axes(rng, float64, case):
+    axes = tuple(range(1 + len(case.shape)))
+    first = BatchNormLayer(InputLayer((None,) + case.shape), axes=axes)
+    layer = layer_of(case, first, nonlinearity=None)
+    axes = tuple(range(len(layer.output_shape)))
+    network = randomize(BatchNormLayer(layer, axes=axes), rng)
+    _, report = check(network, rng, mode=mode_of(case))
+    assert into(report) == [layer if case.through else None, layer]
+
+
+@pytest.mark.parametrize("case", cases(
+    "2-d", "NIN", "local", "local, by channel", "dense on sequences"))
+def test_axes_with_shared_weights_before(rng, float64, case):
+    layer = layer_of(case, InputLayer((None,) + case.shape),
+                     nonlinearity=None)
+    network = randomize(BatchNormLayer(layer, axes=0), rng)
+    _, report = check(network, rng, mode=mode_of(case))
+    if "Local" in case.kind:
+        assert into(report) == [layer]
+    else:
+        assert into(report) == [None]
+        axes = {"DenseLayer": [1]}.get(case.kind, [2, 3])
+        assert "its statistics differ along axes %s, along which the " \
+            "weights of %s (layer 1) do not" % (axes, case.kind) \
+            in str(report[0])
+
+
+@pytest.mark.parametrize("case", cases(
+    "2-d", "NIN", "local, one position", "dense on images",
+    "dense on sequences"))
+def test_axes_with_shared_weights_after(rng, float64, case):
+    first = BatchNormLayer(InputLayer((None,) + case.shape), axes=0)
+    network = randomize(layer_of(case, first), rng)
+    _, report = check(network, rng, mode=mode_of(case))
+    alike = case is CASES["dense on images"]
+    assert into(report) == [network if alike else None]
+    assert alike or "its statistics differ along axes" in str(report[0])
+
+
+def test_two_batch_norms_before(rng, float64, quick, x):
+    first = BatchNormLayer(x)
+    network = randomize(dense(BatchNormLayer(first)), rng)
+    folded, report = check(network, rng)
+    assert into(report) == [network, network]
+    assert kinds(folded) == ["Input", "Dense"]
+
+
+def test_two_batch_norms_after(rng, float64, quick, x):
+    layer = dense(x)
+    network = randomize(BatchNormLayer(BatchNormLayer(layer),
+                                       nonlinearity=LEAKY), rng)
+    folded, report = check(network, rng)
+    assert into(report) == [layer, layer]
+    assert folded.nonlinearity is LEAKY
+
+
+def test_each_example_of_its_own(rng, float64, quick):
+    network = randomize(BatchNormLayer(dense(InputLayer((3, 5))), axes=1),
+                        rng)
+    _, report = check(network, rng)
+    assert "each example by statistics of its own" in str(report[0])
+
+
+@pytest.mark.parametrize("left_out", [["beta"], ["gamma"], ["beta", "gamma"]])
+def test_without_beta_or_gamma(rng, float64, quick, x, left_out):
+    options = dict.fromkeys(left_out)
+    first = BatchNormLayer(x, **options)
+    network = randomize(BatchNormLayer(dense(first), **options), rng)
+    folded, report = check(network, rng)
+    assert kinds(folded) == ["Input", "Dense"]
+
+
+# --- what is in the way ----------------------------------------------------
+
+class Squares(DenseLayer):
+    def get_output_for(self, input, **kwargs):
+        return super(Squares, self).get_output_for(input, **kwargs) ** 2
+
+
+class SquaredNorm(BatchNormLayer):
+    def get_output_for(self, input, **kwargs):
+        return super(SquaredNorm, self).get_output_for(input, **kwargs) ** 2
+
+
+class Subclass(DenseLayer):
+    pass
+
+
+class Holder(lasagne.layers.Layer):
+    """Adds another layer's parameter, in a way that nobody knows."""
+
+    def __init__(self, incoming, other, name):
+        super(Holder, self).__init__(incoming)
+        self.others = {"the": [other]}
+        self.name = name
+
+    def get_output_for(self, input, **kwargs):
+        (other,), name = self.others["the"], self.name
+        return input + getattr(other, name).sum()
+
+
+def patched(layer):
+    """A layer that squares its output, of no class of its own."""
+    original = layer.get_output_for
+    layer.get_output_for = lambda *args, **kwargs: original(
+        *args, **kwargs) ** 2
+    return layer
+
+
+def shared_output(x):
+    layer = dense(x)
+    return [BatchNormLayer(layer), BatchNormLayer(layer)]
+
+
+def to_two(x):
+    layer = BatchNormLayer(x)
+    return [dense(layer), dense(layer)]
+
+
+def returned(x):
+    layer = dense(x)
+    return [layer, BatchNormLayer(layer)]
+
+
+def norm_returned(x):
+    layer = BatchNormLayer(x)
+    return [dense(layer), layer]
+
+
+def sum_with_itself(x):
+    layer = dense(x)
+    return ElemwiseSumLayer([layer, BatchNormLayer(layer)])
+
+
+def held(x, of_norm, name):
+    layer = dense(x)
+    norm = BatchNormLayer(layer)
+    return Holder(norm, norm if of_norm else layer, name)
+
+
+def norm_held_by_consumer(x):
+    layer = BatchNormLayer(x)
+    return Holder(dense(layer), layer, "mean")
+
+
+LEFT = {
+    "a nonlinearity before": (
+        lambda x: BatchNormLayer(dense(x, nonlinearity=rectify)),
+        r"DenseLayer \(layer 1\) before it has a nonlinearity, rectify"),
+    "a nonlinearity without a name": (
+        lambda x: BatchNormLayer(dense(x, nonlinearity=LEAKY)),
+        "before it has a nonlinearity, LeakyRectify"),
+    "a nonlinearity of its own": (
+        lambda x: dense(BatchNormLayer(x, nonlinearity=tanh)),
+        "it has a nonlinearity, tanh"),
+    "nothing linear": (
+        lambda x: FlattenLayer(BatchNormLayer(x)),
+        r"InputLayer .* before it is not known to be linear; FlattenLayer "
+        r"\(layer 2\) after it is not known to be linear"),
+    "dropout": (
+        lambda x: dense(DropoutLayer(BatchNormLayer(x))),
+        "DropoutLayer .* after it is not known to be linear"),
+    "a second consumer of the layer before": (
+        shared_output, r"the output of DenseLayer \(layer 1\) before it goes "
+        r"to BatchNormLayer \(layer 2\) and BatchNormLayer \(layer 3\)"),
+    "a second consumer after it": (
+        to_two, r"its output goes to DenseLayer \(layer 2\) and DenseLayer "
+        r"\(layer 3\)"),
+    "the layer before, twice in a sum": (
+        sum_with_itself, "goes to BatchNormLayer .* and ElemwiseSumLayer"),
+    "the layer before is returned": (
+        returned, "the output of DenseLayer .* before it is returned, too"),
+    "it is returned": (
+        lambda x: BatchNormLayer(x), "its output is returned"),
+    "it is returned, too": (
+        norm_returned, "its output is returned"),
+    "another way of computing": (
+        lambda x: BatchNormLayer(Squares(x, 4, nonlinearity=None)),
+        "Squares .* before it is not known to be linear"),
+    "another way of computing after it": (
+        lambda x: Squares(BatchNormLayer(x), 4),
+        "Squares .* after it is not known to be linear"),
+    "another way of normalizing": (
+        lambda x: SquaredNorm(dense(x)), "its class overrides get_output_for"),
+    "a patched layer before": (
+        lambda x: BatchNormLayer(patched(dense(x))),
+        "DenseLayer .* before it is not known to be linear"),
+    "a patched layer after": (
+        lambda x: patched(dense(BatchNormLayer(x))),
+        "DenseLayer .* after it is not known to be linear"),
+    "patched itself": (
+        lambda x: patched(BatchNormLayer(dense(x))), "overrides get_output"),
+    "its parameter is used elsewhere": (
+        partial(held, of_norm=True, name="std"),
+        r"Holder 'std' refers to BatchNormLayer \(layer 2\)"),
+    "the weights are used elsewhere": (
+        partial(held, of_norm=False, name="W"),
+        r"Holder 'W' refers to DenseLayer \(layer 1\)"),
+    "its parameter is used above": (
+        norm_held_by_consumer, "Holder 'mean' refers to BatchNormLayer"),
+    "whole numbers": (
+        lambda _: dense(BatchNormLayer(ReshapeLayer(
+            InputLayer((None, 5), T.imatrix()), ([0], [1])))),
+        "its input may be of whole numbers"),
+    "another type": (
+        lambda x: BatchNormLayer(dense(x, W=np.ones((5, 4), "float32"))),
+        "the weights of DenseLayer are of different types, float32, float64"),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_left_in_place(rng, float64, quick, caplog, x, name):
+    make, reason = LEFT[name]
+    network = randomize(make(x), rng)
+    with caplog.at_level(logging.INFO, "bnlasagne.folding"):
+        folded, report = check(network, rng)
+    assert kinds(folded) == kinds(network)
+    assert set(into(report)) == {None}
+    for entry in report:
+        assert "left in place: " in str(entry)
+    assert re.search(reason, str(report[0]))
+    assert [(record.levelname, record.getMessage())
+            for record in caplog.records] == [
+                ("WARNING", str(entry)) for entry in report]
+
+
+@pytest.mark.parametrize("W", [1, [[1]] * 2 + [[-1]] * 2 + [[0]]])
+@pytest.mark.parametrize("after", [False, True])
+def test_zero_std_without_epsilon(x, float64, W, after):
+    options = {"std": [0.0, 1, 1, 1, 1], "epsilon": 0}
+    W = np.full((5, 5), W, "float64")
+    network = dense(BatchNormLayer(x, **options), 5, W=W) if after \
+        else BatchNormLayer(dense(x, 5, W=W), **options)
+    with np.errstate(divide="raise", over="raise", invalid="raise"):
+        folded, report = fold_batch_norm(network, return_report=True)
+    assert "weights or bias of DenseLayer would not be finite" \
+        in str(report[0])
+    assert kinds(folded) == kinds(network)
+
+
+def test_too_large_for_the_type(x):
+    with theano.configparser.change_flags(floatX="float32"):
+        network = BatchNormLayer(dense(x, W=Constant(1e30)), gamma=1e30)
+    with np.errstate(divide="raise", over="raise", invalid="raise"):
+        _, report = fold_batch_norm(network, return_report=True)
+    assert "would not be finite" in str(report[0])
+
+
+def test_nothing_before(float64):
+    _, report = fold_batch_norm(BatchNormLayer((None, 5)), True)
+    assert "there is no layer before it" in str(report[0])
+
+
+def test_subclass(rng, float64, quick, x):
+    network = randomize(BatchNormLayer(Subclass(x, 4, nonlinearity=None)),
+                        rng)
+    folded, _ = check(network, rng)
+    assert kinds(folded) == ["Input", "Subclass"]
+
+
+def test_whole_numbers_before(rng, float64, quick):
+    layer = dense(InputLayer((None, 5), T.imatrix()))
+    _, report = check(randomize(BatchNormLayer(layer), rng), rng)
+    assert into(report) == [layer]
+
+
+def test_left_ones_are_frozen(rng, float64, quick, x):
+    network = randomize(BatchNormLayer(dense(x, nonlinearity=rectify)), rng)
+    folded, _ = check(network, rng)
+    assert folded.frozen and not network.frozen
+    batches = batches_for(network, rng)
+    before = get_all_params(folded)[2].get_value()
+    expected, actual = compiled(network, [
+        get_output(network, deterministic=True), get_output(folded)])(*batches)
+    assert_array_equal(actual, expected)
+    assert_array_equal(get_all_params(folded)[2].get_value(), before)
+
+
+# --- networks --------------------------------------------------------------
+
+def test_shared_weights(rng, float64, quick, x):
+    first = dense(x, 5)
+    second = dense(BatchNormLayer(first, nonlinearity=LEAKY), 5, W=first.W)
+    network = randomize(BatchNormLayer(second), rng)
+    folded, report = check(network, rng)
+    assert into(report) == [first, second]
+    weights = [layer.W for layer in get_all_layers(folded)[1:]]
+    assert len(set(weights)) == 2
+
+
+def test_one_of_two_with_shared_weights(rng, float64, quick, x):
+    first = dense(x, 5, nonlinearity=LEAKY)
+    second = dense(first, 5, W=first.W, b=first.b)
+    network = randomize(BatchNormLayer(second), rng)
+    _, report = check(network, rng)
+    assert into(report) == [second]
+
+
+def test_shared_batch_norm_parameters(rng, float64, quick, x):
+    first = BatchNormLayer(dense(x))
+    second = dense(first)
+    network = randomize(BatchNormLayer(
+        second, mean=first.mean, std=first.std, gamma=first.gamma,
+        beta=first.beta), rng)
+    _, report = check(network, rng)
+    assert into(report) == [first.input_layer, second]
+
+
+def test_several_outputs(rng, float64, quick, x):
+    trunk = batch_norm(dense(x, nonlinearity=LEAKY), name="trunk")
+    left, right = dense(trunk), dense(trunk, 3)
+    network = randomize([BatchNormLayer(left), BatchNormLayer(right), trunk],
+                        rng)
+    folded, report = check(network, rng)
+    assert into(report) == [trunk.input_layer, left, right]
+    assert [each.output_shape for each in folded] == [
+        (None, 4), (None, 3), (None, 4)]
+    assert len(get_all_layers(folded)) == 4
+    assert folded[0].input_layer is folded[2]
+    assert isinstance(fold_batch_norm([trunk]), list)
+    assert isinstance(fold_batch_norm(tuple(network)), list)
+
+
+def test_one_output_twice(rng, float64, quick, x):
+    network = randomize(BatchNormLayer(dense(x)), rng)
+    (first, second), _ = check([network, network], rng)
+    assert first is second
+
+
+def test_twice_in_a_sum(rng, float64, quick, x):
+    norm = BatchNormLayer(dense(x))
+    folded, _ = check(randomize(ElemwiseSumLayer([norm, norm]), rng), rng)
+    assert kinds(folded) == ["Input", "Dense", "ElemwiseSum"]
+    assert len(set(folded.input_layers)) == 1
+
+
+@needs_compiler
+def test_residual_network(rng, float64):
+    def conv(incoming, size=3, **options):
+        return batch_norm(Conv2DLayer(incoming, 4, size, pad="same",
+                                      **options))
+
+    trunk = conv(InputLayer((None, 3, 6, 6)))
+    branch = conv(conv(trunk), nonlinearity=None)
+    total = ElemwiseSumLayer([conv(trunk, 1, nonlinearity=None), branch])
+    normed = BatchNormLayer(total, nonlinearity=rectify, name="total")
+    last = Conv2DLayer(normed, 5, 3, untie_biases=True, nonlinearity=None)
+    network = batch_norm(dense(MaxPool2DLayer(BatchNormLayer(last), 2)))
+    randomize(network, rng)
+    folded, report = check(network, rng,
+                           mode=theano.Mode("cvm", "fast_compile"))
+    assert [entry.layer for entry in report if entry.into is None] == [normed]
+    # The two that feed the sum: each would be scaled by itself.
+    assert kinds(folded) == ["Input"] + ["Conv2D"] * 4 + [
+        "ElemwiseSum", "BatchNorm", "Conv2D", "MaxPool2D", "Dense"]
+
+
+def test_batch_norm_on_a_sum_into_the_layer_after(rng, float64, quick, x):
+    total = BatchNormLayer(ElemwiseSumLayer([dense(x), dense(x)]))
+    network = randomize(dense(total), rng)
+    folded, report = check(network, rng)
+    assert into(report) == [network]
+
+
+# --- parameters that are expressions ---------------------------------------
+
+@later
+def test_expressions_of_weights(rng, float64, quick, x):
+    w, b = theano.shared(np.ones((4, 5))), theano.shared(np.ones(4))
+    layer = dense(x, W=w.T, b=T.exp(b))
+    tied = dense(BatchNormLayer(layer), 5, W=w)
+    network = randomize(BatchNormLayer(tied), rng)
+    folded, report = check(network, rng)
+    assert into(report) == [layer, tied]
+    for each in get_all_layers(folded)[1:]:
+        assert isinstance(each.W, theano.compile.SharedVariable)
+    assert len(get_all_params(folded)) == 4
+
+
+@later
+def test_expressions_of_statistics(rng, float64, quick, x):
+    row = partial(theano.shared, np.ones((1, 4)),
+                  broadcastable=(True, False))
+    layer = dense(x)
+    network = randomize(BatchNormLayer(
+        layer, mean=2 * row(), std=T.exp(row()), gamma=T.sqr(row()),
+        beta=-row()), rng)
+    _, report = check(network, rng)
+    assert into(report) == [layer]
+
+
+def test_epsilon_as_shared_variable(rng, float64, quick, x):
+    layer = dense(x)
+    network = randomize(BatchNormLayer(
+        layer, epsilon=theano.shared(0.3) ** 2), rng)
+    _, report = check(network, rng)
+    assert into(report) == [layer]
+
+
+@later
+def test_weights_that_depend_on_inputs(rng, float64, quick, x):
+    weights = T.tanh(T.dot(x.input_var.T, x.input_var))
+    network = BatchNormLayer(dense(x, 5, W=weights))
+    folded, report = check(randomize(network, rng), rng)
+    assert kinds(folded) == kinds(network)
+    assert "W of DenseLayer (layer 1) has no value of its own" \
+        in str(report[0])
+    assert "is an input of the network" in str(report[0])
+
+
+@pytest.mark.parametrize("streams", [MRG_RandomStreams, RandomStreams])
+@pytest.mark.parametrize("name", ["gamma", "W"])
+def test_parameters_that_are_random(float64, quick, x, streams, name):
+    layer = dense(x, b=None)
+    network = BatchNormLayer(layer)
+    owner = network if name == "gamma" else layer
+    old = getattr(owner, name)
+    # Lasagne 0.1 would not take an expression as an argument.
+    new = T.patternbroadcast(
+        streams(1).normal(old.get_value().shape, avg=0.0, std=1.0),
+        old.broadcastable)
+    setattr(owner, name, new)
+    folded, report = fold_batch_norm(network, return_report=True)
+    assert kinds(folded) == kinds(network)
+    assert "is updated by each function" in str(report[0])
+    function = compiled(folded, get_output(folded, deterministic=True))
+    assert np.all(function(np.ones((1, 5))) != function(np.ones((1, 5))))
+
+
+# --- parameters that are broadcast -----------------------------------------
+
+def test_one_bias_for_all(rng, float64, quick, x):
+    b = theano.shared(np.ones(1), broadcastable=(True,))
+    layer = dense(x, b=b)
+    folded, report = check(randomize(BatchNormLayer(layer), rng), rng)
+    assert into(report) == [layer]
+    assert folded.b.get_value().shape == (4,)
+
+
+@needs_compiler
+def test_one_bias_for_all_positions(rng, float64):
+    b = theano.shared(np.ones((3, 1, 1)), broadcastable=(False, True, True))
+    layer = Conv2DLayer(InputLayer((None, 2, 5, 5)), 3, 3, b=b,
+                        untie_biases=True, nonlinearity=None)
+    network = randomize(BatchNormLayer(layer), rng)
+    _, report = check(network, rng, mode=theano.Mode("cvm", "fast_compile"))
+    assert into(report) == [layer]
+
+
+def test_one_factor_for_all(rng, float64, quick, x):
+    one = partial(theano.shared, np.ones((1, 1)),
+                  broadcastable=(True, True))
+    first = BatchNormLayer(x, mean=one(), std=one(), gamma=one(), beta=None)
+    layer = dense(first)
+    network = randomize(BatchNormLayer(layer, std=one(), gamma=one()), rng)
+    _, report = check(network, rng)
+    assert into(report) == [layer, layer]
+
+
+# --- layers within layers --------------------------------------------------
+
+@pytest.mark.parametrize("precompute", [False, True])
+def test_recurrent(rng, float64, quick, precompute):
+    step_in = dense(InputLayer((None, 5)))
+    step = dense(InputLayer((None, 4)))
+    network = randomize(dense(CustomRecurrentLayer(
+        InputLayer((2, 3, 5)), BatchNormLayer(step_in), BatchNormLayer(step),
+        precompute_input=precompute, unroll_scan=True)), rng)
+    layers = all_layers([network])
+    batches = [rng.normal(size=(2, 3, 5))]
+    folded, report = check(network, rng, batches)
+    assert [entry.layer for entry in report] == [
+        layer for layer in layers if isinstance(layer, BatchNormLayer)]
+    # Lasagne 0.1 has these normalize by the batch, for testing, too.
+    told = [LATER or precompute, LATER]
+    assert into(report) == [
+        layer if each else None for layer, each in zip([step_in, step], told)]
+    for entry in report:
+        assert entry.into or "is within a layer that does not tell it" \
+            in str(entry)
+    recurrent = get_all_layers(folded)[-2]
+    left = [layer for layer in all_layers([recurrent])
+            if isinstance(layer, BatchNormLayer)]
+    assert len(left) == 2 - sum(told)
+    assert not any(layer.frozen for layer in left)
+
+
+@later
+def test_recurrent_with_scan(rng, float64, quick):
+    step = dense(InputLayer((None, 4)))
+    network = randomize(CustomRecurrentLayer(
+        InputLayer((2, 3, 5)), dense(InputLayer((None, 5))),
+        BatchNormLayer(step)), rng)
+    _, report = check(network, rng, [rng.normal(size=(2, 3, 5))])
+    assert into(report) == [step]
+
+
+class Caller(lasagne.layers.Layer):
+    """Applies a network of its own, for training always."""
+
+    def __init__(self, incoming, inner):
+        super(Caller, self).__init__(incoming)
+        self.inner = inner
+
+    def get_output_for(self, input, **kwargs):
+        return get_output(self.inner, input)
+
+
+def test_within_a_layer_that_is_not_known(rng, float64, quick, x):
+    network = Caller(x, batch_norm(dense(InputLayer((None, 5)), 5)))
+    folded, report = check(randomize(network, rng), rng)
+    assert into(report) == [None]
+    assert "is within a layer that does not tell it" in str(report[0])
+    assert not folded.inner.frozen
+
+
+# --- Lasagne's own batch normalization -------------------------------------
+
+@later
+def test_lasagnes_own(rng, float64, quick, x):
+    theirs = lasagne.layers.BatchNormLayer(x)
+    layer = dense(theirs, nonlinearity=LEAKY, name="fc")
+    network = randomize(lasagne.layers.batch_norm(layer), rng)
+    folded, report = check(network, rng)
+    assert into(report) == [layer, layer]
+    assert kinds(folded) == ["Input", "Dense", "Nonlinearity"]
+    assert str(report[0]) == ("BatchNormLayer (layer 1) folded into "
+                              "DenseLayer 'fc' after it")
+
+
+@later
+def test_lasagnes_own_on_images(rng, float64, quick):
+    layer = lasagne.layers.NINLayer(InputLayer((None, 2, 4, 3)), 3,
+                                    nonlinearity=None)
+    network = randomize(lasagne.layers.BatchNormLayer(layer), rng)
+    batches = batches_for(network, rng)
+    folded, _ = check(network, rng, batches)
+    mean, inv_std, gamma, beta = (
+        getattr(network, name).get_value()[:, None, None]
+        for name in ("mean", "inv_std", "gamma", "beta"))
+    expected = reference.normalize(
+        reference.add_bias(nin(*batches, layer.W.get_value()),
+                           layer.b.get_value()),
+        mean, 1 / inv_std, gamma, beta, epsilon=0)
+    actual = compiled(folded, get_output(folded))(*batches)
+    assert_close(actual, expected, "float64")
+
+
+@later
+def test_lasagnes_own_left_in_place(rng, float64, quick, x):
+    network = randomize(lasagne.layers.BatchNormLayer(x), rng)
+    folded, report = check(network, rng)
+    assert into(report) == [None]
+    assert not hasattr(folded, "frozen")
+
+
+# --- the original and its copy ---------------------------------------------
+
+@pytest.fixture
+def network(rng, float64, quick, x):
+    """One that is folded before, one after, and one that is left."""
+    first = batch_norm(DenseLayer(x, 4, nonlinearity=tanh, name="first"))
+    second = DenseLayer(BatchNormLayer(first, name="before"), 3,
+                        nonlinearity=tanh, name="second")
+    return randomize(BatchNormLayer(second, name="left"), rng)
+
+
+def test_original_stays(rng, network):
+    batch, = batches_for(network, rng)
+    first = get_all_layers(network)[2]
+    trained = compiled(network, get_output(network))
+    trained(batch)
+    freeze_batch_norm(first, params=True)
+    tested = compiled(network, get_output(network, deterministic=True))
+    expected = tested(batch)
+    before = state_of(network)
+    fold_batch_norm(network)
+    assert state_of(network) == before
+    assert first.frozen and first.nonlinearity is tanh
+    assert first.input_layer.b is None
+    assert first.input_layer.nonlinearity is identity
+    with pytest.raises(ValueError, match="has wrapped"):
+        batch_norm(first.input_layer)
+    assert_array_equal(tested(batch), expected)
+    trained(batch)
+    assert np.all(tested(batch) != expected)
+
+
+def test_neither_follows_the_other(rng, network):
+    batches = batches_for(network, rng)
+    folded = fold_batch_norm(network)
+    pair = [compiled(network, get_output(each, deterministic=True))
+            for each in (network, folded)]
+    before = pair[0](*batches)
+    randomize(folded, rng)
+    assert np.all(pair[1](*batches) != before)
+    assert_array_equal(pair[0](*batches), before)
+    changed = pair[1](*batches)
+    randomize(network, rng)
+    assert np.all(pair[0](*batches) != before)
+    assert_array_equal(pair[1](*batches), changed)
+    for layer in get_all_layers(network):
+        for tags in layer.params.values():
+            tags.add("new")
+    assert not get_all_params(folded, new=True)
+
+
+def test_names_and_tags(network):
+    layers = get_all_layers(network)
+    layers[1].params[layers[1].W].add("own")
+    folded = fold_batch_norm(network)
+    assert [layer.name for layer in get_all_layers(folded)] == [
+        None, "first", "second", "left"]
+    params = get_all_params(folded)
+    assert [param.name for param in params] == [
+        # The bias that batch_norm() had removed is new.
+        "first.W", "first.b", "second.W", "second.b", "left.mean", "left.std",
+        "left.beta", "left.gamma"]
+    assert get_all_params(folded, own=True) == params[:1]
+    assert get_all_params(folded, trainable=True) == params[:4] + params[6:]
+    assert get_all_params(folded, regularizable=True) == [
+        params[0], params[2], params[6]]
+    assert get_all_params(folded, batch_norm_stat=True) == params[4:6]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_names_given_to_variables(x, float64, named):
+    W = theano.shared(np.ones((5, 4)), "mine" if named else None)
+    folded = fold_batch_norm(BatchNormLayer(dense(x, W=W, name="fc")))
+    assert [param.name for param in folded.get_params()] == [
+        "mine" if named else "fc.W", "fc.b"]
+
+
+def test_wrapped_again(rng, float64, quick, x):
+    layer = DenseLayer(x, 4)
+    folded = fold_batch_norm(batch_norm(layer))
+    again = batch_norm(folded)
+    assert again.nonlinearity is rectify
+    refolded, _ = check(randomize(again, rng), rng)
+    assert kinds(refolded) == ["Input", "Dense"]
+
+
+def test_pickle(rng, network):
+    folded = fold_batch_norm(network)
+    copy = pickle.loads(pickle.dumps(folded))
+    assert [param.get_value().tobytes() for param in get_all_params(copy)] \
+        == [param.get_value().tobytes() for param in get_all_params(folded)]
+
+
+# --- the report ------------------------------------------------------------
+
+def test_report(network, caplog):
+    first, norm, before, second, left = get_all_layers(network)[1:]
+    with caplog.at_level(logging.INFO, "bnlasagne.folding"):
+        folded, report = fold_batch_norm(network, return_report=True)
+    assert [(entry.layer, entry.into) for entry in report] == [
+        (norm, first), (before, second), (left, None)]
+    assert [str(entry) for entry in report] == [
+        "BatchNormLayer 'first_bn' folded into DenseLayer 'first' before it",
+        "BatchNormLayer 'before' folded into DenseLayer 'second' after it",
+        "BatchNormLayer 'left' left in place: DenseLayer 'second' before it "
+        "has a nonlinearity, tanh; its output is returned"]
+    assert report[0].text == str(report[0])
+    assert [(record.levelname, record.name, record.getMessage())
+            for record in caplog.records] == [
+        (level, "bnlasagne.folding", str(entry)) for level, entry
+        in zip(["INFO", "INFO", "WARNING"], report)]
+
+
+def test_without_report(network):
+    folded = fold_batch_norm(network)
+    assert isinstance(folded, BatchNormLayer)
+    assert isinstance(fold_batch_norm([network]), list)
+
+
+def test_no_batch_norm(rng, float64, quick, caplog, x):
+    network = randomize(dense(DropoutLayer(dense(x, nonlinearity=LEAKY))),
+                        rng)
+    with caplog.at_level(logging.INFO, "bnlasagne.folding"):
+        folded, report = check(network, rng)
+    assert report == [] and not caplog.records
+    assert kinds(folded) == kinds(network)
+
+
+@pytest.mark.parametrize("wrong", ["network", None, [None]])
+def test_wrong_network(wrong):
+    with pytest.raises(TypeError, match=re.escape(
+            "fold_batch_norm(): network must be a Layer or a list of them")):
+        fold_batch_norm(wrong)
+
+
+# --- networks drawn by chance ----------------------------------------------
+
+def draw(rng):
+    """A network of layers with 4 units, as they may come."""
+    layers = [InputLayer((None, 4))]
+    weights = None
+
+    def some():
+        # Late ones are likelier: else, all would be used more than once.
+        return layers[-1 - rng.randint(min(len(layers), 3))]
+
+    for _ in range(rng.randint(4, 12)):
+        kind = rng.choice(["dense", "norm", "norm", "batch_norm", "sum",
+                           "shared"])
+        activation = [None, None, LEAKY][rng.randint(3)]
+        if kind == "dense" or kind == "shared" and weights is None:
+            layers.append(dense(some(), nonlinearity=activation))
+            weights = layers[-1].W
+        elif kind == "shared":
+            layers.append(dense(some(), W=weights, nonlinearity=activation))
+        elif kind == "norm":
+            layers.append(BatchNormLayer(
+                some(), axes=[0, (0, 1)][rng.randint(2)],
+                nonlinearity=activation))
+        elif kind == "batch_norm":
+            layers.append(batch_norm(DenseLayer(
+                some(), 4, nonlinearity=activation)))
+        else:
+            layers.append(ElemwiseSumLayer([some(), some()]))
+    return [layers[-1]] + ([some()] if rng.randint(2) else [])
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_networks_drawn_by_chance(float64, quick, seed):
+    rng = np.random.RandomState(seed)
+    network = draw(rng)
+    randomize(network, rng)
+    check(network, rng)
