@@ -508,8 +508,9 @@ def _settable(layer, name):
     """A parameter of a layer, unless it is an expression."""
     variable = getattr(layer, name)
     if not isinstance(variable, theano.compile.SharedVariable):
-        raise ValueError("%s: %s is an expression. What it is made of is not "
-                         "known elsewhere." % (label(layer), name))
+        raise ValueError("%s: %s is an expression, which has no place for a "
+                         "value of its own. Make it a shared variable."
+                         % (label(layer), name))
     return variable
 
 
