@@ -1016,8 +1016,8 @@ def test_expressions(rng, float64, framework, matrix):
     for key, value in expected.items():
         assert_allclose(found[key], value)
     before = bits(layer)
-    with pytest.raises(ValueError, match="'fc': W is an expression and cannot "
-                                         "be set. Set what it is made of"):
+    with pytest.raises(ValueError, match="'fc': W is an expression, which has "
+                                         "no place for a value"):
         framework.set(layer, expected)
     assert bits(layer) == before
     layer = DenseLayer(matrix, 5, W=T.dot(T.matrix("m"), source), name="fc")
@@ -1294,3 +1294,13 @@ def test_lasagne_shared_parameters_of_all_kinds(rng, float64, matrix, names):
                                expected[role])
         assert_allclose(layer.get_statistics().inv_std, expected["std"])
     assert_allclose(get_lasagne_values(second), values)
+
+
+@later
+def test_lasagne_expressions(float64, matrix):
+    layer = BatchNormLayer(matrix, std=T.exp(theano.shared(
+        np.ones((1, 4)), "s", broadcastable=(True, False))), name="n")
+    with pytest.raises(ValueError, match="'n': std is an expression"):
+        get_lasagne_values(layer)
+    with pytest.raises(ValueError, match="'n': std is an expression"):
+        set_lasagne_values(layer, 4 * [np.ones(4)])
