@@ -23,6 +23,7 @@ __all__ = [
     "Statistics",
     "divisor_of",
     "statistics_of",
+    "stored_std",
 ]
 
 Statistics = collections.namedtuple("Statistics", "mean, std, var, inv_std")
@@ -56,8 +57,8 @@ def divisor_of(std, var, inv_std, epsilon, own_epsilon):
     ------
     ValueError
         If not exactly one is given, `epsilon` is no number from zero on, or
-        what is given is infinite, not a number, or would be divided by while
-        negative.
+        what is given is infinite, not a number, or not large enough for a
+        positive divisor. Data may have a standard deviation of zero.
     """
     given = [name for name, value in [
         ("std", std), ("var", var), ("inv_std", inv_std)] if value is not None]
@@ -71,12 +72,55 @@ def divisor_of(std, var, inv_std, epsilon, own_epsilon):
     if std is not None:
         added = own_epsilon if epsilon is None else epsilon
         # Where a smaller divisor than epsilon was stored, std is negative.
-        _check("std", std, (std >= 0) | (std + added > 0), "zero or more")
+        _check_sum("std", std, epsilon, added)
         return std + added
     added = 0 if epsilon is None else epsilon
-    _check("var", var, (var >= 0) | (var + added > 0), "zero or more")
+    _check_sum("var", var, epsilon, added)
     root = np.sqrt(var + added)
     return root + own_epsilon if epsilon is None else root
+
+
+def _check_sum(name, value, epsilon, added):
+    fits = value + added > 0
+    if epsilon is None:
+        _check(name, value, fits | (value == 0), "zero or more")
+    else:
+        _check(name, value, fits, "positive with epsilon=%s added" % epsilon)
+
+
+def stored_std(divisor, own_epsilon, dtype):
+    """The standard deviation that is stored for a divisor.
+
+    Parameters
+    ----------
+    divisor : float64 array
+    own_epsilon : float
+        What is added to it by the layer.
+    dtype : str
+        Of what is stored.
+
+    Returns
+    -------
+    float64 array
+
+    Raises
+    ------
+    ValueError
+        If their sum, in that type, is not the divisor to 1e-5, or to what the
+        type can tell.
+    """
+    std = divisor - own_epsilon
+    narrow = np.dtype(dtype).type
+    with np.errstate(over="ignore"):
+        total = (std.astype(dtype) + narrow(own_epsilon)).astype("float64")
+    precision = max(1e-5, 4 * np.finfo(dtype).eps)
+    fits = np.abs(total - divisor) <= precision * np.abs(divisor)
+    if not np.all(fits):
+        raise ValueError(
+            "deviations would be divided by %s, which epsilon=%s plus a "
+            "number of type %s cannot give precisely. Build the layer with "
+            "another epsilon" % (divisor[~fits][0], own_epsilon, dtype))
+    return std
 
 
 def statistics_of(mean, std, own_epsilon, epsilon):
@@ -95,7 +139,7 @@ def statistics_of(mean, std, own_epsilon, epsilon):
     Returns
     -------
     Statistics
-        Of the type of `std`.
+        Of the type of `mean`.
 
     Raises
     ------

@@ -7,7 +7,10 @@ weights and orders their axes, in :mod:`frameworks`.
 """
 
 import collections
+import collections.abc
 import itertools
+import logging
+import reprlib
 
 import lasagne
 import numpy as np
@@ -28,6 +31,9 @@ __all__ = [
     "set_lasagne_values",
     "set_torch_state_dict",
 ]
+
+
+_log = logging.getLogger(__name__)
 
 
 # Lasagne's later layer
@@ -85,7 +91,8 @@ def set_lasagne_values(network, values):
     Raises
     ------
     TypeError
-        If `network` is no layer or list of layers.
+        If `network` is no layer or list of layers, or `values` no list of
+        arrays of numbers.
     ValueError
         If number or shapes of the arrays are not those that the network needs;
         the message lists both. Nothing is changed then.
@@ -99,6 +106,10 @@ def set_lasagne_values(network, values):
     are for :func:`lasagne.layers.set_all_param_values`.
     """
     slots = _lasagne_params(network, "set_lasagne_values()")
+    if not isinstance(values, (list, tuple)):
+        raise TypeError("set_lasagne_values(): expected a list of arrays as "
+                        "get_all_param_values() returns it, got %s."
+                        % reprlib.repr(values))
     values = [as_numbers("array %d" % number, value)
               for number, value in enumerate(values)]
     theirs = [described("array %d" % number, value)
@@ -226,7 +237,8 @@ def set_torch_state_dict(network, state_dict, epsilon=1e-5):
     Raises
     ------
     TypeError
-        If `network` is no layer or list of layers.
+        If `network` is no layer or list of layers, or `state_dict` no dict of
+        arrays of numbers.
     ValueError
         If a layer with parameters is of another type, or what one side has
         and what the other needs are not the same in names and shapes: the
@@ -234,10 +246,16 @@ def set_torch_state_dict(network, state_dict, epsilon=1e-5):
 
     Notes
     -----
-    A layer whose name is that of a module gets its weights. The others get
-    those of the others, in order: of the ``state_dict``, which is the order in
-    which modules were made, and of :func:`lasagne.layers.get_all_layers`,
-    which goes from input to output. Where these differ, name the layers.
+    A layer whose name is that of a module gets its weights; it may also be the
+    end of one's, after a dot, as long as it is no other's. If any layers find
+    their weights so, all that have a name must. The others get those of the
+    others, in order: of the ``state_dict``, which is the order in which
+    modules were made, and of :func:`lasagne.layers.get_all_layers`, which goes
+    from input to output. Where these differ, name the layers. All this goes
+    for batch normalization layers, and for the others, separately.
+
+    Build layers without what a module lacks: ``b=None``, or ``beta=None,
+    gamma=None`` where it is not affine.
 
     Filters are turned round for layers that compute true convolutions, as
     Lasagne's do by default, while PyTorch computes cross-correlations. The
@@ -253,7 +271,7 @@ def set_torch_state_dict(network, state_dict, epsilon=1e-5):
 
 
 def get_keras_weights(network, like=None, epsilon=1e-3,
-                      data_format="channels_last"):
+                      data_format=None):
     """Weights of a network as Keras' layers have them.
 
     Parameters
@@ -266,8 +284,9 @@ def get_keras_weights(network, like=None, epsilon=1e-3,
         a scale of ones is wanted. By default, names are those of the layers.
     epsilon : number
         The `epsilon` of the batch normalization layers there.
-    data_format : 'channels_last' or 'channels_first'
-        Where the model has the channels of images.
+    data_format : None, 'channels_last' or 'channels_first'
+        Where the model has the channels of images. By default, last, for what
+        convolution, pooling or batch normalization tells to be images.
 
     Returns
     -------
@@ -292,7 +311,7 @@ def get_keras_weights(network, like=None, epsilon=1e-3,
 
 
 def set_keras_weights(network, weights, epsilon=1e-3,
-                      data_format="channels_last"):
+                      data_format=None):
     """Load the weights of a Keras model.
 
     Parameters
@@ -307,13 +326,15 @@ def set_keras_weights(network, weights, epsilon=1e-3,
         model.layers}``.
     epsilon : number
         The `epsilon` of the model's batch normalization layers.
-    data_format : 'channels_last' or 'channels_first'
-        Where the model has the channels of images.
+    data_format : None, 'channels_last' or 'channels_first'
+        Where the model has the channels of images. By default, last, for what
+        convolution, pooling or batch normalization tells to be images.
 
     Raises
     ------
     TypeError
-        If `network` is no layer or list of layers.
+        If `network` is no layer or list of layers, or `weights` no dict of
+        arrays of numbers.
     ValueError
         If a layer with parameters is of another type, if what one side has
         and what the other needs are not the same in names and shapes: the
@@ -323,18 +344,15 @@ def set_keras_weights(network, weights, epsilon=1e-3,
     Notes
     -----
     How layers find their weights, and what does not carry over, is as in
-    :func:`set_torch_state_dict`. Names are compared without those of the
-    models around a layer.
+    :func:`set_torch_state_dict`, with slashes for dots.
 
     Where the model has channels last and flattens images, it has the features
     in another order than Lasagne, where channels come first. Weights of dense
     layers, and parameters of batch normalization layers, are put in order, if
     they follow on a flattening directly, or through dropout, nonlinearities,
-    batch normalization, sums or concatenation. A model that makes images out
-    of features, by a reshape to four axes or more, is refused. What has three
-    axes or more and is flattened counts as images, with channels second here;
-    for sequences with features last, pass ``'channels_first'``, as nothing is
-    put in order then.
+    batch normalization, sums or concatenation. Other ways from images to
+    features or back are refused. If nothing tells whether what is flattened
+    are images, `data_format` must.
     """
     _set(Keras(data_format), network, weights, epsilon, "set_keras_weights()")
 
@@ -377,7 +395,7 @@ def _named_by_layers(framework, slots, epsilon, caller):
 def _set(framework, network, weights, epsilon, caller):
     slots = _slots(framework, network, caller)
     pairs = _match(framework, slots, weights)
-    absorbing = _absorbing(slots, pairs, network)
+    absorbing = _absorbing(slots, pairs, checked_layers(network, caller))
     _check(pairs, {slot: slot.neutral() for slot in absorbing}, framework,
            caller)
     setting, biases = Setting(), {}
@@ -534,14 +552,13 @@ def _slots(framework, network, caller):
     return slots
 
 
-def _absorbing(slots, pairs, network):
+def _absorbing(slots, pairs, outputs):
     """Linear layers without a bias, and what could absorb one.
 
     Returns
     -------
     dict of _Linear to list of BatchNormLayer
     """
-    outputs = checked_layers(network, "")
     consumers = collections.defaultdict(list)
     for layer in lasagne.layers.get_all_layers(outputs):
         for below in inputs_of(layer):
@@ -587,35 +604,81 @@ def _match(framework, slots, weights):
     Layers that share all parameters with one before are those of a module that
     is applied several times; unless there are weights for each.
     """
+    groups = _groups(framework, weights)
+    if len(groups) < len(slots):
+        slots = _distinct(slots)
+    kinds = {module: _kind_of(group, framework.names)
+             for module, group in groups.items()}
+    found = {}
+    for kind in (_Linear, _BatchNorm):
+        found.update(_match_kind(
+            [slot for slot in slots if isinstance(slot, kind)],
+            [module for module in groups if kinds[module] is kind],
+            framework.separator))
+    for module, slot in found.items():
+        if slot is not None:
+            _log.info("%s gets the weights of %s", label(slot.layer), module)
+    modules = {slot: module for module, slot in found.items()}
+    return [_pair(slot, groups.get(modules.get(slot), {})) for slot in slots
+            ] + [_pair(None, groups[module]) for module in groups
+                 if found[module] is None]
+
+
+def _groups(framework, weights):
+    """Weights by the layers that they belong to."""
+    if not isinstance(weights, collections.abc.Mapping):
+        raise TypeError("expected a %s, got %s. %s" % (
+            framework.what, reprlib.repr(weights), framework.how))
     groups = collections.OrderedDict()
     for key, value in framework.flat(weights).items():
+        if not isinstance(key, str):
+            raise TypeError("expected a %s, with names of weights, got the "
+                            "name %r. %s" % (framework.what, key,
+                                             framework.how))
         module, name = framework.split(key)
         if name not in framework.ignored:
             groups.setdefault(module, {})[name] = key, as_numbers(key, value)
-    if len(groups) < len(slots):
-        slots = _distinct(slots)
-    named = collections.defaultdict(list)
+    return groups
+
+
+def _kind_of(group, names):
+    """What kind of layer a group of weights is for."""
+    if all(name.isdigit() for name in group):
+        flat = all(value.ndim < 2 for _, value in group.values())
+        return _BatchNorm if flat else _Linear
+    only_norms = {names[role] for role in ("gamma", "beta", "mean", "var")}
+    only_norms -= {names["W"], names["b"]}
+    return _Linear if only_norms.isdisjoint(group) else _BatchNorm
+
+
+def _match_kind(slots, modules, separator):
+    """For each module, the layer that it is for, or None."""
+    found = collections.OrderedDict.fromkeys(modules)
     for slot in slots:
-        named[slot.layer.name].append(slot)
-    modules = {}
-    for module in groups:
-        same = named.get(framework.short(module), [])
-        if len(same) == 1 and same[0] not in modules.values():
-            modules[module] = same[0]
-    taken = list(modules.values())
-    free = iter([slot for slot in slots if slot not in taken])
-    for module in groups:
-        if module not in modules:
-            modules[module] = next(free, None)
-    pairs = {slot: _pair(slot, groups[module])
-             for module, slot in modules.items() if slot is not None}
-    return [pairs.get(slot, _Pair(slot, {}, [])) for slot in slots] + [
-        _pair(None, groups[module]) for module, slot in modules.items()
-        if slot is None]
+        module = _named_like(slot.layer.name, modules, separator)
+        others = [other for other in slots
+                  if other.layer.name == slot.layer.name]
+        if module is not None and len(others) == 1:
+            found[module] = slot
+    taken = [slot for slot in found.values() if slot is not None]
+    free = iter([slot for slot in slots if slot not in taken and
+                 not (taken and slot.layer.name is not None)])
+    for module in modules:
+        if found[module] is None:
+            found[module] = next(free, None)
+    return found
+
+
+def _named_like(name, modules, separator):
+    """The module that has a layer's name, if there is one and only one."""
+    if name is None or name in modules:
+        return name
+    same = [module for module in modules if module.endswith(separator + name)]
+    return same[0] if len(same) == 1 else None
 
 
 def _distinct(slots):
-    """Those that have a parameter of their own."""
+    """The first of those that share all parameters."""
     found = collections.OrderedDict()
     for slot in slots:
         found.setdefault(_params(slot), slot)

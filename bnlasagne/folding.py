@@ -85,8 +85,8 @@ def fold_batch_norm(network, return_report=False):
         that of the original, to rounding.
     report : list of Folding
         If `return_report`: one for each batch normalization layer, in the
-        order of :func:`lasagne.layers.get_all_layers`. ``str()`` makes a
-        sentence of each.
+        order of :func:`lasagne.layers.get_all_layers`, and then for those
+        within other layers. ``str()`` makes a sentence of each.
 
     Raises
     ------
@@ -100,12 +100,14 @@ def fold_batch_norm(network, return_report=False):
     returned, or is normalized by statistics that differ along an axis along
     which its weights do not; and if parameters depend on inputs of the
     network. Into a layer *after* it, one without a nonlinearity is folded that
-    feeds nothing else, but not through zero padding.
+    feeds nothing else, but not through zero padding, and not with a mean of
+    more than 100 standard deviations, which would cost precision.
 
     Parameters that are expressions, or shared with other layers, are no
     obstacle: the folded layer has weights of its own. Lasagne's own later
     batch normalization layers are folded as well; the ``NonlinearityLayer`` on
-    them stays.
+    them stays. What functions and objects of your own refer to, such as a
+    nonlinearity with a parameter, is not copied.
 
     Layers that are left in place are frozen (see :func:`freeze_batch_norm`),
     but for Lasagne's own. Build outputs with ``deterministic=True`` all the
@@ -143,8 +145,20 @@ def fold_batch_norm(network, return_report=False):
     return (folded, report) if return_report else folded
 
 
-_Affine = collections.namedtuple("_Affine", "scale, shift, dtypes")
-_Affine.__doc__ = """What a batch normalization layer does to its input."""
+_Affine = collections.namedtuple("_Affine", "scale, shift, offset, dtypes")
+_Affine.__doc__ = """What a batch normalization layer does to its input.
+
+Attributes
+----------
+scale, shift : arrays
+    Of the shape of its parameters.
+offset : float
+    The largest mean, in what deviations from it are divided by.
+dtypes : set of str
+    Of its parameters.
+"""
+
+_LARGE_OFFSET = 100
 
 _Plan = collections.namedtuple("_Plan", "linear, W, b, nonlinearity")
 _Plan.__doc__ = """What a linear layer is to be."""
@@ -272,6 +286,12 @@ class _Fold(object):
         if _may_be_discrete(inputs_of(bn)[0]):
             raise _LeftInPlace("its input may be of whole numbers, which it "
                                "converts")
+        # What is subtracted from the input is exact; weights would multiply
+        # it first, and round off what is left of large numbers.
+        if affine.offset > _LARGE_OFFSET:
+            raise _LeftInPlace("its mean is %.0f standard deviations from "
+                               "zero, which weights could not subtract "
+                               "precisely" % affine.offset)
         W, b = self._weights(linear)
         shift = linear.shift(W, affine.shift[0])
         ndim = max(b.ndim, shift.ndim)
@@ -307,8 +327,8 @@ class _Fold(object):
 
     def _check_unheld(self, layer):
         if self._holders[layer]:
-            raise _LeftInPlace("%s refers to %s" % (
-                self._names(self._holders[layer]), self._name(layer)))
+            raise _LeftInPlace("%s is referred to by %s" % (
+                self._name(layer), self._names(self._holders[layer])))
 
     def _check_axes(self, affine, axes, layer):
         differ = [axis for axis in axes if affine.scale.shape[axis] != 1]
@@ -333,7 +353,8 @@ class _Fold(object):
         return "%s (layer %d)" % (label(layer), self._numbers[layer])
 
     def _names(self, layers):
-        return " and ".join(map(self._name, layers)) or "no other layer"
+        names = collections.OrderedDict.fromkeys(map(self._name, layers))
+        return " and ".join(names) or "no other layer"
 
 
 _PARAMS = ("mean", "std", "inv_std", "epsilon", "beta", "gamma")
@@ -351,17 +372,18 @@ def _is_batch_norm(layer):
 
 def _affine(bn, values):
     with np.errstate(divide="ignore", invalid="ignore"):
-        scale = values["inv_std"] if "inv_std" in values \
+        factor = values["inv_std"] if "inv_std" in values \
             else 1 / (values["std"] + values["epsilon"])
-        scale = scale * values.get("gamma", 1)
+        scale = factor * values.get("gamma", 1)
         shift = values.get("beta", 0) - values["mean"] * scale
+        offset = np.max(np.abs(values["mean"] * factor))
     shape = [1 if axis in bn.axes else size
              for axis, size in enumerate(bn.input_shape)]
-    dtypes = {getattr(bn, name).dtype for name in values if name != "epsilon"}
     # One for all, where that is what is given; Lasagne's leave out the axes.
     scale, shift = (np.broadcast_to(value, shape) if value.ndim == len(shape)
                     else value.reshape(shape) for value in (scale, shift))
-    return _Affine(scale, shift, dtypes)
+    dtypes = {getattr(bn, name).dtype for name in values if name != "epsilon"}
+    return _Affine(scale, shift, offset, dtypes)
 
 
 def _aligned(value, ndim):
@@ -401,7 +423,8 @@ def _carry_out(plan):
     for old, new in params:
         layer.params = _replaced(layer.params, old, new)
     layer.W, layer.b = (new for _, new in params)
-    layer.nonlinearity = plan.nonlinearity or lasagne.nonlinearities.identity
+    layer.nonlinearity = lasagne.nonlinearities.identity \
+        if plan.nonlinearity is None else plan.nonlinearity
     # What batch_norm() left behind, to be refused a second time: this layer
     # could be wrapped again.
     vars(layer).pop("_normalized_by", None)
@@ -451,7 +474,11 @@ def _held_by(layer):
     held = layers_in(layer)
     for called in _called_by(layer):
         held.remove(called)
-    return held
+    # Of Lasagne's classes it is known that inputs are inputs, whatever else
+    # refers to them, such as hid_init.
+    below = inputs_of(layer) \
+        if type(layer).__module__.startswith("lasagne.") else []
+    return [each for each in held if each not in below]
 
 
 def _reached_from(outputs):

@@ -1,14 +1,12 @@
-"""How PyTorch and Keras name weights, and order their axes and features."""
+"""How PyTorch and Keras name weights, and order their axes."""
 
 import collections
 import collections.abc
 
-import lasagne
 import numpy as np
 
-from .layer import label
-from .linear import Dense, NetworkInNetwork, TransposedConvolution, linear_of
-from .networks import inputs_of
+from .features import check_images, order_with_channels_last
+from .linear import Dense, NetworkInNetwork, TransposedConvolution
 
 __all__ = [
     "Keras",
@@ -21,8 +19,8 @@ class Framework(object):
 
     Attributes
     ----------
-    what : str
-        What it calls a dict of weights.
+    what, how : str
+        What it calls a dict of weights, and a sentence on how to get one.
     separator : str
         Between the name of a layer and that of its weights.
     names : dict of str to str
@@ -37,10 +35,6 @@ class Framework(object):
         """The name of a layer, in full, and that of its weights."""
         layer, _, name = key.rpartition(self.separator)
         return layer, name
-
-    def short(self, layer):
-        """The name of a layer, without those of models around it."""
-        return layer
 
     def flat(self, weights):
         """Weights by their full names."""
@@ -96,6 +90,7 @@ class Torch(Framework):
     """PyTorch: cross-correlations, of images with channels first."""
 
     what = "state_dict"
+    how = "Pass module.state_dict()."
     separator = "."
     names = {"W": "weight", "b": "bias", "gamma": "weight", "beta": "bias",
              "mean": "running_mean", "var": "running_var"}
@@ -115,7 +110,8 @@ class Keras(Framework):
 
     Parameters
     ----------
-    data_format : 'channels_last' or 'channels_first'
+    data_format : None, 'channels_last' or 'channels_first'
+        None: last, for what the network tells to be images.
 
     Raises
     ------
@@ -124,22 +120,20 @@ class Keras(Framework):
     """
 
     what = "dict of weights"
+    how = "Pass {w.path: w.numpy() for w in model.weights}."
     separator = "/"
     names = {"W": "kernel", "b": "bias", "gamma": "gamma", "beta": "beta",
              "mean": "moving_mean", "var": "moving_variance"}
 
     def __init__(self, data_format):
-        if data_format not in ("channels_last", "channels_first"):
-            raise ValueError("data_format must be 'channels_last' or "
+        if data_format not in (None, "channels_last", "channels_first"):
+            raise ValueError("data_format must be None, 'channels_last' or "
                              "'channels_first', got %r." % (data_format,))
-        self._channels_last = data_format == "channels_last"
+        self._data_format = data_format
 
     def split(self, key):
         # Keras 2 numbers its variables, as in conv/kernel:0.
         return super(Keras, self).split(key.partition(":")[0])
-
-    def short(self, layer):
-        return layer.rpartition("/")[2]
 
     def flat(self, weights):
         found = collections.OrderedDict()
@@ -177,82 +171,11 @@ class Keras(Framework):
         return W.reshape((1,) * count + W.shape)
 
     def feature_order(self, layer):
-        if not self._channels_last:
+        if self._data_format == "channels_first":
             return None
-        if isinstance(linear_of(layer), Dense):
-            shape = linear_of(layer).features()
-            if len(shape) > 1:
-                return _channels_last(shape)
-        return _order_of(inputs_of(layer))
+        return order_with_channels_last(
+            layer, assumed=self._data_format == "channels_last")
 
     def check(self, layers):
-        for layer in layers if self._channels_last else ():
-            if isinstance(layer, lasagne.layers.DimshuffleLayer) and \
-                    len(layer.output_shape) > 2:
-                raise ValueError(_UNKNOWN % label(layer))
-            if isinstance(layer, lasagne.layers.ReshapeLayer) and \
-                    len(layer.input_shape) == 2 and \
-                    len(layer.output_shape) > 3:
-                raise ValueError(
-                    "%s makes images of features, whose order is another with "
-                    "channels last. Build the model with data_format="
-                    "'channels_first'." % label(layer))
-
-
-# The order of features that were images. Lasagne's layers have it from
-# channels, rows and columns; Keras' from rows, columns and channels.
-
-def _channels_last(shape):
-    return np.moveaxis(np.arange(np.prod(shape)).reshape(shape), 0,
-                       -1).ravel()
-
-
-def _order_of(inputs):
-    """Of the features that a layer with one input takes."""
-    return _output_order(inputs[0]) if inputs else None
-
-
-def _output_order(layer):
-    """Of the features that a layer puts out, None where it is the same."""
-    shape = layer.output_shape
-    below = inputs_of(layer)
-    if len(shape) != 2 or not below or linear_of(layer) is not None:
-        return None
-    if len(below) == 1:
-        return _order_above(layer, below[0])
-    return _order_of_merged(layer, [_output_order(each) for each in below])
-
-
-def _order_above(layer, below):
-    if isinstance(layer, (lasagne.layers.FlattenLayer,
-                          lasagne.layers.ReshapeLayer)):
-        shape = below.output_shape
-        if len(shape) > 2 and np.prod(shape[1:]) == layer.output_shape[1]:
-            return _channels_last(shape[1:])
-    order = _output_order(below)
-    if order is None or layer.output_shape == below.output_shape:
-        return order
-    raise ValueError(_UNKNOWN % label(layer))
-
-
-def _order_of_merged(layer, orders):
-    if all(order is None for order in orders):
-        return None
-    sizes = [shape[1] for shape in layer.input_shapes]
-    orders = [np.arange(size) if order is None else order
-              for order, size in zip(orders, sizes)]
-    if isinstance(layer, lasagne.layers.ConcatLayer) and layer.axis == 1 and \
-            layer.output_shape[1] == sum(sizes):
-        starts = np.cumsum([0] + sizes)
-        return np.concatenate([order + start for order, start
-                               in zip(orders, starts)])
-    if isinstance(layer, lasagne.layers.ElemwiseMergeLayer) and all(
-            np.array_equal(order, orders[0]) for order in orders):
-        return orders[0]
-    raise ValueError(_UNKNOWN % label(layer))
-
-
-_UNKNOWN = (
-    "The order of features with channels last cannot be told above %s. Have a "
-    "dense layer follow the flattening directly, or build the model with "
-    "data_format='channels_first'.")
+        if self._data_format != "channels_first":
+            check_images(layers)

@@ -14,7 +14,12 @@ from theano.compile.ops import Shape_i
 
 from . import expressions, ops, synchronized
 from .communication import channel_of
-from .conventions import Statistics, divisor_of, statistics_of
+from .conventions import (
+    Statistics,
+    divisor_of,
+    statistics_of,
+    stored_std,
+)
 from .tracking import track
 from .values import Setting, as_numbers, value_of
 
@@ -299,8 +304,8 @@ class BatchNormLayer(lasagne.layers.Layer):
         Raises
         ------
         ValueError
-            If `epsilon` is negative, or the averages are expressions that have
-            no value of their own.
+            If `epsilon` is no finite number from zero on, or the averages are
+            expressions that have no value of their own.
 
         Notes
         -----
@@ -350,8 +355,10 @@ class BatchNormLayer(lasagne.layers.Layer):
         ------
         ValueError
             If not one of `std`, `var` and `inv_std` is given, one is of the
-            wrong shape, not finite, or negative, or if the averages are
-            expressions. Nothing is changed then.
+            wrong shape, not finite, or negative; if what was divided by is so
+            much smaller than this layer's `epsilon` that their difference
+            would not be precise to 1e-5; or if the averages are expressions.
+            Nothing is changed then.
         TypeError
             If something is not numeric.
 
@@ -407,7 +414,8 @@ class BatchNormLayer(lasagne.layers.Layer):
             if mean is None or not np.all(np.isfinite(mean)):
                 raise ValueError("mean must be finite, got %s" % (mean,))
             divisor = divisor_of(std, var, inv_std, epsilon, own_epsilon)
-        return [(self.mean, mean), (self.std, divisor - own_epsilon)]
+            stored = stored_std(divisor, own_epsilon, self.std.dtype)
+        return [(self.mean, mean), (self.std, stored)]
 
     def normalize_as_in_training(self, x, mean, std, *params):
         """Normalize a part of a batch by the statistics of all of it.

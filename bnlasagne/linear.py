@@ -274,14 +274,14 @@ def overrides(layer, base, *methods):
                for name in methods)
 
 
+def is_linear(layer):
+    """Whether nothing is applied to a layer's output."""
+    return getattr(layer, "nonlinearity", None) in (
+        None, lasagne.nonlinearities.identity)
+
+
 def _along(value, axis, ndim):
     """All that an array has, along one axis of several."""
     shape = [1] * ndim
     shape[axis] = -1
     return value.reshape(shape)
-
-
-def is_linear(layer):
-    """Whether nothing is applied to a layer's output."""
-    return getattr(layer, "nonlinearity", None) in (
-        None, lasagne.nonlinearities.identity)

@@ -135,12 +135,13 @@ def copy_network(layers):
     -----
     What layers share, their copies share as well: parameters, and parts of
     parameters that are expressions. Input layers are not copied, so that those
-    who have them at hand can give both networks their inputs by them.
+    who have them at hand can give both networks their inputs by them. What
+    functions and objects other than layers refer to is not copied, either.
     """
     copier = _Copier()
-    for layer in all_layers(layers):
-        copier.copy(layer)
-    return copier.layers
+    # Copying goes from inside to outside, which is another order.
+    return collections.OrderedDict((layer, copier.copy(layer))
+                                   for layer in all_layers(layers))
 
 
 class _Copier(object):
@@ -157,14 +158,14 @@ class _Copier(object):
         # In their order: inputs first, however deep the network is.
         for below in lasagne.layers.get_all_layers(layer)[:-1]:
             self.copy(below)
-        if type(layer) is lasagne.layers.InputLayer:
+        if isinstance(layer, lasagne.layers.InputLayer) and not layer.params:
             self.layers[layer] = layer
             return layer
         if layer in self.layers:  # One below refers to it.
             return self.layers[layer]
         new = self.layers[layer] = copy.copy(layer)
         for name, value in vars(layer).items():
-            if name != "input_var":
+            if name != "input_var":  # It may be shared, but is data.
                 vars(new)[name] = _map(value, self._own)
         return new
 
@@ -210,6 +211,8 @@ class _Copier(object):
 
 def _map(value, function):
     """Apply a function to a value, or to what is in a container."""
+    if isinstance(value, tuple) and hasattr(value, "_make"):
+        return value._make(_map(each, function) for each in value)
     # Only to the plain types: what others are made of is not known.
     if type(value) not in _CONTAINERS:
         return function(value)

@@ -3,6 +3,7 @@
 import collections
 import io
 import os
+import shutil
 import tempfile
 
 import lasagne
@@ -51,16 +52,28 @@ def save_network(network, file):
     --------
     load_network : The other way.
     """
-    params = _named_params(checked_layers(network, "save_network()"))
+    params = _named_params(network, "save_network()")
     values = {name: param.get_value() for name, param in params.items()}
     if hasattr(file, "write"):
         np.savez(file, **values)
         return
-    path = os.path.realpath(os.fspath(file))
+    path = os.path.realpath(os.fsdecode(file))
+    try:
+        _replace(path, values)
+    except OSError as error:
+        # Rather than the temporary one's.
+        error.filename, error.filename2 = path, None
+        raise
+
+
+def _replace(path, values):
+    """Write a file completely, and then put it in the place of another."""
     # On the same disk, so that it can take the other's place in one step.
     with tempfile.TemporaryDirectory(dir=os.path.dirname(path)) as folder:
         complete = os.path.join(folder, "parameters.npz")
         np.savez(complete, **values)
+        if os.path.exists(path):
+            shutil.copymode(path, complete)
         os.replace(complete, path)
 
 
@@ -103,7 +116,7 @@ def load_network(network, file):
     >>> layer.b.get_value().tolist()
     [0.0, 0.0, 0.0, 0.0, 0.0]
     """
-    params = _named_params(checked_layers(network, "load_network()"))
+    params = _named_params(network, "load_network()")
     values = _read(file)
     check_rows("load_network()", "file", [
         _row(name, params.get(name), values.get(name))
@@ -131,19 +144,22 @@ def _read(file):
         with open(file, "rb") as stream:
             content = stream.read()
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        arrays = np.load(io.BytesIO(content), allow_pickle=False)
+        if isinstance(arrays, np.ndarray):
+            raise ValueError("it has one array only, without a name")
+        with arrays:
             return {name: as_numbers(name, arrays[name])
                     for name in arrays.files}
-    # What else is raised depends on where a file is damaged. One of a single
-    # array gives that, which is no context manager.
+    # What is raised depends on where a file is damaged.
     except Exception as error:
         raise ValueError("load_network(): %s is no sound file of arrays of "
                          "numbers as save_network() writes it: %s"
                          % (file, error)) from error
 
 
-def _named_params(outputs):
+def _named_params(network, caller):
     """All parameters, with names of their own, in Lasagne's order."""
+    outputs = checked_layers(network, caller)
     layers = all_layers(outputs)
     counts = collections.Counter(_name_of(layer) for layer in layers)
     names = {}
@@ -159,8 +175,9 @@ def _named_params(outputs):
         (names.get(param, "param%d" % number), param)
         for number, param in enumerate(params))
     if len(named) < len(params):
-        raise ValueError("Some parameters would have the same name: expected "
-                         "%d, got %s." % (len(params), ", ".join(named)))
+        raise ValueError("%s: some of %d parameters would have the same name "
+                         "in the file, among %s. Give layers other names."
+                         % (caller, len(params), ", ".join(named)))
     return named
 
 

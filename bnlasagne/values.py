@@ -39,9 +39,11 @@ def as_numbers(name, value):
             # That is how NumPy tells of lists of different lengths.
             warnings.simplefilter("error")
             array = np.asarray(value)
-    except (Warning, ValueError):
-        array = None
-    if array is None or array.dtype.kind not in "fiu":
+    except Exception as error:
+        # Such as that of PyTorch for tensors that NumPy has no type for.
+        raise TypeError("%s must be an array of numbers: %s"
+                        % (name, error)) from error
+    if array.dtype.kind not in "fiu":
         raise TypeError("%s must be an array of numbers, got %s."
                         % (name, reprlib.repr(value)))
     return array
@@ -122,7 +124,7 @@ class Setting(object):
                              % (variable, variable.dtype, np.max(np.abs(value))
                                 ))
         before = self._values.setdefault(variable, converted)
-        if before.tobytes() != converted.tobytes():
+        if not np.all((before == converted) | (before != before)):
             raise ValueError("%s is shared by layers whose weights differ."
                              % variable)
 

@@ -5,7 +5,7 @@ test_frameworks.py has the real ones.
 
 import re
 from collections import OrderedDict, namedtuple
-from functools import partial
+from functools import partial, update_wrapper
 
 from bnlasagne import (
     BatchNormLayer,
@@ -26,6 +26,7 @@ import theano
 import theano.tensor as T
 from lasagne.layers import (
     ConcatLayer,
+    Conv2DLayer,
     CustomRecurrentLayer,
     DenseLayer,
     DropoutLayer,
@@ -155,7 +156,10 @@ def from_keras(kernel):
 
 Framework = namedtuple("Framework", "set, get, separator, epsilon")
 TORCH = Framework(set_torch_state_dict, get_torch_state_dict, ".", 1e-5)
-KERAS = Framework(set_keras_weights, get_keras_weights, "/", 1e-3)
+# Made-up networks need not tell that their inputs are images.
+KERAS = Framework(*[update_wrapper(
+    partial(function, data_format="channels_last"), function)
+    for function in (set_keras_weights, get_keras_weights)], "/", 1e-3)
 both = pytest.mark.parametrize("framework", [TORCH, KERAS],
                                ids=["torch", "keras"])
 
@@ -427,11 +431,10 @@ def chain(*names):
     ([None, None, None], ["c", "a", "b"], [0, 1, 2]),
     (["a", "b", "c"], ["c", "a", "b"], [1, 2, 0]),
     ([None, "a", None], ["a", "b", "c"], [1, 0, 2]),
-    (["x", None, "a"], ["a", "b", "c"], [1, 2, 0]),
+    (["a", None, "c"], ["m|c", "m|b", "m|a"], [2, 1, 0]),
     # Names that tell nothing.
-    (["x", "x", "a"], ["a", "x", "y"], [1, 2, 0]),
     (["x", "x", None], ["b", "x", "c"], [0, 1, 2]),
-    (["A", "b ", "c"], ["a", "c", "b"], [0, 2, 1]),
+    (["x", "y", "z"], ["b", "a", "c"], [0, 1, 2]),
     (["features.0", None, "net/x"], ["net/x", "features.0", "q"], [1, 2, 0]),
 ])
 def test_names(float64, framework, layers, modules, expected):
@@ -440,6 +443,7 @@ def test_names(float64, framework, layers, modules, expected):
     layers = chain(*layers)
     weights = OrderedDict()
     for number, module in enumerate(modules):
+        module = module.replace("|", framework.separator)
         weights.update(named(module, OrderedDict([
             ("weight", np.full((3, 3), number)),
             ("bias", np.full(3, number))]), framework))
@@ -453,12 +457,60 @@ def test_names(float64, framework, layers, modules, expected):
         assert_array_equal(found[key], value)
 
 
+@both
+@pytest.mark.parametrize("layers, modules", [
+    (["x", None, "a"], ["a", "b", "c"]),
+    (["x", "x", "a"], ["a", "x", "y"]),
+    (["A", "b ", "c"], ["a", "c", "b"]),
+    # Those that Keras gives, one off.
+    (["dense_1", "dense_2"], ["dense", "dense_1"]),
+])
+def test_some_names_of_several(float64, framework, layers, modules):
+    """Of layers that were named, none gets other weights in order."""
+    layers = chain(*layers)
+    weights = OrderedDict()
+    for module in modules:
+        weights.update(named(module, OrderedDict([
+            ("weight", np.ones((3, 3))), ("bias", np.ones(3))]), framework))
+    before = bits(layers[-1])
+    with pytest.raises(ValueError, match=r"\n! -  (.|\n)*\n! \w.*  -"):
+        framework.set(layers[-1], weights)
+    assert bits(layers[-1]) == before
+
+
+@quick
+@both
+def test_layers_and_norms_in_orders_of_their_own(rng, float64, framework):
+    """As in modules that make all layers first, and then all norms."""
+    incoming = InputLayer((None, 3))
+    network = batch_norm(DenseLayer(incoming, 3, nonlinearity=None))
+    network = batch_norm(DenseLayer(network, 3, nonlinearity=None))
+    weights = OrderedDict()
+    for name in ("fc1", "fc2"):
+        weights.update(named(name, OrderedDict([
+            ("weight", rng.normal(size=(3, 3)))]), framework))
+    for name in ("bn1", "bn2"):
+        weights.update(named(name, random_norm(rng, 3), framework))
+    framework.set(network, weights)
+    batch = batch_for(incoming, rng)
+    expected = batch
+    for number in "12":
+        W, = group(weights, "fc" + number, framework.separator).values()
+        expected = normalized(
+            expected @ (W.T if framework is TORCH else W),
+            group(weights, "bn" + number, framework.separator),
+            framework.epsilon)
+    assert_close(compiled(network)(batch), expected)
+
+
 @pytest.mark.parametrize("layers, modules, expected", [
     (["d", None], ["m/d", "m/e"], [0, 1]),
     ([None, "d"], ["m/d", "m/e"], [1, 0]),
-    # The first of that name; the other one in order.
+    (["n/d", "m/d"], ["m/d", "n/d"], [1, 0]),
+    (["n/d", "m/d"], ["outer/m/d", "outer/n/d"], [1, 0]),
+    # Not the only ones of that name.
     (["d", None], ["m/d", "n/d"], [0, 1]),
-    ([None, "d"], ["outer/m/d", "outer/n/d"], [1, 0]),
+    ([None, "d"], ["outer/m/d", "outer/n/d"], [0, 1]),
 ])
 @pytest.mark.parametrize("suffix", ["", ":0"])
 def test_names_within_models(float64, layers, modules, expected, suffix):
@@ -651,10 +703,10 @@ def test_features(rng, floatX, way):
         "weight": rng.normal(size=(5, expected.shape[1])),
         "bias": rng.normal(size=5)}, KERAS))
     expected = expected @ weights["out/kernel"] + weights["out/bias"]
-    set_keras_weights(network, weights)
+    KERAS.set(network, weights)
     function = compiled(network)
     assert_close(function(batch), expected)
-    found = get_keras_weights(network)
+    found = KERAS.get(network)
     assert found.keys() == weights.keys()
     for key, value in weights.items():
         assert_close(found[key], value)
@@ -695,10 +747,9 @@ def test_features_in_an_order_unknown(rng, float64, kind):
     network = DenseLayer(below, 5, name="out")
     known = get_keras_weights(network, data_format="channels_first")
     before = bits(network)
-    for use in (get_keras_weights, partial(set_keras_weights, weights=known),
-                partial(get_keras_weights, like=known)):
-        with pytest.raises(ValueError, match="%s 'it'.*'channels_first'"
-                                             % kind):
+    for use in (KERAS.get, partial(KERAS.set, weights=known),
+                partial(KERAS.get, like=known)):
+        with pytest.raises(ValueError, match="Layer '(it|out)'.*'channels_fi"):
             use(network)
     assert bits(network) == before
     set_keras_weights(network, known, data_format="channels_first")
@@ -708,10 +759,99 @@ def test_features_in_an_order_unknown(rng, float64, kind):
     assert bits(network) == before
 
 
-@pytest.mark.parametrize("data_format", ["channels", None, "NCHW"])
+def told(kind, below):
+    """A layer that tells something of its axis 1, but changes nothing."""
+    layers = lasagne.layers
+    return {
+        "input": lambda: below,
+        "dropout": lambda: layers.DropoutLayer(below),
+        "pooling": lambda: layers.MaxPool2DLayer(below, 1),
+        "convolution": lambda: Conv2DLayer(
+            below, 2, 1, W=np.eye(2)[..., None, None], b=None, name="conv"),
+        "network in network": lambda: layers.NINLayer(
+            below, 2, W=np.eye(2), b=None, name="nin"),
+        "batch norm": lambda: BatchNormLayer(below, name="bn"),
+        "features last": lambda: BatchNormLayer(below, axes=(0, 1, 2),
+                                                name="bn"),
+        "per position": lambda: BatchNormLayer(below, axes=(0,), name="bn"),
+        "channels first again": lambda: layers.DimshuffleLayer(
+            layers.DimshuffleLayer(below, (0, 2, 3, 1)), (0, 3, 1, 2)),
+        "flattened in part": lambda: FlattenLayer(
+            layers.MaxPool2DLayer(below, 1), 3),
+    }[kind]()
+
+
+@pytest.mark.parametrize("kind, expected", [
+    ("pooling", "last"), ("convolution", "last"), ("batch norm", "last"),
+    ("network in network", "last"), ("flattened in part", "last"),
+    ("features last", "first"), ("input", None), ("dropout", None),
+    ("per position", None), ("channels first again", None)])
+def test_whether_axis_1_has_channels(float64, kind, expected):
+    below = told(kind, InputLayer((None, 2, 3, 4)))
+    network = DenseLayer(DropoutLayer(below), 5, name="out")
+    if expected is None:
+        with pytest.raises(ValueError, match="DenseLayer 'out'"):
+            get_keras_weights(network)
+        return
+    found = get_keras_weights(network)["out/kernel"]
+    W = network.W.get_value()
+    if expected == "last":
+        W = np.moveaxis(W.reshape(2, 12, 5), 0, 1).reshape(24, 5)
+    assert_array_equal(found, W)
+    # Those who know better have the last word.
+    found = get_keras_weights(network, data_format="channels_first")
+    assert_array_equal(found["out/kernel"], network.W.get_value())
+
+
+def test_order_that_makes_no_difference(float64):
+    for shape in [(None, 1, 3, 4), (None, 5, 1, 1)]:
+        network = DenseLayer(InputLayer(shape), 5, name="out")
+        assert_array_equal(get_keras_weights(network)["out/kernel"],
+                           network.W.get_value())
+
+
+@later
+def test_several_leading_axes_are_no_images(float64):
+    layer = DenseLayer(InputLayer((None, 5, 4)), 3, num_leading_axes=2,
+                       name="steps")
+    network = DenseLayer(layer, 2, name="out")
+    assert_array_equal(get_keras_weights(network)["out/kernel"],
+                       network.W.get_value())
+
+
+@needs_compiler
+def test_images_with_channels_last_here(float64):
+    images = lasagne.layers.DimshuffleLayer(
+        InputLayer((None, 3, 4, 2)), (0, 3, 1, 2))
+    layer = Conv2DLayer(images, 2, 1, name="conv")
+    network = DenseLayer(layer, 5, name="out")
+    assert_array_equal(
+        get_keras_weights(network)["out/kernel"], np.moveaxis(
+            network.W.get_value().reshape(2, 12, 5), 0, 1).reshape(24, 5))
+
+
+@pytest.mark.parametrize("ndim", [3, 4])
+def test_images_of_features(float64, ndim):
+    matrix = InputLayer((None, 24))
+    conv = {3: lasagne.layers.Conv1DLayer, 4: Conv2DLayer}[ndim]
+    shape = {3: ([0], 2, 12), 4: ([0], 2, 3, 4)}[ndim]
+
+    def network(below):
+        images = ReshapeLayer(below, shape, name="it")
+        return conv(DropoutLayer(images), 2, 1, name="conv")
+    refused = network(DenseLayer(matrix, 24, name="fc"))
+    with pytest.raises(ValueError, match="ReshapeLayer 'it' makes images"):
+        get_keras_weights(refused)
+    get_keras_weights(refused, data_format="channels_first")
+    # No weights have to do with the order of data.
+    get_keras_weights(network(matrix))
+
+
+@pytest.mark.parametrize("data_format", ["channels", "NCHW", 1])
 def test_data_format(data_format, matrix):
-    with pytest.raises(ValueError, match="data_format must be 'channels_last' "
-                                         "or 'channels_first', got %r"
+    with pytest.raises(ValueError, match="data_format must be None, "
+                                         "'channels_last' or "
+                                         "'channels_first', got %r"
                                          % data_format):
         get_keras_weights(matrix, data_format=data_format)
     with pytest.raises(ValueError, match="data_format must be"):
@@ -809,8 +949,8 @@ def test_nothing_fits(rng, framework, network):
 
 @both
 @pytest.mark.parametrize("value, expected", [
-    (-1., "finite and zero or more"), (np.nan, "finite and zero or more"),
-    (np.inf, "finite and zero or more")])
+    (-1., "finite and positive with"), (np.nan, "finite and positive with"),
+    (np.inf, "finite and positive with")])
 def test_wrong_in_the_last_layer(rng, floatX, framework, value, expected):
     layers = chain("a", "b")
     layer = BatchNormLayer(layers[-1], name="last")
@@ -1272,8 +1412,8 @@ def test_axes_moved(rng, float64):
     images = InputLayer((None, 2, 3, 4))
     moved = lasagne.layers.DimshuffleLayer(images, (0, 2, 3, 1), name="it")
     network = DenseLayer(FlattenLayer(moved), 5, name="out")
-    with pytest.raises(ValueError, match="DimshuffleLayer 'it'"):
-        get_keras_weights(network)
+    with pytest.raises(ValueError, match="cannot be told at FlattenLayer"):
+        KERAS.get(network)
     get_keras_weights(network, data_format="channels_first")
 
 

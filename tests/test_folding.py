@@ -563,12 +563,12 @@ LEFT = {
         lambda x: patched(BatchNormLayer(dense(x))), "overrides get_output"),
     "its parameter is used elsewhere": (
         partial(held, of_norm=True, name="std"),
-        r"Holder 'std' refers to BatchNormLayer \(layer 2\)"),
+        r"BatchNormLayer \(layer 2\) is referred to by Holder 'std'"),
     "the weights are used elsewhere": (
         partial(held, of_norm=False, name="W"),
-        r"Holder 'W' refers to DenseLayer \(layer 1\)"),
+        r"DenseLayer \(layer 1\) is referred to by Holder 'W'"),
     "its parameter is used above": (
-        norm_held_by_consumer, "Holder 'mean' refers to BatchNormLayer"),
+        norm_held_by_consumer, "is referred to by Holder 'mean'"),
     "whole numbers": (
         lambda _: dense(BatchNormLayer(ReshapeLayer(
             InputLayer((None, 5), T.imatrix()), ([0], [1])))),

@@ -1,5 +1,7 @@
 """The layers of a network, and copies of networks."""
 
+from collections import namedtuple
+
 from bnlasagne import BatchNormLayer, batch_norm
 from bnlasagne.networks import all_layers, copy_network, replace_layer
 
@@ -186,9 +188,37 @@ def test_inputs_stay(kind, shared):
     layer = kind((2, 4), variable)
     network = DenseLayer(layer, 3)
     copies = copy_network([network])
-    assert copies[layer].input_var is variable
-    assert (copies[layer] is layer) == (kind is InputLayer)
-    assert copies[network].input_layer is copies[layer]
+    assert copies[layer] is layer and layer.input_var is variable
+    assert copies[network].input_layer is layer
+
+
+def test_inputs_with_parameters_are_copied():
+    layer = OwnInputLayer((2, 4), theano.shared(np.ones((2, 4))))
+    layer.offset = layer.add_param(np.ones(4), (4,), "offset")
+    copies = copy_network([DenseLayer(layer, 3)])
+    assert copies[layer] is not layer
+    assert copies[layer].offset is not layer.offset
+    assert copies[layer].input_var is layer.input_var
+
+
+def test_order_of_copies(x):
+    """That of all_layers(), although what is within comes first."""
+    holder = DenseLayer(x, 3)
+    holder.within = DenseLayer(InputLayer((None, 4)), 3)
+    network = DenseLayer(holder, 3)
+    assert list(copy_network([network])) == all_layers([network])
+
+
+Pair = namedtuple("Pair", "first, second")
+
+
+def test_named_tuples(x):
+    holder = DenseLayer(x, 3)
+    holder.pair = Pair(x, DenseLayer(x, 4))
+    copies = copy_network([holder])
+    pair = copies[holder].pair
+    assert isinstance(pair, Pair) and pair.first is x
+    assert pair.second is copies[holder.pair.second] is not holder.pair.second
 
 
 @later

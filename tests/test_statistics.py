@@ -270,9 +270,11 @@ NAN, INF = float("nan"), float("inf")
     ({"inv_std": [1, 0, 2]}, r"inv_std must be finite and positive.*\[0\.\]"),
     ({"inv_std": -1}, "inv_std must be finite and positive"),
     ({"std": [1, -2, 3]}, r"std must be .*zero or more, got \[-2\.\]"),
-    ({"std": [1, -2, 3], "epsilon": 2}, "std must be .*zero or more"),
+    ({"std": [1, -2, 3], "epsilon": 2},
+     "std must be finite and positive with epsilon=2 added"),
     ({"var": [1, -1e-3, 3]}, "var must be finite and zero or more"),
-    ({"var": [1, -1e-3, 3], "epsilon": 1e-3}, "var must be .*zero or more"),
+    ({"var": [1, -1e-3, 3], "epsilon": 1e-3},
+     "var must be finite and positive with epsilon=0.001 added"),
     ({"std": 1, "epsilon": -1e-3}, "epsilon must be a finite number from 0"),
     ({"var": 1, "epsilon": NAN}, "epsilon must be .*got nan"),
     ({"inv_std": 1, "epsilon": INF}, "epsilon must be .*got inf"),
@@ -294,7 +296,7 @@ def test_not_numeric(float64, given):
     layer = BatchNormLayer((None, 3), mean=[1, 2, 3], std=4, name="norm")
     before = values(layer)
     with pytest.raises(TypeError, match="'norm': (mean|std|var|inv_std) must "
-                                        "be an array of numbers, got "):
+                                        "be an array of numbers"):
         layer.set_statistics(**given)
     assert_array_equal(values(layer), before)
 
@@ -346,7 +348,35 @@ def test_not_numeric_either(float64, given):
     layer = BatchNormLayer((None, 3), mean=[1, 2, 3], std=4, name="norm")
     before = [param.get_value() for param in layer.get_params()]
     with pytest.raises(TypeError, match="'norm': (mean|std|var|inv_std) must "
-                                        "be an array of numbers, got "):
+                                        "be an array of numbers"):
         layer.set_statistics(**given)
     assert_array_equal([param.get_value() for param in layer.get_params()],
                        before)
+
+
+@pytest.mark.parametrize("dtype, given", [
+    ("float32", {"inv_std": [1, 1e10, 1]}),
+    ("float32", {"var": [1, 1e-12, 1], "epsilon": 1e-12}),
+    ("float16", {"inv_std": [1, 1e6, 1]}),
+])
+def test_divisors_that_are_lost_beside_epsilon(dtype, given):
+    with theano.configparser.change_flags(floatX=dtype):
+        layer = BatchNormLayer((None, 3), mean=[1, 2, 3], std=4, name="norm")
+        before = values(layer)
+        with pytest.raises(ValueError, match="BatchNormLayer 'norm': .*Build "
+                                             "the layer with another epsilon"):
+            layer.set_statistics(0, **given)
+        assert_array_equal(values(layer), before)
+        layer = BatchNormLayer((None, 3), epsilon=1e-9)
+        if dtype == "float32":
+            layer.set_statistics(0, **given)
+
+
+def test_zero_std_of_another_layer(float64):
+    layer = BatchNormLayer((None, 3), name="norm")
+    for given in ({"var": 0, "epsilon": 0}, {"std": 0, "epsilon": 0}):
+        with pytest.raises(ValueError, match="positive with epsilon=0 added"):
+            layer.set_statistics(0, **given)
+    # Of data, it is no matter.
+    layer.set_statistics(0, var=0)
+    assert_array_equal(layer.std.get_value(), np.zeros((1, 3)))
