@@ -361,7 +361,7 @@ def _get(framework, network, like, epsilon, caller):
     slots = _slots(framework, network, caller)
     if like is None:
         return _named_by_layers(framework, slots, epsilon, caller)
-    pairs = _match(framework, slots, like)
+    pairs = _match(framework, slots, like, caller)
     _check(pairs, {slot: slot.neutral() for slot in slots}, framework, caller)
     found = {}
     for pair in pairs:
@@ -394,7 +394,7 @@ def _named_by_layers(framework, slots, epsilon, caller):
 
 def _set(framework, network, weights, epsilon, caller):
     slots = _slots(framework, network, caller)
-    pairs = _match(framework, slots, weights)
+    pairs = _match(framework, slots, weights, caller)
     absorbing = _absorbing(slots, pairs, checked_layers(network, caller))
     _check(pairs, {slot: slot.neutral() for slot in absorbing}, framework,
            caller)
@@ -598,13 +598,13 @@ others : list of (key, array)
 """
 
 
-def _match(framework, slots, weights):
+def _match(framework, slots, weights, caller):
     """Bring layers and weights together, by names and then in order.
 
     Layers that share all parameters with one before are those of a module that
     is applied several times; unless there are weights for each.
     """
-    groups = _groups(framework, weights)
+    groups = _groups(framework, weights, caller)
     if len(groups) < len(slots):
         slots = _distinct(slots)
     kinds = {module: _kind_of(group, framework.names)
@@ -624,17 +624,17 @@ def _match(framework, slots, weights):
                  if found[module] is None]
 
 
-def _groups(framework, weights):
+def _groups(framework, weights, caller):
     """Weights by the layers that they belong to."""
     if not isinstance(weights, collections.abc.Mapping):
-        raise TypeError("expected a %s, got %s. %s" % (
-            framework.what, reprlib.repr(weights), framework.how))
+        raise TypeError("%s: expected a %s, got %s. %s" % (
+            caller, framework.what, reprlib.repr(weights), framework.how))
     groups = collections.OrderedDict()
     for key, value in framework.flat(weights).items():
         if not isinstance(key, str):
-            raise TypeError("expected a %s, with names of weights, got the "
-                            "name %r. %s" % (framework.what, key,
-                                             framework.how))
+            raise TypeError("%s: expected a %s, with names of weights, got "
+                            "the name %r. %s" % (caller, framework.what, key,
+                                                 framework.how))
         module, name = framework.split(key)
         if name not in framework.ignored:
             groups.setdefault(module, {})[name] = key, as_numbers(key, value)

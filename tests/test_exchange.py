@@ -1444,3 +1444,27 @@ def test_lasagne_expressions(float64, matrix):
         get_lasagne_values(layer)
     with pytest.raises(ValueError, match="'n': std is an expression"):
         set_lasagne_values(layer, 4 * [np.ones(4)])
+
+
+class OfNoType(object):
+    """What PyTorch's tensors do of which NumPy has no type."""
+
+    def __array__(self, dtype=None):
+        raise RuntimeError("no such type")
+
+
+@pytest.mark.parametrize("set_weights, weights, expected", [
+    (set_torch_state_dict, [1], r"expected a state_dict, got \[1\]. Pass m"),
+    (set_torch_state_dict, None, "expected a state_dict, got None"),
+    (set_torch_state_dict, {3: np.ones(2)}, "got the name 3"),
+    (set_torch_state_dict, {"fc.weight": OfNoType()},
+     "fc.weight must be an array of numbers: no such type"),
+    (set_keras_weights, [np.ones(2)], "expected a dict of weights, got "),
+    (set_lasagne_values, None, "expected a list of arrays as get_all_param"),
+    (set_lasagne_values, {"a": 1}, "expected a list of arrays as get_all_par"),
+])
+def test_what_is_not_weights(matrix, set_weights, weights, expected):
+    with pytest.raises(TypeError, match=expected) as caught:
+        set_weights(DenseLayer(matrix, 5, name="fc"), weights)
+    if "expected" in expected:
+        assert str(caught.value).startswith(set_weights.__name__ + "(): ")

@@ -1098,3 +1098,62 @@ def test_networks_drawn_by_chance(float64, quick, seed):
     network = draw(rng)
     randomize(network, rng)
     check(network, rng)
+
+
+# --- precision, and objects of all kinds -----------------------------------
+
+@pytest.mark.parametrize("mean, folds", [(90, True), (110, False)])
+def test_large_means_before_weights(rng, floatX, quick, mean, folds):
+    """What a layer subtracts, the weights after it would multiply first."""
+    incoming = InputLayer((None, 5))
+    norm = BatchNormLayer(incoming, mean=[0, -mean, 0, 0, 1], std=0.99)
+    network = dense(norm)
+    batch = mean + rng.normal(size=(6, 5)).astype(floatX)
+    _, report = check(network, rng, [batch])
+    assert (report[0].into is network) == folds
+    assert folds or ("its mean is 110 standard deviations from zero"
+                     in str(report[0]))
+    # Into the layer before, it makes no difference: what is normalized has
+    # been multiplied anyway.
+    norm = BatchNormLayer(dense(incoming), mean=mean, std=0.99)
+    assert check(norm, rng)[1][0].into is norm.input_layer
+
+
+class Doubled(object):
+    """A nonlinearity that seems to be nothing."""
+
+    def __call__(self, x):
+        return 2 * x
+
+    def __len__(self):
+        return 0
+
+
+def test_nonlinearity_that_is_false(rng, float64, quick, x):
+    nonlinearity = Doubled()
+    network = BatchNormLayer(dense(x), nonlinearity=nonlinearity)
+    folded, _ = check(randomize(network, rng), rng)
+    assert folded.nonlinearity is nonlinearity
+
+
+@later
+def test_layers_that_are_inputs_and_attributes(rng, float64, quick):
+    """Lasagne's recurrent layers keep what they start from twice."""
+    sequence = InputLayer((3, 6, 5))
+    start = batch_norm(DenseLayer(InputLayer((3, 5)), 4))
+    network = lasagne.layers.GRULayer(sequence, 4, hid_init=start)
+    folded, report = fold_batch_norm(network, return_report=True)
+    assert report[0].into is start.input_layer
+    assert folded.hid_init in folded.input_layers
+    assert type(folded.hid_init) is DenseLayer
+    check(randomize(network, rng), rng)
+
+
+def test_who_refers_is_named_once(x):
+    holder = dense(x)
+    norm = BatchNormLayer(dense(x), name="norm")
+    holder.norms, holder.name = [norm, norm], "holder"
+    network = lasagne.layers.ElemwiseSumLayer([holder, norm])
+    _, report = fold_batch_norm(network, return_report=True)
+    assert str(report[0]).endswith(
+        "BatchNormLayer 'norm' is referred to by DenseLayer 'holder'")

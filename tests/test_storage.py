@@ -514,3 +514,37 @@ def test_corrupted_on_disk(tmp_path):
         else:
             assert bits(layer) == bits(small(3))
             layer = small(1)
+
+
+def test_names_in_bytes(tmp_path):
+    path = os.fsencode(str(tmp_path / "it.npz"))
+    save_network(small(3), path)
+    layer = small(1)
+    load_network(layer, path)
+    assert bits(layer) == bits(small(3))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes are others there")
+def test_mode_of_a_file_stays(tmp_path):
+    path = tmp_path / "it.npz"
+    path.write_bytes(b"")
+    path.chmod(0o640)
+    save_network(small(3), path)
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("name", ["nowhere/it.npz", "folder"])
+def test_error_names_the_file(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    path = str(tmp_path / name)
+    with pytest.raises(OSError) as caught:
+        save_network(small(3), path)
+    assert caught.value.filename == os.path.realpath(path)
+    assert [each.name for each in tmp_path.iterdir()] == ["folder"]
+
+
+def test_one_array(tmp_path):
+    path = tmp_path / "it.npy"
+    np.save(str(path), np.zeros(3))
+    with pytest.raises(ValueError, match="one array only"):
+        load_network(small(3), path)
