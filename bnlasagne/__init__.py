@@ -7,10 +7,8 @@ from .communication import RanksDisagree, world
 from .distributed import average_gradients, broadcast_params
 from .exchange import (
     get_keras_weights,
-    get_lasagne_values,
     get_torch_state_dict,
     set_keras_weights,
-    set_lasagne_values,
     set_torch_state_dict,
 )
 from .folding import fold_batch_norm
@@ -18,6 +16,7 @@ from .freezing import freeze_batch_norm, unfreeze_batch_norm
 from .layer import BatchNormLayer, batch_norm
 from .moments import Moments
 from .ops import plain_expressions
+from .parameter_lists import get_lasagne_values, set_lasagne_values
 from .plots import plot_statistics
 from .population import PopulationStatistics, update_population_statistics
 from .schedules import CumulativeAverage

@@ -12,6 +12,7 @@ __all__ = [
     "NotConstant",
     "Setting",
     "as_numbers",
+    "settable",
     "value_of",
 ]
 
@@ -86,6 +87,30 @@ def value_of(variable, name):
     function = theano.function([], variable,
                                mode=theano.Mode("py", "fast_compile"))
     return np.array(function())
+
+
+def settable(variable, name):
+    """A parameter, unless it is an expression.
+
+    Parameters
+    ----------
+    variable : Theano shared variable or expression
+    name : str
+        For messages.
+
+    Returns
+    -------
+    Theano shared variable
+
+    Raises
+    ------
+    ValueError
+        If it is an expression.
+    """
+    if not isinstance(variable, theano.compile.SharedVariable):
+        raise ValueError("%s is an expression, which has no place for a value "
+                         "of its own. Make it a shared variable." % name)
+    return variable
 
 
 def _why_not_constant(source):

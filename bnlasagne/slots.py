@@ -1,0 +1,170 @@
+"""Layers of a network, and what other frameworks have in their places."""
+
+import collections
+
+import lasagne
+import numpy as np
+
+from .layer import BatchNormLayer, label
+from .linear import LocallyConnected, NetworkInNetwork, is_linear, linear_of
+from .values import settable, value_of
+
+__all__ = [
+    "BatchNormSlot",
+    "LinearSlot",
+    "distinct",
+    "params_of",
+    "slots_of",
+]
+
+
+class LinearSlot(object):
+    """A linear layer, and its weights in another framework.
+
+    Attributes
+    ----------
+    layer : Layer
+    names : dict of str to str
+        Of its parameters there.
+    """
+
+    def __init__(self, layer, linear, framework):
+        self.layer = layer
+        self.names = {role: framework.names[role] for role in ("W", "b")}
+        self._linear = linear
+        self._framework = framework
+
+    def weights(self, epsilon=None):
+        """Weights for there, by the names of parameters here."""
+        found = collections.OrderedDict()
+        found["W"] = np.ascontiguousarray(self._framework.to_theirs(
+            self._linear, _value(self.layer, "W")))
+        if self.layer.b is not None:
+            found["b"] = _value(self.layer, "b")
+        return found
+
+    def neutral(self):
+        """What the layer lacks, and might have there; as :meth:`weights`."""
+        if self.layer.b is not None:
+            return {}
+        return {"b": np.zeros(self.layer.output_shape[self._linear.channel])}
+
+    def in_order(self, count):
+        """Parameters, by the order in which so many come without names."""
+        return ["W", "b"]
+
+    def absorbed_by(self, consumers, outputs):
+        """The layers whose means could have a bias in them, all or none."""
+        over = set(range(len(self.layer.output_shape)))
+        over -= {self._linear.channel}
+        absorb = is_linear(self.layer) and self.layer not in outputs and all(
+            isinstance(layer, BatchNormLayer) and set(layer.axes) == over
+            for layer in consumers)
+        return consumers if absorb else []
+
+    def fits(self, role, shape, expected):
+        """Whether weights of a shape will do."""
+        # Filters of a single position may come without its axes.
+        return shape == expected or (
+            role == "W" and isinstance(self._linear, NetworkInNetwork) and
+            shape == tuple(self._W_shape()[axis] for axis
+                           in self._framework.axes(self._linear)))
+
+    def set(self, setting, values, epsilon, bias):
+        """Have the layer set to weights from there."""
+        setting.add(_settable(self.layer, "W"), self._framework.to_ours(
+            self._linear, values["W"], self._W_shape()))
+        if self.layer.b is not None:
+            setting.add(_settable(self.layer, "b"), values["b"])
+
+    def _W_shape(self):
+        return _value(self.layer, "W").shape
+
+
+class BatchNormSlot(object):
+    """A batch normalization layer, as :class:`LinearSlot`."""
+
+    def __init__(self, layer, framework):
+        self.layer = layer
+        self.names = {role: framework.names[role]
+                      for role in ("gamma", "beta", "mean", "var")}
+        self._order = framework.feature_order(layer)
+
+    def weights(self, epsilon=None):
+        found = collections.OrderedDict()
+        statistics = self.layer.get_statistics(epsilon)
+        for role in ("gamma", "beta"):
+            if getattr(self.layer, role) is not None:
+                found[role] = _value(self.layer, role).reshape(
+                    statistics.mean.shape)
+        found.update(mean=statistics.mean, var=statistics.var)
+        if self._order is None:
+            return found
+        return collections.OrderedDict(
+            (role, value[self._order]) for role, value in found.items())
+
+    def neutral(self):
+        shape = self.layer.get_statistics().mean.shape
+        return {role: np.zeros(shape) for role in ("gamma", "beta")
+                if getattr(self.layer, role) is None}
+
+    def in_order(self, count):
+        return [role for role in self.names if count == len(self.names) or
+                role == "var" or getattr(self.layer, role) is not None]
+
+    def fits(self, role, shape, expected):
+        return shape == expected
+
+    def set(self, setting, values, epsilon, bias):
+        if self._order is not None:
+            order = np.argsort(self._order)
+            values = {role: value[order] for role, value in values.items()}
+        for role in ("gamma", "beta"):
+            if role in values:
+                setting.add(_settable(self.layer, role), values[role].reshape(
+                    self.layer.param_shape()))
+        # Deviations from the mean are the same without the bias as with it.
+        setting.add_all(self.layer.converted_statistics(
+            values["mean"] - bias, var=values["var"], epsilon=epsilon))
+
+
+def slots_of(layers, framework, caller):
+    """What there is in a network to get or set, from input to output."""
+    layers = lasagne.layers.get_all_layers(layers)
+    framework.check(layers)
+    slots = []
+    for layer in layers:
+        linear = linear_of(layer)
+        if isinstance(layer, BatchNormLayer):
+            slots.append(BatchNormSlot(layer, framework))
+        elif linear is not None and not isinstance(linear, LocallyConnected):
+            slots.append(LinearSlot(layer, linear, framework))
+        elif layer.get_params():
+            raise ValueError(
+                "%s: %s has parameters, but its weights are not known there. "
+                "Known are dense, network-in-network, convolutional and "
+                "bnlasagne's batch normalization layers."
+                % (caller, label(layer)))
+    return slots
+
+
+def params_of(slot):
+    """What a layer computes with; the same for layers that share it all."""
+    names = ("W", "b", "gamma", "beta", "mean", "std")
+    return tuple(getattr(slot.layer, name, None) for name in names)
+
+
+def distinct(slots):
+    """The first of those that share all parameters."""
+    found = collections.OrderedDict()
+    for slot in slots:
+        found.setdefault(params_of(slot), slot)
+    return list(found.values())
+
+
+def _value(layer, name):
+    return value_of(getattr(layer, name), "%s: %s" % (label(layer), name))
+
+
+def _settable(layer, name):
+    return settable(getattr(layer, name), "%s: %s" % (label(layer), name))
