@@ -15,10 +15,7 @@ from bnlasagne import (
 
 import numpy as np
 import pytest
-from lasagne.layers import (
-    DenseLayer,
-    InputLayer,
-)
+from lasagne.layers import DenseLayer, InputLayer
 from numpy.testing import assert_allclose, assert_array_equal
 from weights import (
     KERAS,
