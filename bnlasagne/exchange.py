@@ -200,6 +200,7 @@ def set_keras_weights(network, weights, epsilon=1e-3, data_format=None):
 
 
 def _get(framework, network, like, epsilon, caller):
+    _check_epsilon(epsilon, caller)
     slots = slots_of(checked_layers(network, caller), framework, caller)
     if like is None:
         return _named_by_layers(framework, slots, epsilon, caller)
@@ -216,6 +217,13 @@ def _get(framework, network, like, epsilon, caller):
     return framework.restored(
         {key: np.array(found.get(key, value))
          for key, value in framework.flat(like).items()}, like)
+
+
+def _check_epsilon(epsilon, caller):
+    # What it may be is for the layers to say, but for None: to them, that
+    # means statistics of data.
+    if epsilon is None:
+        raise ValueError("%s: epsilon must be a number, got None." % caller)
 
 
 _NEUTRAL = {"b": 0, "beta": 0, "gamma": 1}
@@ -235,6 +243,7 @@ def _named_by_layers(framework, slots, epsilon, caller):
 
 
 def _set(framework, network, weights, epsilon, caller):
+    _check_epsilon(epsilon, caller)
     outputs = checked_layers(network, caller)
     slots = slots_of(outputs, framework, caller)
     pairs = match(framework, slots, weights, caller)

@@ -205,7 +205,7 @@ class _Fold(object):
     def _fold(self, bn):
         original = self._originals[bn]
         try:
-            # What is not finite is left.
+            # What would not be finite is left in place.
             with np.errstate(all="ignore"):
                 plan, where = self._plan(bn)
         except _LeftInPlace as reason:
@@ -225,7 +225,7 @@ class _Fold(object):
         for plan, where in [(self._plan_before, "before it"),
                             (self._plan_after, "after it")]:
             try:
-                return _checked(plan(bn, affine), affine), where
+                return self._checked(plan(bn, affine), affine), where
             except _LeftInPlace as reason:
                 reasons.append(str(reason))
         raise _LeftInPlace("; ".join(reasons))
@@ -253,7 +253,7 @@ class _Fold(object):
         linear = self._linear(layer, "before it")
         if not is_linear(layer):
             raise _LeftInPlace("%s before it has a nonlinearity, %s" % (
-                self._name(layer), _name_of(layer.nonlinearity)))
+                self._name(layer), _function_name(layer.nonlinearity)))
         if layer in self.outputs:
             raise _LeftInPlace("the output of %s before it is returned, too"
                                % self._name(layer))
@@ -271,7 +271,7 @@ class _Fold(object):
         """Fold into the layer that a layer feeds."""
         if not is_linear(bn):
             raise _LeftInPlace("it has a nonlinearity, %s"
-                               % _name_of(bn.nonlinearity))
+                               % _function_name(bn.nonlinearity))
         if bn in self.outputs:
             raise _LeftInPlace("its output is returned")
         if len(self._consumers[bn]) != 1:
@@ -298,6 +298,22 @@ class _Fold(object):
         return _Plan(linear, linear.scale_inputs(W, affine.scale[0]),
                      _aligned(b, ndim) + _aligned(shift, ndim),
                      layer.nonlinearity)
+
+    def _checked(self, plan, affine):
+        """A plan, if numbers of its layer's type can express it."""
+        layer = plan.linear.layer
+        dtypes = affine.dtypes | {param.dtype for param in (layer.W, layer.b)
+                                  if param is not None}
+        if len(dtypes) > 1:
+            raise _LeftInPlace("its parameters and the weights of %s are of "
+                               "different types, %s" % (
+                                   self._name(layer),
+                                   ", ".join(sorted(dtypes))))
+        if not all(np.all(np.isfinite(value.astype(layer.W.dtype)))
+                   for value in (plan.W, plan.b)):
+            raise _LeftInPlace("weights or bias of %s would not be finite"
+                               % self._name(layer))
+        return plan
 
     def _linear(self, layer, where):
         linear = linear_of(layer)
@@ -371,12 +387,11 @@ def _is_batch_norm(layer):
 
 
 def _affine(bn, values):
-    with np.errstate(divide="ignore", invalid="ignore"):
-        factor = values["inv_std"] if "inv_std" in values \
-            else 1 / (values["std"] + values["epsilon"])
-        scale = factor * values.get("gamma", 1)
-        shift = values.get("beta", 0) - values["mean"] * scale
-        offset = np.max(np.abs(values["mean"] * factor))
+    factor = values["inv_std"] if "inv_std" in values \
+        else 1 / (values["std"] + values["epsilon"])
+    scale = factor * values.get("gamma", 1)
+    shift = values.get("beta", 0) - values["mean"] * scale
+    offset = np.max(np.abs(values["mean"] * factor))
     shape = [1 if axis in bn.axes else size
              for axis, size in enumerate(bn.input_shape)]
     # One for all, where that is what is given; Lasagne's leave out the axes.
@@ -389,24 +404,6 @@ def _affine(bn, values):
 def _aligned(value, ndim):
     """A value that goes with others of more axes, which follow its own."""
     return value.reshape(value.shape + (1,) * (ndim - value.ndim))
-
-
-def _checked(plan, affine):
-    """A plan, if numbers of its layer's type can express it."""
-    layer = plan.linear.layer
-    dtypes = affine.dtypes | {param.dtype for param in (layer.W, layer.b)
-                              if param is not None}
-    if len(dtypes) > 1:
-        raise _LeftInPlace("its parameters and the weights of %s are of "
-                           "different types, %s"
-                           % (label(layer), ", ".join(sorted(dtypes))))
-    with np.errstate(over="ignore"):
-        finite = all(np.all(np.isfinite(value.astype(layer.W.dtype)))
-                     for value in (plan.W, plan.b))
-    if not finite:
-        raise _LeftInPlace("weights or bias of %s would not be finite"
-                           % label(layer))
-    return plan
 
 
 def _carry_out(plan):
@@ -444,6 +441,8 @@ def _shared(layer, name, value, dtype):
 
 def _replaced(params, old, new):
     """Parameters and their tags, with one in the place of another."""
+    # A bias, or weights that were no parameter: folded, they are, with the
+    # batch normalization's in them.
     if old not in params:
         params = collections.OrderedDict(params)
         params[new] = {"trainable"}
@@ -500,5 +499,5 @@ def _may_be_discrete(layer):
     return not layer.params and any(map(_may_be_discrete, inputs_of(layer)))
 
 
-def _name_of(function):
+def _function_name(function):
     return getattr(function, "__name__", None) or type(function).__name__

@@ -61,9 +61,8 @@ def save_network(network, file):
     try:
         _replace(path, values)
     except OSError as error:
-        # Rather than the temporary one's.
-        error.filename, error.filename2 = path, None
-        raise
+        # It names the temporary file.
+        raise type(error)(error.errno, error.strerror, path) from error
 
 
 def _replace(path, values):

@@ -145,9 +145,9 @@ class Setting(object):
         with np.errstate(over="ignore"):
             converted = np.array(value, dtype=variable.dtype)
         if np.any(np.isinf(converted) & ~np.isinf(value)):
+            largest = np.max(np.abs(value))
             raise ValueError("%s is of type %s, which is too narrow for %s."
-                             % (variable, variable.dtype, np.max(np.abs(value))
-                                ))
+                             % (variable, variable.dtype, largest))
         before = self._values.setdefault(variable, converted)
         if not np.all((before == converted) | (before != before)):
             raise ValueError("%s is shared by layers whose weights differ."

@@ -3,9 +3,7 @@
 from bnlasagne import fold_batch_norm
 from bnlasagne.networks import all_layers
 
-import lasagne
 import numpy as np
-import pytest
 import theano
 from lasagne.layers import (
     DenseLayer,
@@ -15,13 +13,6 @@ from lasagne.layers import (
     get_output,
 )
 from lasagne.nonlinearities import LeakyRectify
-
-# What only Lasagne's development version has.
-LATER = hasattr(lasagne.layers, "BatchNormLayer")
-later = pytest.mark.skipif(
-    not LATER, reason="needs Lasagne's development version")
-needs_compiler = pytest.mark.skipif(
-    not theano.config.cxx, reason="needs a C++ compiler")
 
 CLOSE = {"float32": 1e-5, "float64": 1e-12}
 LEAKY = LeakyRectify(0.5)

@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import theano
+from common import needs_compiler
 
 ROOT = Path(__file__).resolve().parent.parent
 
-needs_compiler = pytest.mark.skipif(
-    not theano.config.cxx, reason="needs a C++ compiler")
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from bnlasagne import BatchNormLayer  # isort: skip
 import numpy as np
 import pytest
 import theano
+from common import needs_compiler
 from lasagne.layers import get_all_layers, get_all_params
 from numpy.testing import assert_array_equal
 from PIL import Image
@@ -30,8 +31,6 @@ EXAMPLES = ROOT / "examples"
 
 # Steps without C are fastest in this mode, which fuses nothing.
 FLAGS = "" if theano.config.cxx else "mode=FAST_COMPILE"
-needs_compiler = pytest.mark.skipif(
-    not theano.config.cxx, reason="needs a C++ compiler")
 
 IDX_NAMES = {
     "x_train": "train-images-idx3-ubyte",

@@ -13,6 +13,7 @@ from bnlasagne import (
 import lasagne
 import numpy as np
 import pytest
+from common import later, needs_compiler, quick
 from lasagne.layers import (
     ConcatLayer,
     Conv2DLayer,
@@ -34,12 +35,9 @@ from weights import (
     channels_last,
     compiled,
     group,
-    later,
     linear,
     named,
-    needs_compiler,
     normalized,
-    quick,
     random_norm,
 )
 

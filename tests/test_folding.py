@@ -19,8 +19,8 @@ import pytest
 import reference
 import theano
 import theano.tensor as T
+from common import LATER, later, needs_compiler
 from folded import (
-    LATER,
     LEAKY,
     assert_close,
     batches_for,
@@ -29,8 +29,6 @@ from folded import (
     dense,
     into,
     kinds,
-    later,
-    needs_compiler,
     nin,
     randomize,
     state_of,
@@ -195,7 +193,8 @@ LEFT = {
         "its input may be of whole numbers"),
     "another type": (
         lambda x: BatchNormLayer(dense(x, W=np.ones((5, 4), "float32"))),
-        "the weights of DenseLayer are of different types, float32, float64"),
+        r"the weights of DenseLayer \(layer 1\) are of different types, "
+        "float32, float64"),
 }
 
 
@@ -224,8 +223,8 @@ def test_zero_std_without_epsilon(x, float64, W, after):
         else BatchNormLayer(dense(x, 5, W=W), **options)
     with np.errstate(divide="raise", over="raise", invalid="raise"):
         folded, report = fold_batch_norm(network, return_report=True)
-    assert "weights or bias of DenseLayer would not be finite" \
-        in str(report[0])
+    assert ("weights or bias of DenseLayer (layer %d) would not be finite"
+            % (1 + after)) in str(report[0])
     assert kinds(folded) == kinds(network)
 
 

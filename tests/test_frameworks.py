@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import theano
 import theano.tensor as T
+from common import later, needs_compiler
 from lasagne.layers import (
     ConcatLayer,
     Conv1DLayer,
@@ -37,12 +38,7 @@ from lasagne.layers import (
 )
 from lasagne.nonlinearities import rectify
 
-LATER = hasattr(lasagne.layers, "BatchNormLayer")
-later = pytest.mark.skipif(
-    not LATER, reason="needs Lasagne's development version")
-
-pytestmark = pytest.mark.skipif(
-    not theano.config.cxx, reason="needs a C++ compiler")
+pytestmark = needs_compiler
 
 CLOSE = {"float32": 1e-5, "float64": 1e-12}
 

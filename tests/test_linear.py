@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import reference
 import theano
+from common import LATER, needs_compiler
 from folded import (
-    LATER,
     LEAKY,
     assert_close,
     batches_for,
@@ -20,7 +20,6 @@ from folded import (
     dense,
     into,
     kinds,
-    needs_compiler,
     nin,
     randomize,
 )

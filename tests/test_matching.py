@@ -15,6 +15,7 @@ from bnlasagne import (
 
 import numpy as np
 import pytest
+from common import later, quick
 from lasagne.layers import DenseLayer, InputLayer
 from numpy.testing import assert_allclose, assert_array_equal
 from weights import (
@@ -27,12 +28,10 @@ from weights import (
     chain,
     compiled,
     group,
-    later,
     linear,
     named,
     network_of_names,
     normalized,
-    quick,
     random_norm,
     randomize,
 )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import theano
 import theano.tensor as T
+from common import later
 from lasagne.layers import (
     ConcatLayer,
     CustomRecurrentLayer,
@@ -25,10 +26,6 @@ from lasagne.layers import (
 from numpy.testing import assert_array_equal
 from theano.sandbox.rng_mrg import MRG_RandomStreams
 from theano.tensor.shared_randomstreams import RandomStreams
-
-later = pytest.mark.skipif(
-    not hasattr(lasagne.layers, "BatchNormLayer"),
-    reason="needs Lasagne's development version")
 
 pytestmark = pytest.mark.usefixtures("float64", "quick")
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import theano
 import theano.tensor as T
+from common import later, needs_compiler, quick
 from lasagne.layers import (
     CustomRecurrentLayer,
     DenseLayer,
@@ -29,11 +30,8 @@ from weights import (
     batch_for,
     bits,
     compiled,
-    later,
     linear,
-    needs_compiler,
     network_of_names,
-    quick,
     randomize,
 )
 

@@ -2,19 +2,16 @@
 
 from bnlasagne import BatchNormLayer, batch_norm
 
-import lasagne
 import numpy as np
 import pytest
 import theano
 import theano.tensor as T
+from common import later
 from lasagne.layers import DenseLayer, InputLayer, get_output
 from numpy.testing import assert_allclose, assert_array_equal
 
 pytestmark = pytest.mark.usefixtures("quick")
 
-later = pytest.mark.skipif(
-    not hasattr(lasagne.layers, "BatchNormLayer"),
-    reason="needs Lasagne's development version")
 
 CLOSE = {"float32": {"rtol": 1e-5, "atol": 1e-5},
          "float64": {"rtol": 1e-12, "atol": 1e-12}}

@@ -15,10 +15,10 @@ from bnlasagne import (
     save_network,
 )
 
-import lasagne
 import numpy as np
 import pytest
 import theano
+from common import later
 from lasagne.layers import (
     CustomRecurrentLayer,
     DenseLayer,
@@ -32,9 +32,6 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 pytestmark = pytest.mark.usefixtures("quick")
 
-later = pytest.mark.skipif(
-    not hasattr(lasagne.layers, "BatchNormLayer"),
-    reason="needs Lasagne's development version")
 
 
 # --- what the tests share --------------------------------------------------
@@ -540,6 +537,7 @@ def test_error_names_the_file(tmp_path, name):
     with pytest.raises(OSError) as caught:
         save_network(small(3), path)
     assert caught.value.filename == os.path.realpath(path)
+    assert str(caught.value).endswith(": %r" % os.path.realpath(path))
     assert [each.name for each in tmp_path.iterdir()] == ["folder"]
 
 

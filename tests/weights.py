@@ -11,7 +11,6 @@ from bnlasagne import (
     set_torch_state_dict,
 )
 
-import lasagne
 import numpy as np
 import pytest
 import theano
@@ -23,13 +22,6 @@ from lasagne.layers import (
     get_output,
 )
 
-# What only Lasagne's development version has.
-LATER = hasattr(lasagne.layers, "BatchNormLayer")
-later = pytest.mark.skipif(
-    not LATER, reason="needs Lasagne's development version")
-needs_compiler = pytest.mark.skipif(
-    not theano.config.cxx, reason="needs a C++ compiler")
-quick = pytest.mark.usefixtures("quick")
 CLOSE = {"float32": 1e-5, "float64": 1e-12}
 
 
