@@ -15,16 +15,34 @@ class CumulativeAverage:
     to be done in the training loop: each call of a function that updates
     averages with this weight moves the weight on.
 
+    Parameters
+    ----------
+    count : int
+        Number of batches that the averages hold already. By default none, so
+        that the first batch replaces what is stored.
+
     Attributes
     ----------
     alpha : Theano shared variable
         The weight of the next batch; a scalar.
+    count : int
+        Number of batches so far. Set it to go on from there.
+
+    Raises
+    ------
+    ValueError
+        If `count` is no whole number from zero on.
 
     Notes
     -----
     A batch that leaves the averages as they are, because its statistics are
     not finite, counts as well; and so does, once, a call of a function that
-    applies a layer several times.
+    applies a layer several times. A function that updates no average counts
+    nothing.
+
+    The count goes wherever the layers go: it is pickled with them, and
+    :func:`save_network` and :func:`load_network` keep it in the file.
+    :meth:`of` finds the schedule of a layer.
 
     Examples
     --------
@@ -40,16 +58,53 @@ class CumulativeAverage:
     ...     # ... call the training function for all batches
     """
 
-    def __init__(self):
+    def __init__(self, count=0):
         # Of the next batch. An integer, for 1 / (1 / n) is not n for long.
         self._number = theano.shared(np.asarray(1, "int64"), "number")
+        self._number.tag.numbers_batches = True
         self.alpha = theano.shared(lasagne.utils.floatX(1), "alpha")
         number = self._number + 1
         self._number.default_update = number
-        self.alpha.default_update = (
-            1 / number.astype("float64")).astype(self.alpha.dtype)
+        with theano.configparser.change_flags(warn_float64="ignore"):
+            self.alpha.default_update = (
+                1 / number.astype("float64")).astype(self.alpha.dtype)
+        self.count = count
+
+    @classmethod
+    def of(cls, layer):
+        """Find the schedule of a layer's running averages.
+
+        Parameters
+        ----------
+        layer : BatchNormLayer
+
+        Returns
+        -------
+        CumulativeAverage or None
+            None if the layer's `alpha` is something else.
+        """
+        update = getattr(layer.alpha, "default_update", None)
+        for source in theano.gof.graph.inputs([] if update is None
+                                              else [update]):
+            if getattr(source.tag, "numbers_batches", False):
+                schedule = cls.__new__(cls)
+                schedule._number, schedule.alpha = source, layer.alpha
+                return schedule
+        return None
+
+    @property
+    def count(self):
+        return int(self._number.get_value()) - 1
+
+    @count.setter
+    def count(self, count):
+        if not np.ndim(count) == 0 or not 0 <= count == int(count):
+            raise ValueError("CumulativeAverage: count must be a whole number "
+                             "of batches, 0 or more, got %r." % (count,))
+        self._number.set_value(int(count) + 1)
+        self.alpha.set_value(
+            np.asarray(1 / (int(count) + 1), self.alpha.dtype))
 
     def reset(self):
         """Forget all batches: the next one replaces the averages."""
-        self._number.set_value(1)
-        self.alpha.set_value(lasagne.utils.floatX(1))
+        self.count = 0

@@ -1,0 +1,65 @@
+"""Find what a graph computes the values of.
+
+Users ask for the output of a layer only to learn its shape, such as
+``get_output(layer).shape[0]`` in a `ReshapeLayer`. Such an output is part of
+the graph, but no function computes it; so it must not count as an application.
+"""
+
+import theano
+import theano.tensor as T
+from theano.compile.ops import Shape, Shape_i
+from theano.scan_module.scan_op import Scan
+
+__all__ = ["needed"]
+
+
+def needed(outputs):
+    """Find the variables whose values some outputs are computed from.
+
+    Parameters
+    ----------
+    outputs : list of Theano variables
+
+    Returns
+    -------
+    set of Theano variables
+        Not among them: variables of which only the shape is used.
+    """
+    found, stack = set(), list(outputs)
+    while stack:
+        variable = stack.pop()
+        if variable not in found:
+            found.add(variable)
+            if variable.owner is not None:
+                stack.extend(_inputs_by_value(variable.owner))
+    return found
+
+
+def _inputs_by_value(node):
+    """The inputs of a node whose values, not only shapes, it uses."""
+    op = node.op
+    if isinstance(op, (Shape, Shape_i)):
+        return []
+    if isinstance(op, T.Elemwise) and isinstance(
+            op.scalar_op, theano.scalar.Second):
+        # T.fill, T.zeros_like: an array of the shape of the first input.
+        return node.inputs[1:]
+    if isinstance(op, Scan):
+        return _inputs_of_loop(node)
+    if hasattr(op, "inputs_by_value"):
+        return op.inputs_by_value(node)
+    return node.inputs
+
+
+def _inputs_of_loop(node):
+    """The same for a loop (theano.scan), whose iteration is a graph too."""
+    op, positions = node.op, list(range(len(node.inputs)))
+    in_iteration = needed(op.outputs)
+    unused = {
+        position for outer, inner in (
+            (op.outer_seqs, op.inner_seqs),
+            (op.outer_non_seqs, op.inner_non_seqs))
+        for position, variable in zip(outer(positions), inner(op.inputs))
+        if variable not in in_iteration}
+    return [node.inputs[position] for position in positions
+            if position not in unused]
