@@ -1,4 +1,4 @@
-"""What there is compared with what a network needs: names and shapes."""
+"""Compare the names and shapes of weights with those that a network needs."""
 
 import collections
 
@@ -26,7 +26,7 @@ def described(name, array):
     return "%s: %s" % (name, np.shape(array))
 
 
-def check_rows(caller, what, rows):
+def check_rows(caller, what, rows, hints=()):
     """Raise a ValueError that lists both sides, unless all rows fit.
 
     Parameters
@@ -36,13 +36,15 @@ def check_rows(caller, what, rows):
     what : str
         What holds their side.
     rows : list of Row
+    hints : sequence of str
+        Sentences that say what to do, for the end of the message.
     """
     if all(row.fits for row in rows):
         return
     rows = [Row(what, "needed by the network", True)] + rows
     width = max(len(row.theirs) for row in rows)
+    lines = ["%s %-*s  %s" % (" " if row.fits else "!", width,
+                              row.theirs or "-", row.ours or "-")
+             for row in rows]
     raise ValueError("%s: the %s does not fit the network, where marked:\n%s"
-                     % (caller, what, "\n".join(
-                         "%s %-*s  %s" % (" " if row.fits else "!", width,
-                                          row.theirs or "-", row.ours or "-")
-                         for row in rows)))
+                     % (caller, what, "\n".join([*lines, *hints])))

@@ -1,7 +1,7 @@
-"""What parameters are worth: to read where they are constant, to set at once.
-"""
+"""Read the values of parameters, and set several of them in one step."""
 
 import collections
+import functools
 import reprlib
 import warnings
 
@@ -12,6 +12,7 @@ __all__ = [
     "NotConstant",
     "Setting",
     "as_numbers",
+    "converted",
     "settable",
     "value_of",
 ]
@@ -39,15 +40,94 @@ def as_numbers(name, value):
         with warnings.catch_warnings():
             # That is how NumPy tells of lists of different lengths.
             warnings.simplefilter("error")
-            array = np.asarray(value)
+            array = _as_array(value)
     except Exception as error:
-        # Such as that of PyTorch for tensors that NumPy has no type for.
         raise TypeError("%s must be an array of numbers: %s"
                         % (name, error)) from error
     if array.dtype.kind not in "fiu":
         raise TypeError("%s must be an array of numbers, got %s."
                         % (name, reprlib.repr(value)))
     return array
+
+
+def _as_array(value):
+    if not callable(getattr(value, "detach", None)):
+        return np.asarray(value)
+    # A tensor of PyTorch: one to be trained, or on a GPU, is no array.
+    value = value.detach().cpu()
+    try:
+        return np.asarray(value)
+    except TypeError:
+        # NumPy has no type for its bfloat16.
+        return np.asarray(value.float())
+
+
+_EXPECTED = {"b": "truth values", "f": "numbers", "c": "numbers"}
+# The kinds of values that a type of each kind can hold.
+_HELD = {"b": "b", "i": "iuf", "u": "iuf", "f": "iuf", "c": "iufc"}
+
+
+def converted(name, value, dtype):
+    """A copy of a value in another type, if that type can hold it.
+
+    Parameters
+    ----------
+    name : str
+        For messages.
+    value : array_like
+    dtype : str or numpy dtype
+        Truth values, integers, floats or complex numbers.
+
+    Returns
+    -------
+    numpy array
+
+    Raises
+    ------
+    ValueError
+        If the type cannot hold one of the numbers: a fraction, or one that is
+        not finite or out of range, in a type of integers; one that becomes
+        infinite in a narrower type of floats; a complex number in a type of
+        real ones. Rounding is no reason.
+    """
+    value, dtype = np.asarray(value), np.dtype(dtype)
+    if value.dtype.kind not in _HELD[dtype.kind]:
+        found = "an array of type %s" % value.dtype
+    elif dtype.kind in "iu":
+        found = _no_integer(value, np.iinfo(dtype))
+    else:
+        found = _too_large(value, dtype)
+    if found is not None:
+        expected = _EXPECTED.get(dtype.kind)
+        if expected is None:
+            expected = "whole numbers from %d to %d" % (
+                np.iinfo(dtype).min, np.iinfo(dtype).max)
+        raise ValueError("%s must be an array of %s, which its type %s can "
+                         "hold, got %s." % (name, expected, dtype, found))
+    return np.array(value, dtype=dtype)
+
+
+def _no_integer(value, limits):
+    """A number that is not whole, or beyond the limits; or None."""
+    if value.dtype.kind == "f":
+        whole = np.isfinite(value) & (np.floor(value) == value)
+        if not np.all(whole):
+            return value[~whole][0]
+    if not value.size:
+        return None
+    # Python compares integers of any size.
+    extremes = int(np.min(value)), int(np.max(value))
+    return next((number for number in extremes
+                 if not limits.min <= number <= limits.max), None)
+
+
+def _too_large(value, dtype):
+    """A finite number that is infinite in a type; or None."""
+    if dtype.kind == "b":
+        return None
+    with np.errstate(over="ignore"):
+        lost = np.isinf(value.astype(dtype)) & ~np.isinf(value)
+    return value[lost][0] if np.any(lost) else None
 
 
 class NotConstant(ValueError):
@@ -123,40 +203,84 @@ def _why_not_constant(source):
 
 
 class Setting(object):
-    """Shared variables that are to be set: all of them or, on an error, none.
+    """Values that are to be set: all of them or, on an error, none.
+
+    Parameters
+    ----------
+    caller : str or None
+        The function that the user called, for messages.
     """
 
-    def __init__(self):
+    def __init__(self, caller=None):
+        self._prefix = "" if caller is None else caller + ": "
         self._values = collections.OrderedDict()
+        self._attributes = collections.OrderedDict()
 
-    def add(self, variable, value):
+    def add(self, variable, value, name=None):
         """Have a variable set to a value of its shape.
+
+        Parameters
+        ----------
+        variable : Theano shared variable
+        value : array_like
+        name : str or None
+            For messages. By default, the variable's own.
 
         Raises
         ------
         ValueError
-            If it is to be set to another value already, has another shape, or
-            cannot hold numbers as large.
+            If the variable is to be set to another value already, has another
+            shape, or has a type that cannot hold the value; or if the value
+            holds NaN.
         """
+        name = self._prefix + str(name or variable)
         shape = variable.get_value(borrow=True).shape
         if np.shape(value) != shape:
             raise ValueError("%s is of shape %s, got %s."
-                             % (variable, shape, np.shape(value)))
-        with np.errstate(over="ignore"):
-            converted = np.array(value, dtype=variable.dtype)
-        if np.any(np.isinf(converted) & ~np.isinf(value)):
-            largest = np.max(np.abs(value))
-            raise ValueError("%s is of type %s, which is too narrow for %s."
-                             % (variable, variable.dtype, largest))
-        before = self._values.setdefault(variable, converted)
-        if not np.all((before == converted) | (before != before)):
+                             % (name, shape, np.shape(value)))
+        value = converted(name, value, variable.dtype)
+        if value.dtype.kind in "fc" and np.any(np.isnan(value)):
+            raise ValueError("%s must be an array of numbers, got %d NaN among"
+                             " %d values. Take weights from before training "
+                             "diverged." % (name, np.sum(np.isnan(value)),
+                                            value.size))
+        before = self._values.setdefault(variable, value)
+        if not np.array_equal(before, value):
             raise ValueError("%s is shared by layers whose weights differ."
-                             % variable)
+                             % name)
 
     def add_all(self, values):
         for variable, value in values:
             self.add(variable, value)
 
+    def add_attribute(self, holder, attribute, value, name):
+        """Have an attribute of an object set.
+
+        Raises
+        ------
+        ValueError
+            If it is to be set to another value already.
+        """
+        before = self._attributes.setdefault((holder, attribute), value)
+        if before != value:
+            raise ValueError("%s%s is shared by layers whose values differ: "
+                             "%s and %s." % (self._prefix, name, before,
+                                             value))
+
     def carry_out(self):
-        for variable, value in self._values.items():
-            variable.set_value(value)
+        undo = []
+        try:
+            for variable, value in self._values.items():
+                before = variable.get_value(borrow=True,
+                                            return_internal_type=True)
+                variable.set_value(value)
+                undo.append((variable.set_value, before))
+            for (holder, attribute), value in self._attributes.items():
+                before = getattr(holder, attribute)
+                undo.append((functools.partial(setattr, holder, attribute),
+                             before))
+                setattr(holder, attribute, value)
+        except BaseException:
+            for put_back, before in reversed(undo):
+                put_back(before)
+            raise

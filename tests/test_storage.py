@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bnlasagne import (
     BatchNormLayer,
+    CumulativeAverage,
     batch_norm,
     fold_batch_norm,
     load_network,
@@ -24,11 +25,13 @@ from lasagne.layers import (
     DenseLayer,
     GRULayer,
     InputLayer,
+    Layer,
     get_all_param_values,
     get_all_params,
     get_output,
 )
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy import sparse
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -383,6 +386,84 @@ def test_other_types_of_numbers(float64):
         assert value.dtype == "float64" and np.all(value == 1)
 
 
+def with_values(value, name="s.n", layer_name="s"):
+    """A layer with one more parameter, of any type."""
+    class Other(Layer):
+        def __init__(self, incoming, **kwargs):
+            super(Other, self).__init__(incoming, **kwargs)
+            self.n = theano.shared(value)
+            self.params[self.n] = set()
+
+    return Other(InputLayer((None, 3)), name=layer_name)
+
+
+@pytest.mark.parametrize("value, found, expected", [
+    (np.array([1, 2]), np.array([.5, 2]), "whole numbers from .* got 0.5"),
+    (np.array([1, 2]), np.array([1, np.nan]), "whole numbers from .* got nan"),
+    (np.array([1, 2], "int8"), np.array([1, 128]), "w.* to 127, .* got 128"),
+    (np.array([1, 2], "uint8"), np.array([-1, 1]), "w.* 0 to 255, .* got -1"),
+    (np.array([1., 2]), np.array([1, np.nan]), "numbers, got 1 NaN"),
+    (np.array([1, 2], "float32"), np.array([1, 1e39]), "numbers, .*got 1e.39"),
+    (np.array([True, False]), np.array([1, 0]), "truth values, .* int"),
+    (np.array([1., 2]), np.array([True, False]), "numbers, .* bool"),
+    (np.array([1., 2]), np.array([1, 2j]), "numbers, .* complex128"),
+])
+def test_what_a_type_cannot_hold(value, found, expected):
+    layer = DenseLayer(with_values(value), 2, name="fc")
+    before = bits(layer)
+    values = dict(arrays(layer), **{"s.n": found})
+    values["fc.b"] = np.ones(2)
+    with pytest.raises(ValueError, match=r"^load_network\(\): s\.n must be an "
+                                         "array of " + expected):
+        load(layer, npz(values))
+    assert bits(layer) == before
+
+
+def test_saving_nan_warns(tmp_path):
+    layer = with_values(np.array([1., np.nan]))
+    with pytest.warns(RuntimeWarning, match=r"save_network\(\): there is NaN "
+                                            r"in s\.n\. load_network\(\) w"):
+        save_network(layer, tmp_path / "it.npz")
+    with pytest.raises(ValueError, match=r"s\.n must be .*, got 1 NaN"):
+        load_network(layer, tmp_path / "it.npz")
+
+
+@pytest.mark.parametrize("value", [
+    np.array([True, False]), np.array([1, 2j], "complex64"),
+    np.array([1, 2], "int8"), np.array([1, 2], "float16")],
+    ids=lambda value: value.dtype.name)
+def test_what_is_saved_loads(value):
+    first, second = with_values(value), with_values(np.zeros_like(value))
+    load(second, saved(first))
+    assert bits(second) == bits(first)
+
+
+@pytest.mark.parametrize("value", [
+    sparse.csr_matrix(np.eye(3)), sparse.csc_matrix(np.eye(3))],
+    ids=["csr", "csc"])
+def test_sparse_is_not_saved(value):
+    file = io.BytesIO()
+    with pytest.raises(TypeError, match=r"save_network\(\): s\.n must be an "
+                                        "array of .*got a cs._matrix"):
+        save_network(with_values(value), file)
+    assert not file.getvalue()
+
+
+@pytest.mark.parametrize("name, error, expected", [
+    ("a\0b", ValueError, r"Other 'a\\x00b' has a character in its name"),
+    ("a\ud800", ValueError, r"Other 'a\\ud800' has a character in its name"),
+    (5, TypeError, "Other 5 must have a name of text"),
+    (b"a", TypeError, "Other b'a' must have a name of text"),
+])
+def test_names_that_no_file_can_have(tmp_path, name, error, expected):
+    layer = with_values(np.zeros(3), layer_name=name)
+    for file in (io.BytesIO(), str(tmp_path / "it.npz")):
+        with pytest.raises(error, match=r"save_network\(\): " + expected):
+            save_network(layer, file)
+        assert not isinstance(file, io.BytesIO) or not file.getvalue()
+    assert not os.listdir(str(tmp_path))
+
+
 # --- files that are no sound ones ------------------------------------------
 
 class Trap(object):
@@ -546,3 +627,217 @@ def test_one_array(tmp_path):
     np.save(str(path), np.zeros(3))
     with pytest.raises(ValueError, match="one array only"):
         load_network(small(3), path)
+
+
+# --- arrays that are not unpacked ------------------------------------------
+
+def zipped(members):
+    """A file of (name, header or None, bytes), compressed."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, header, content in members:
+            stream = io.BytesIO()
+            if header is not None:
+                np.lib.format.write_array_header_1_0(stream, dict(
+                    {"fortran_order": False}, **header))
+            archive.writestr(name, stream.getvalue() + content)
+    return file.getvalue()
+
+
+@pytest.fixture
+def only_headers(monkeypatch):
+    """No array in a file may be read."""
+    def read(*args, **kwargs):
+        raise AssertionError("an array was read")
+
+    monkeypatch.setattr(np.lib.format, "read_array", read)
+
+
+HUGE = 1 << 24
+
+
+@pytest.mark.parametrize("header, content, expected", [
+    ({"shape": (1, HUGE), "descr": "|i1"}, bytes(HUGE),
+     r"! n.mean: \(1, 16777216\) +n.mean: \(1, 2\)"),
+    ({"shape": (1, 2), "descr": "|V8000000"}, bytes(HUGE), "array of numbers"),
+    ({"shape": (1, 2), "descr": "<U2000000"}, bytes(HUGE), "array of numbers"),
+    ({"shape": (1, 2), "descr": "|O"}, b"", "must be an array of numbers"),
+    ({"shape": (1, 2), "descr": [("a", "<f8")]}, bytes(16), "of numbers"),
+    # More bytes, or fewer, than a header says.
+    ({"shape": (1, 2), "descr": "<f8"}, bytes(HUGE), "must take 144 to be"),
+    ({"shape": (1, 2), "descr": "<f8"}, bytes(8), "must take 144 to be"),
+    ({"shape": (1, 1 << 60), "descr": "<f8"}, bytes(8), "bytes, and must"),
+])
+def test_refused_by_its_header(only_headers, header, content, expected):
+    layer = small(1)
+    before = bits(layer)
+    file = zipped([("n.mean.npy", header, content),
+                   ("n.std.npy", {"shape": (1, 2), "descr": "<f8"},
+                    bytes(16))])
+    assert len(file) < 20000
+    with pytest.raises(ValueError, match=expected):
+        load(layer, file)
+    assert bits(layer) == before
+
+
+def test_long_header(only_headers):
+    """Such as of version 2, which may have gigabytes of blanks."""
+    header = b"\x93NUMPY\x02\x00" + (HUGE).to_bytes(4, "little")
+    with pytest.raises(ValueError, match="no sound file.*n.mean must be"):
+        load(small(1), zipped([("n.mean.npy", None, header + b" " * HUGE)]))
+
+
+def test_two_arrays_of_a_name(only_headers):
+    header = {"shape": (1, 2), "descr": "<f8"}
+    with pytest.raises(ValueError, match="two arrays of the name n.mean"):
+        load(small(1), zipped([("n.mean.npy", header, bytes(16)),
+                               ("n.mean", header, bytes(16))]))
+
+
+def test_compressed(rng, tmp_path):
+    first, second = randomize(build(), rng), build()
+    np.savez_compressed(str(tmp_path / "it.npz"), **arrays(first))
+    load_network(second, tmp_path / "it.npz")
+    assert bits(first) == bits(second)
+
+
+# --- what is no regular file -----------------------------------------------
+
+def fifo(path):
+    os.mkfifo(path)
+
+
+def loop(path):
+    os.symlink(path, path)
+
+
+def link_to_device(path):
+    os.symlink(os.devnull, path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has none of these")
+@pytest.mark.parametrize("make", [fifo, loop, link_to_device, os.mkdir])
+def test_no_regular_file(tmp_path, make):
+    path = str(tmp_path / "it")
+    make(path)
+    before = os.lstat(path).st_mode
+    with pytest.raises(OSError, match="regular file.*mode 'wb'|directory"):
+        save_network(small(3), path)
+    assert os.lstat(path).st_mode == before
+    assert os.listdir(str(tmp_path)) == ["it"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_through_a_link(tmp_path):
+    os.symlink("target", str(tmp_path / "link"))
+    save_network(small(3), tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    layer = small(1)
+    load_network(layer, tmp_path / "target")
+    assert bits(layer) == bits(small(3))
+
+
+class Unseekable(io.RawIOBase):
+    """A pipe, say."""
+
+    def __init__(self):
+        self.content = b""
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        self.content += bytes(data)
+        return len(data)
+
+
+def test_stream():
+    stream, layer = Unseekable(), small(1)
+    save_network(small(3), stream)
+    load(layer, stream.content)
+    assert bits(layer) == bits(small(3))
+
+
+@pytest.mark.parametrize("function", [save_network, load_network])
+@pytest.mark.parametrize("file", [None, 0, 1.5, ["it.npz"], io.StringIO()],
+                         ids=["None", "0", "1.5", "list", "text"])
+def test_no_file(function, file):
+    with pytest.raises(TypeError, match=r"%s\(\): file must be a path, or a "
+                                        "file object that is open in binary "
+                                        "mode, got " % function.__name__):
+        function(small(3), file)
+
+
+# --- weights of batches ----------------------------------------------------
+
+def counted(count, names=("a", "b"), average=None):
+    average = average or CumulativeAverage(count)
+    layer = InputLayer((None, 2))
+    for name in names:
+        layer = BatchNormLayer(layer, name=name, alpha=average.alpha)
+    return layer, average
+
+
+def test_count_is_restored(floatX):
+    content = saved(counted(7)[0])
+    with np.load(io.BytesIO(content)) as found:
+        assert found["a.count"] == found["b.count"] == 7
+        assert found["a.count"].dtype == "int64"
+    layer, average = counted(2)
+    load(layer, content)
+    assert average.count == 7
+    assert_allclose(average.alpha.get_value(), 1 / 8)
+
+
+def test_count_is_optional():
+    """Files of older versions, and networks of another weight."""
+    plain = BatchNormLayer(BatchNormLayer((None, 2), name="a"), name="b")
+    layer, average = counted(7)
+    with_counts, without = saved(layer), saved(plain)
+    load(plain, with_counts)
+    load(layer, without)
+    assert average.count == 7
+    with pytest.raises(ValueError, match=r"! c.count: \(\) +-"):
+        load(layer, npz(dict(arrays(layer), **{"c.count": np.array(3)})))
+    with pytest.raises(ValueError, match=r"! input.count: \(\) +-"):
+        load(layer, npz(dict(arrays(layer), **{"input.count": np.array(3)})))
+
+
+@pytest.mark.parametrize("change, expected", [
+    ({"b.count": np.array(4)}, "b.count is shared by layers .*: 3 and 4"),
+    ({"a.count": np.array(-1)}, "a.count must be a number of batches.*got -1"),
+    ({"a.count": np.array(1.5)}, "a.count must be an array of whole numbers"),
+    ({"a.count": np.array([3])}, r"! a.count: \(1,\) +a.count: \(\)"),
+    ({"b.std": np.full((1, 2), np.nan)}, r"b.std must be .* got 2 NaN"),
+])
+def test_count_is_left_on_an_error(change, expected):
+    layer, average = counted(7)
+    values = arrays(counted(3)[0])
+    values["a.mean"] = np.ones((1, 2))
+    before = bits(layer)
+    with pytest.raises(ValueError, match=expected):
+        load(layer, npz(dict(values, **change)))
+    assert average.count == 7 and bits(layer) == before
+
+
+def test_counts_of_several():
+    first, second = CumulativeAverage(3), CumulativeAverage(4)
+    network = [counted(0, "a", first)[0], counted(0, "b", second)[0]]
+    content = saved(network)
+    first.reset()
+    second.reset()
+    load(network, content)
+    assert (first.count, second.count) == (3, 4)
+
+
+def test_count_and_a_parameter_of_that_name():
+    class Counting(BatchNormLayer):
+        def __init__(self, *args, **kwargs):
+            super(Counting, self).__init__(*args, **kwargs)
+            self.count = self.add_param(theano.shared(np.array(1)), (), "n")
+
+    layer = Counting((None, 2), name="a")
+    load(layer, saved(layer))
+    layer = Counting((None, 2), name="a", alpha=CumulativeAverage().alpha)
+    with pytest.raises(ValueError, match="the same name in the file: a.count"):
+        saved(layer)

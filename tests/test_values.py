@@ -1,6 +1,6 @@
-"""What parameters are worth, and setting many at once."""
+"""Values of parameters, and setting several in one step."""
 
-from bnlasagne.values import NotConstant, Setting, value_of
+from bnlasagne.values import NotConstant, Setting, converted, value_of
 
 import numpy as np
 import pytest
@@ -132,19 +132,118 @@ def test_twice(variables):
 def test_all_or_none(variables):
     setting = Setting()
     setting.add(variables[0], [5])
-    with pytest.raises(ValueError, match="v2 is of type float32, which is too "
-                                         "narrow for 1e"):
+    with pytest.raises(ValueError, match="v2 must be an array of numbers, "
+                                         r"which its type float32 can.*-1e\+30"
+                       ):
         setting.add(variables[1], [5, -1e300])
     assert_untouched(variables)
 
 
-@pytest.mark.parametrize("number", [np.nan, np.inf])
-def test_what_is_not_finite(variables, number):
+def test_infinite(variables):
     setting = Setting()
     for _ in range(2):
-        setting.add(variables[1], [5, number])
+        setting.add(variables[1], [5, np.inf])
     setting.carry_out()
-    assert_array_equal(variables[1].get_value(), [5, number])
+    assert_array_equal(variables[1].get_value(), [5, np.inf])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+def test_not_a_number(dtype):
+    variable = theano.shared(np.zeros(2, dtype), "v")
+    setting = Setting("load()")
+    with pytest.raises(ValueError, match=r"^load\(\): fc.W must be an array "
+                                         "of numbers, got 1 NaN among 2 val"):
+        setting.add(variable, [5, np.nan], "fc.W")
+    setting.carry_out()
+    assert_array_equal(variable.get_value(), [0, 0])
+
+
+@pytest.mark.parametrize("fails", [1, 2])
+def test_all_is_put_back(variables, monkeypatch, fails):
+    """An error in the middle, such as one of memory, undoes the others."""
+    def fail(*args, **kwargs):
+        raise MemoryError
+
+    class Holder(object):
+        @property
+        def first(self):
+            return self._first
+
+        @first.setter
+        def first(self, value):
+            self._first = value
+            if value == fails:
+                raise MemoryError
+
+    holder = Holder()
+    holder.first = 0
+    setting = Setting()
+    setting.add(variables[0], [5])
+    setting.add(variables[1], [6, 7])
+    setting.add_attribute(holder, "first", 2, "first")
+    if fails == 1:
+        monkeypatch.setattr(variables[1], "set_value", fail)
+    with pytest.raises(MemoryError):
+        setting.carry_out()
+    monkeypatch.undo()
+    assert_untouched(variables)
+    assert holder.first == 0
+
+
+def test_attributes_that_differ():
+    setting, holder = Setting(), theano.shared(0)
+    setting.add_attribute(holder, "name", "a", "first")
+    setting.add_attribute(holder, "name", "a", "second")
+    with pytest.raises(ValueError, match="third is shared by layers whose "
+                                         "values differ: a and b"):
+        setting.add_attribute(holder, "name", "b", "third")
+
+
+# --- converted() -----------------------------------------------------------
+
+WIDE = np.finfo("float64").max
+
+
+@pytest.mark.parametrize("value, dtype", [
+    ([1., -2., 0.], "int8"), ([255.], "uint8"), ([2. ** 62], "int64"),
+    (np.array([2 ** 63], "uint64"), "uint64"), ([3], "float16"),
+    ([1.1], "float16"), ([np.inf, np.nan], "float16"), ([65504.], "float16"),
+    ([1], "complex64"), ([1j], "complex128"), ([True, False], "bool"),
+    (np.zeros((0, 3)), "int32"), (np.array(5.), "int8"), ([-0.], "uint8"),
+    (np.array([2 ** 53 + 1]), "float32"),
+])
+def test_held(value, dtype):
+    found = converted("it", value, dtype)
+    assert found.dtype == dtype and found.shape == np.shape(value)
+    assert_array_equal(found, np.asarray(value).astype(dtype))
+
+
+@pytest.mark.parametrize("value, dtype, expected, found", [
+    ([1, .5], "int64", "whole numbers from -9223372036854775808 to", "0.5"),
+    ([np.nan], "int32", "whole numbers from", "nan"),
+    ([np.inf], "int32", "whole numbers from", "inf"),
+    ([-1], "uint8", "whole numbers from 0 to 255", "-1"),
+    ([256.], "uint8", "whole numbers from 0 to 255", "256"),
+    (np.array([2. ** 63]), "int64", "whole numbers", "9223372036854775808"),
+    (np.array([2 ** 63], "uint64"), "int64", "whole", "9223372036854775808"),
+    (np.array([300], "float16"), "int8", "whole numbers", "300"),
+    ([True], "int8", "whole numbers", "an array of type bool"),
+    ([1], "bool", "truth values", "an array of type int64"),
+    ([True], "float32", "numbers", "an array of type bool"),
+    ([1j], "float32", "numbers", "an array of type complex128"),
+    ([1j], "int32", "whole numbers", "an array of type complex128"),
+    ([0., WIDE], "float32", "numbers", "1.79"),
+    ([1e5], "float16", "numbers", "100000.0"),
+    ([WIDE * 1j], "complex64", "numbers", "1.79"),
+    (["a"], "float32", "numbers", "an array of type <U1"),
+])
+def test_not_held(value, dtype, expected, found):
+    with pytest.raises(ValueError) as caught:
+        converted("it", value, dtype)
+    text = str(caught.value)
+    assert text.startswith("it must be an array of " + expected)
+    assert "its type %s can hold" % dtype in text
+    assert found in text.partition(", got ")[2]
 
 
 def test_broadcastable():
