@@ -2,10 +2,13 @@
 
 import collections
 import copy
+import dis
+import functools
 import types
 
 import lasagne
 import theano
+from theano.gof.graph import ancestors, inputs, io_toposort
 from theano.sandbox.rng_mrg import MRG_RandomStreams
 from theano.tensor.shared_randomstreams import RandomStreams
 
@@ -15,10 +18,14 @@ __all__ = [
     "copy_network",
     "inputs_of",
     "layers_in",
+    "references_of",
     "replace_layer",
+    "variables_of",
 ]
 
 _CONTAINERS = (list, tuple, set, dict, collections.OrderedDict)
+# Packages whose functions and objects refer to no network.
+_LIBRARIES = ("lasagne", "theano", "numpy", "bnlasagne")
 
 
 def checked_layers(network, caller):
@@ -100,21 +107,51 @@ def layers_in(layer):
     Returns
     -------
     list of Layer
-        One for each reference.
+        One for each reference. References from within functions are left out.
     """
+    return [value for value in _leaves(layer, _Mapping)
+            if isinstance(value, lasagne.layers.Layer)]
+
+
+def references_of(layer):
+    """The same as :func:`layers_in`, and the references within functions.
+
+    A function refers to the values that it closes over, to its defaults and to
+    the global variables that it reads.
+    """
+    return [value for value in _leaves(layer, _DeepMapping)
+            if isinstance(value, lasagne.layers.Layer)]
+
+
+def variables_of(layer):
+    """The Theano variables that a layer refers to, within functions as well.
+
+    Without those that are nothing but registered as its parameters.
+    """
+    return [value for value in _leaves(layer, _DeepMapping, ("params",))
+            if isinstance(value, theano.Variable)]
+
+
+def _leaves(layer, kind, skip=()):
+    """What a layer's attributes refer to, apart from its inputs."""
     found = []
+
+    def add(value):
+        found.append(value)
+        return value
+
+    mapping = kind(add)
     for name, value in vars(layer).items():
-        if name not in ("input_layer", "input_layers"):
-            _map(value, lambda each: found.append(each)
-                 if isinstance(each, lasagne.layers.Layer) else None)
+        if name not in ("input_layer", "input_layers") + skip:
+            mapping(value)
     return found
 
 
 def replace_layer(holder, old, new):
     """Have a layer refer to another in the place of one, as input or not."""
+    mapping = _Mapping(lambda each: new if each is old else each)
     for name, value in vars(holder).items():
-        vars(holder)[name] = _map(
-            value, lambda each: new if each is old else each)
+        vars(holder)[name] = mapping(value)
 
 
 def copy_network(layers):
@@ -129,28 +166,47 @@ def copy_network(layers):
     -------
     dict of Layer to Layer
         From the network's layers to their copies, in the order of
-        :func:`all_layers`.
+        :func:`all_layers`; then from layers that only functions refer to.
 
     Notes
     -----
-    What layers share, their copies share as well: parameters, and parts of
-    parameters that are expressions. Input layers are not copied, so that those
-    who have them at hand can give both networks their inputs by them. What
-    functions and objects other than layers refer to is not copied, either.
+    The copies of two layers share what the two layers share: parameters, and
+    parts of parameters that are expressions. The copy shares its input layers
+    with the original, so that ``get_output(copy, {l_in: x})`` works for both.
+    A function that refers to layers or parameters of the network is copied,
+    too; so is an object that can be called. What other objects refer to is not
+    copied.
     """
-    copier = _Copier()
+    found = all_layers(layers)
+    copier = _Copier(found)
     # Copying goes from inside to outside, which is another order.
-    return collections.OrderedDict((layer, copier.copy(layer))
-                                   for layer in all_layers(layers))
+    copies = collections.OrderedDict((layer, copier.copy(layer))
+                                     for layer in found)
+    for layer, new in copier.layers.items():
+        copies.setdefault(layer, new)
+    return copies
 
 
 class _Copier(object):
-    """Copies layers and shared variables, each once."""
+    """Copy layers and shared variables, each once.
 
-    def __init__(self):
+    Parameters
+    ----------
+    layers : list of Layer
+        The layers whose parameters are to be copied, whatever else they are.
+    """
+
+    def __init__(self, layers):
         self.layers = {}
         self._variables = {}
+        self._containers = {}
         self._streams = {}
+        self._mapping = _DeepMapping(self._own)
+        params = {source for layer in layers
+                  for source in inputs(list(layer.params))}
+        for layer in layers:
+            if _stays(layer):
+                self._keep(layer.input_var, params)
 
     def copy(self, layer):
         if layer in self.layers:
@@ -158,7 +214,7 @@ class _Copier(object):
         # In their order: inputs first, however deep the network is.
         for below in lasagne.layers.get_all_layers(layer)[:-1]:
             self.copy(below)
-        if isinstance(layer, lasagne.layers.InputLayer) and not layer.params:
+        if _stays(layer):
             self.layers[layer] = layer
             return layer
         if layer in self.layers:  # One below refers to it.
@@ -166,18 +222,22 @@ class _Copier(object):
         new = self.layers[layer] = copy.copy(layer)
         for name, value in vars(layer).items():
             if name != "input_var":  # It may be shared, but is data.
-                vars(new)[name] = _map(value, self._own)
+                vars(new)[name] = self._mapping(value)
         return new
+
+    def _keep(self, input_var, params):
+        """Have the copy refer to an input variable, not to a copy of it."""
+        self._variables[input_var] = input_var
+        for source in ancestors([input_var]):
+            # Data, as well: the input may be a slice of a shared variable.
+            if source.owner is None and source not in params:
+                self._variables[source] = source
 
     def _own(self, value):
         if isinstance(value, lasagne.layers.Layer):
             return self.copy(value)
-        if isinstance(value, theano.compile.SharedVariable):
-            return self._shared(value)
         if isinstance(value, theano.Variable):
-            return self._expression(value)
-        if isinstance(value, types.MethodType):
-            return types.MethodType(value.__func__, self._own(value.__self__))
+            return self._variable(value)
         if isinstance(value, (MRG_RandomStreams, RandomStreams)):
             # What was drawn already stays with the original.
             if value not in self._streams:
@@ -186,37 +246,232 @@ class _Copier(object):
             return self._streams[value]
         return value
 
+    def _variable(self, variable):
+        """The copy of a variable; itself, if nothing in it is copied."""
+        if variable in self._variables:
+            return self._variables[variable]
+        if isinstance(variable, theano.compile.SharedVariable):
+            return self._shared(variable)
+        # Starts from what is known, so that parts that several expressions
+        # share are shared by their copies.
+        for node in io_toposort(list(self._variables), [variable]):
+            sources = list(map(self._source, node.inputs))
+            op = self._op(node.op)
+            new = node
+            if op is not node.op or any(
+                    source is not old
+                    for source, old in zip(sources, node.inputs)):
+                new = node.clone_with_new_inputs(sources)
+                new.op = op
+            for old, output in zip(node.outputs, new.outputs):
+                self._variables.setdefault(old, output)
+        return self._variables.get(variable, variable)
+
+    def _source(self, variable):
+        if isinstance(variable, theano.compile.SharedVariable):
+            return self._shared(variable)
+        return self._variables.get(variable, variable)
+
+    def _op(self, op):
+        """An Op, of the copies of the layers that it names."""
+        own = {name: value for name, value in vars(op).items()
+               if isinstance(value, lasagne.layers.Layer)}
+        if own:
+            op = copy.copy(op)
+            vars(op).update((name, self.copy(layer))
+                            for name, layer in own.items())
+        return op
+
     def _shared(self, variable):
         if variable not in self._variables:
-            new = type(variable)(
-                name=variable.name, type=variable.type, strict=True,
-                value=variable.get_value(return_internal_type=True))
-            new.tag = copy.copy(variable.tag)
+            known = self._containers.get(variable.container)
+            if known is None:
+                new = type(variable)(
+                    name=variable.name, type=variable.type, strict=True,
+                    value=variable.get_value(return_internal_type=True))
+                self._containers[variable.container] = new
+            else:
+                # An alias, such as the clone of a running average that an
+                # application has: one memory for both.
+                new = known.clone()
+                new.name = variable.name
             self._variables[variable] = new
-            # After the last line: it may be made of the variable itself.
+            new.tag = copy.copy(variable.tag)
+            for name, value in vars(variable.tag).items():
+                if isinstance(value, theano.Variable):
+                    setattr(new.tag, name, self._variable(value))
+            # After the copy is known: it may be made of the variable itself.
             update = getattr(variable, "default_update", None)
             if update is not None:
-                new.default_update = self._own(update)
-        return self._variables[variable]
-
-    def _expression(self, variable):
-        if variable not in self._variables:
-            replace = {source: self._shared(source) for source
-                       in theano.gof.graph.inputs([variable])
-                       if isinstance(source, theano.compile.SharedVariable)}
-            self._variables[variable] = theano.clone(
-                variable, replace, share_inputs=True) if replace else variable
+                new.default_update = self._variable(update)
         return self._variables[variable]
 
 
-def _map(value, function):
-    """Apply a function to a value, or to what is in a container."""
-    if isinstance(value, tuple) and hasattr(value, "_make"):
-        return value._make(_map(each, function) for each in value)
-    # Only to the plain types: what others are made of is not known.
-    if type(value) not in _CONTAINERS:
-        return function(value)
-    if isinstance(value, dict):
-        return type(value)((_map(key, function), _map(each, function))
-                           for key, each in value.items())
-    return type(value)(_map(each, function) for each in value)
+def _stays(layer):
+    """Whether the copy of a network has the layer itself."""
+    return isinstance(layer, lasagne.layers.InputLayer) and not layer.params
+
+
+class _Mapping(object):
+    """Apply a function to a value, or to what is in a container.
+
+    Parameters
+    ----------
+    function : callable
+    """
+
+    def __init__(self, function):
+        self._function = function
+
+    def __call__(self, value):
+        if isinstance(value, tuple) and hasattr(value, "_make"):
+            return value._make(map(self, value))
+        # Only to the plain types: what others are made of is not known.
+        if type(value) not in _CONTAINERS:
+            return self._single(value)
+        if isinstance(value, dict):
+            return type(value)((self(key), self(each))
+                               for key, each in value.items())
+        return type(value)(map(self, value))
+
+    def _single(self, value):
+        if isinstance(value, types.MethodType):
+            return types.MethodType(value.__func__, self(value.__self__))
+        return self._function(value)
+
+
+class _DeepMapping(_Mapping):
+    """The same, within functions and objects that can be called.
+
+    Functions and objects in which nothing changes stay the same objects.
+    """
+
+    def __init__(self, function):
+        super(_DeepMapping, self).__init__(function)
+        self._open = set()
+
+    def _single(self, value):
+        if isinstance(value, (lasagne.layers.Layer, theano.Variable)):
+            return self._function(value)
+        within = self._within(value)
+        if within is None or id(value) in self._open:
+            return self._function(value)
+        self._open.add(id(value))
+        try:
+            return within(value)
+        finally:
+            self._open.remove(id(value))
+
+    def _within(self, value):
+        """What to do with a value that refers to others, or None."""
+        if isinstance(value, types.MethodType):
+            return self._method
+        if isinstance(value, types.FunctionType):
+            return self._copied_function
+        if isinstance(value, functools.partial):
+            return self._partial
+        if callable(value) and not isinstance(value, type) and hasattr(
+                value, "__dict__") and not _in_library(type(value)):
+            return self._object
+        return None
+
+    def _kept(self, value):
+        """The mapped value; the value itself, where nothing is different."""
+        new = self(value)
+        return value if _same(new, value) else new
+
+    def _method(self, method):
+        owner = self._kept(method.__self__)
+        return method if owner is method.__self__ \
+            else types.MethodType(method.__func__, owner)
+
+    def _partial(self, partial):
+        old = partial.func, partial.args, partial.keywords
+        new = tuple(self._kept(each) for each in old)
+        return partial if _same(new, old) \
+            else type(partial)(new[0], *new[1], **new[2])
+
+    def _object(self, value):
+        old = vars(value)
+        new = {name: self._kept(each) for name, each in old.items()}
+        if _same(new, old):
+            return value
+        changed = copy.copy(value)
+        vars(changed).update(new)
+        return changed
+
+    def _copied_function(self, function):
+        cells = function.__closure__ or ()
+        old = {
+            "cells": [_content(cell) for cell in cells],
+            "defaults": function.__defaults__,
+            "kwdefaults": function.__kwdefaults__,
+            "vars": vars(function),
+            "globals": _globals_of(function),
+        }
+        new = {name: self._kept(each) for name, each in old.items()}
+        if _same(new, old):
+            return function
+        closure = tuple(cell if after is before else types.CellType(after)
+                        for cell, before, after
+                        in zip(cells, old["cells"], new["cells"]))
+        names = function.__globals__
+        if new["globals"] is not old["globals"]:
+            names = {name: names[name] for name in _names(function.__code__)
+                     if name in names}
+            names.update(new["globals"])
+            names["__name__"] = function.__module__
+        changed = types.FunctionType(
+            function.__code__, names, function.__name__, new["defaults"],
+            closure)
+        changed.__kwdefaults__ = new["kwdefaults"]
+        changed.__dict__.update(new["vars"])
+        changed.__qualname__ = function.__qualname__
+        changed.__doc__ = function.__doc__
+        return changed
+
+
+def _same(new, old):
+    """Whether a mapped value is made of the very same objects."""
+    if new is old:
+        return True
+    if type(new) is not type(old) or not isinstance(old, _CONTAINERS):
+        return False
+    if isinstance(old, dict):
+        new, old = ([each for item in value.items() for each in item]
+                    for value in (new, old))
+    elif isinstance(old, set):
+        return {id(each) for each in new} == {id(each) for each in old}
+    return len(new) == len(old) and all(map(_same, new, old))
+
+
+def _in_library(thing):
+    module = getattr(thing, "__module__", None) or ""
+    return module.split(".")[0] in _LIBRARIES
+
+
+def _content(cell):
+    try:
+        return cell.cell_contents
+    except ValueError:  # Nothing is in it yet.
+        return None
+
+
+def _globals_of(function):
+    """What a function refers to by global variables of its module."""
+    if _in_library(function):
+        return {}
+    names = function.__globals__
+    found = {name: names[name] for name in _names(function.__code__)
+             if name in names}
+    # Functions of other modules have nothing of this one's.
+    return {name: value for name, value in found.items()
+            if getattr(value, "__globals__", names) is names}
+
+
+def _names(code):
+    """The global variables that code reads, functions within included."""
+    found = {instruction.argval for instruction in dis.get_instructions(code)
+             if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    return found.union(*(_names(each) for each in code.co_consts
+                         if isinstance(each, types.CodeType)))
