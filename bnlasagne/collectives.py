@@ -9,6 +9,10 @@ the graph allows it, which is the same wherever the same program runs.
 The first token comes from a :class:`Schedule`, which knows all that is to
 follow. Each time the function is called, it first compares that with the other
 ranks' (:meth:`Channel.agree`).
+
+Equal messages do not make equal functions. So a schedule also names the shared
+variables that the function updates, and the outputs that it computes from
+messages. See :func:`_updates` and :func:`_outputs`.
 """
 
 import collections
@@ -305,17 +309,21 @@ class Schedule(theano.Op):
     channels : tuple of Channel
         All that the function uses.
     lines : tuple of tuple of str
-        For each channel, what is communicated there, in order.
+        For each channel, what is communicated there, in order; then what the
+        function updates and returns.
+    n_messages : tuple of int
+        For each channel, the number of lines that stand for a message.
     """
 
-    __props__ = ("channels", "lines")
+    __props__ = ("channels", "lines", "n_messages")
 
-    def __init__(self, channels, lines):
+    def __init__(self, channels, lines, n_messages):
         self.channels = channels
         self.lines = lines
+        self.n_messages = n_messages
 
     def __str__(self):
-        return "Schedule{%d messages}" % sum(map(len, self.lines))
+        return "Schedule{%d messages}" % sum(self.n_messages)
 
     def make_node(self):
         return theano.Apply(self, [], [theano.gof.generic()])
@@ -323,8 +331,8 @@ class Schedule(theano.Op):
     def perform(self, node, inputs, output_storage):
         for channel, lines in zip(self.channels, self.lines):
             channel.agree(lines)
-        for channel, lines in zip(self.channels, self.lines):
-            channel.pending = len(lines)
+        for channel, n_messages in zip(self.channels, self.n_messages):
+            channel.pending = n_messages
         output_storage[0][0] = True
 
     def do_constant_folding(self, node):
@@ -341,7 +349,7 @@ class OrderCollectives(theano.gof.Optimizer):
         nodes = [node for node in _in_order(fgraph) if not node.op.ordered]
         if not nodes:
             return
-        token = _schedule(nodes)()
+        token = _schedule(fgraph, nodes)()
         for node in nodes:
             outputs = node.op.in_order()(*node.inputs + [token],
                                          return_list=True)
@@ -356,14 +364,21 @@ theano.compile.optdb.register(
     "fast_compile")
 
 
-def _schedule(nodes):
+def _schedule(fgraph, nodes):
     lines = collections.OrderedDict()
     for node in nodes:
         mine = lines.setdefault(node.op.channel, [])
         line = node.op.describe(node)
         mine.append(line if mine else
                     "a function that exchanges, first, " + line)
-    return Schedule(tuple(lines), tuple(map(tuple, lines.values())))
+    n_messages = tuple(map(len, lines.values()))
+    sources = _sources(fgraph, nodes)
+    for channel, mine in lines.items():
+        mine.append("nothing more to exchange")
+        mine.extend(_updates(fgraph, sources, channel))
+        mine.extend(_outputs(fgraph, sources, channel))
+    return Schedule(tuple(lines), tuple(map(tuple, lines.values())),
+                    n_messages)
 
 
 def _in_order(fgraph):
@@ -397,6 +412,203 @@ def _below(fgraph, nodes):
         if mine:
             bits.update(dict.fromkeys(node.outputs, mine))
     return below
+
+
+# What a function updates and returns
+
+def _sources(fgraph, nodes):
+    """For each output of a graph, the messages that its value comes from.
+
+    Returns
+    -------
+    list of dict
+        Channel → numbers of its messages, from 1, without those that only
+        other messages depend on.
+    """
+    counts = collections.Counter()
+    found = {}
+    for node in nodes:
+        counts[node.op.channel] += 1
+        source = (node.op.channel, counts[node.op.channel])
+        found.update(dict.fromkeys(node.outputs, frozenset([source])))
+    for node in fgraph.toposort():
+        if not isinstance(node.op, (Collective,) + _SHAPES):
+            mine = frozenset().union(*(found.get(variable, ())
+                                       for variable in node.inputs))
+            if mine:
+                found.update(dict.fromkeys(node.outputs, mine))
+    by_output = []
+    for output in fgraph.outputs:
+        numbers = collections.defaultdict(list)
+        for channel, number in sorted(
+                found.get(output, ()), key=lambda source: source[1]):
+            numbers[channel].append(number)
+        by_output.append(numbers)
+    return by_output
+
+
+# What they compute depends on no value.
+_SHAPES = (theano.compile.Shape, theano.compile.Shape_i)
+
+
+def _updated(fgraph):
+    """For each output that is an update, what it updates.
+
+    Of the aliases of a running average, which share one update, only one.
+    """
+    found = collections.OrderedDict()
+    for index, position in sorted((fgraph.update_mapping or {}).items()):
+        variable = fgraph.inputs[position]
+        if fgraph.outputs[index] is not variable:
+            found.setdefault(id(getattr(variable, "container", variable)),
+                             (index, variable))
+    return dict(found.values())
+
+
+def _updates(fgraph, sources, channel):
+    """Lines on the shared variables that a function updates.
+
+    They do not depend on the order in which the user gave the updates. An
+    update by messages of other channels only is not for this channel's ranks.
+    """
+    expressions = next(
+        (feature.found for feature in fgraph._features
+         if isinstance(feature, _Expressions)), {})
+    named, unnamed = [], []
+    for index, variable in _updated(fgraph).items():
+        numbers = sources[index][channel]
+        if numbers or not any(sources[index].values()):
+            expression = expressions.get(index)
+            line = "an update of %s (%s)" % (
+                variable.name or "a variable without a name",
+                _type_and_shape(variable) if numbers and expression
+                and expression.is_common else _type(variable))
+            if numbers:
+                line += _from(numbers)
+            (named if variable.name else unnamed).append(
+                line + str(expression or ""))
+    return sorted(named) + sorted(unnamed)
+
+
+def _outputs(fgraph, sources, channel):
+    """Lines on the outputs that a function computes from messages.
+
+    An output that comes from no message takes no other rank, so each rank may
+    have its own.
+    """
+    return ["an output (%s)%s" % (_type(variable),
+                                  _from(sources[index][channel]))
+            for index, variable in enumerate(fgraph.outputs)
+            if index not in (fgraph.update_mapping or {})
+            and sources[index][channel]]
+
+
+def _type(variable):
+    # Without the broadcast pattern, which a part of one example may change.
+    if isinstance(variable.type, T.TensorType):
+        return "%s, %s" % (variable.dtype, "scalar" if variable.ndim == 0
+                           else _counted(variable.ndim, "dimension"))
+    return str(variable.type)
+
+
+def _type_and_shape(variable):
+    shape = getattr(variable.get_value(borrow=True), "shape", None)
+    return "%s, shape %s" % (getattr(variable, "dtype", variable.type), shape)
+
+
+def _from(numbers):
+    return ", from step%s %s" % ("s"[:len(numbers) > 1],
+                                 ", ".join(map(str, numbers)))
+
+
+def _counted(number, noun):
+    return "%d %s%s" % (number, noun, "s"[:number != 1])
+
+
+class RecordUpdates(theano.gof.Optimizer):
+    """Records how a function computes its updates, as the user wrote them.
+
+    It comes before all other optimizations: these fold constants, and choose
+    the Ops that are fastest on the machine of one rank.
+    """
+
+    def apply(self, fgraph):
+        if any(isinstance(node.op, Collective) for node in fgraph.apply_nodes):
+            fgraph.attach_feature(_Expressions(fgraph))
+
+
+theano.compile.optdb.register(
+    "bnlasagne_record_updates", RecordUpdates(), -1, "fast_run",
+    "fast_compile")
+
+
+class _Expressions(toolbox.Feature):
+    """Keeps, for each update of a graph, its `_Expression`."""
+
+    def __init__(self, fgraph):
+        updated = _updated(fgraph)
+        state = {fgraph.inputs[position] for position
+                 in (fgraph.update_mapping or {}).values()}
+        self.found = {index: _Expression(fgraph.outputs[index], state)
+                      for index in updated}
+
+
+class _Expression(object):
+    """What distinguishes an update from another by the same messages.
+
+    Parameters
+    ----------
+    update : Theano variable
+    state : set of Theano shared variable
+        All that the function updates.
+
+    Attributes
+    ----------
+    n_moves : int
+        How often a running average moves; 0 for all other variables.
+    is_common : bool
+        Whether the update is computed from messages, from shared variables
+        that the function updates, from constants and from scalars. Then it has
+        to be the same on all ranks; otherwise it depends on the rank's data.
+    numbers : set of str
+        The constants in it, such as alpha or a learning rate, if it is common.
+    """
+
+    def __init__(self, update, state):
+        self.n_moves = 0
+        self.is_common = True
+        self.numbers = set()
+        waiting, seen = [update], set()
+        while waiting:
+            variable = waiting.pop()
+            if variable in seen:
+                continue
+            seen.add(variable)
+            self.n_moves += hasattr(variable.tag, "moved")
+            if variable.owner is None:
+                self._take(variable, state)
+            elif not isinstance(variable.owner.op, (Collective,) + _SHAPES):
+                waiting.extend(variable.owner.inputs)
+        if not self.is_common:
+            self.numbers.clear()
+
+    def _take(self, variable, state):
+        if isinstance(variable, theano.Constant):
+            value = np.asarray(variable.data)
+            if value.size == 1 and value.dtype.kind == "f":
+                self.numbers.add("%.9g" % value.ravel()[0])
+        elif variable not in state and getattr(variable, "ndim", None) != 0:
+            self.is_common = False
+
+    def __str__(self):
+        text = ""
+        if self.n_moves:
+            text += ", in " + _counted(self.n_moves, "move")
+        if self.numbers:
+            text += ", with the constant%s %s" % (
+                "s"[:len(self.numbers) > 1],
+                ", ".join(sorted(self.numbers, key=float)))
+        return text
 
 
 # Where no order can be given

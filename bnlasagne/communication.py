@@ -16,9 +16,11 @@ import contextlib
 import functools
 import hashlib
 import os
+import pickle
 import sys
 import time
 import traceback
+import warnings
 
 import numpy as np
 
@@ -26,6 +28,8 @@ __all__ = [
     "Channel",
     "RanksDisagree",
     "channel_of",
+    "channel_of_world",
+    "is_launched",
     "world",
 ]
 
@@ -49,8 +53,9 @@ TIMEOUT = _seconds("BNLASAGNE_MPI_TIMEOUT", 1800)
 _SPIN = 0.01
 
 _MISSING = (
-    "Training on several machines needs mpi4py, and an MPI library for it, "
-    "but %s. The extra brings both:\n    %s -m pip install \"bnlasagne[mpi]\"")
+    "Training on several machines needs mpi4py and an MPI library, but mpi4py "
+    "cannot be imported (%s: %s). Install both:\n"
+    "    %s -m pip install \"bnlasagne[mpi]\"")
 
 
 class RanksDisagree(RuntimeError):
@@ -81,17 +86,16 @@ def world():
     """
     try:
         from mpi4py import MPI
-    except ImportError as error:
+        comm = MPI.COMM_WORLD
+    # Without a library, with that of another MPI, or built for another Python,
+    # mpi4py raises errors of many types.
+    except Exception as error:
         raise ImportError(_MISSING % (
-            "mpi4py cannot be imported (%s)" % error, sys.executable
-        ), name="mpi4py") from error
-    except RuntimeError as error:
-        raise ImportError(_MISSING % (
-            "mpi4py finds no library (%s)" % " ".join(str(error).split()),
+            type(error).__name__, " ".join(str(error).split()),
             sys.executable), name="mpi4py") from error
     # So that no rank waits for one that ends before it has done anything.
-    channel_of(MPI.COMM_WORLD, "world()")
-    return MPI.COMM_WORLD
+    channel_of(comm, "world()")
+    return comm
 
 
 def channel_of(comm, caller):
@@ -117,8 +121,8 @@ def channel_of(comm, caller):
         return None
     # Whoever has a communicator has imported this.
     MPI = sys.modules.get("mpi4py.MPI")
-    if MPI is None or not isinstance(comm, MPI.Intracomm) or (
-            comm == MPI.COMM_NULL):
+    kind = getattr(MPI, "Intracomm", ())
+    if not isinstance(comm, kind) or comm == MPI.COMM_NULL:
         raise TypeError(
             "%s: comm must be None or a communicator of mpi4py, such as "
             "bnlasagne.world(), got %r." % (caller, comm))
@@ -128,11 +132,49 @@ def channel_of(comm, caller):
         _keys.append(MPI.Comm.Create_keyval(delete_fn=_forget))
     channel = comm.Get_attr(_keys[0])
     if channel is None:
-        channel = Channel(comm)
+        channel = Channel(comm, caller)
         comm.Set_attr(_keys[0], channel)
         _end_together(channel)
     return channel
 
+
+def channel_of_world():
+    """Find the channel of a network that is loaded from a pickle.
+
+    Returns
+    -------
+    Channel or None
+        None for one process alone.
+
+    Raises
+    ------
+    ImportError
+        If mpi4py cannot be imported by one of several ranks.
+    """
+    try:
+        comm = world()
+    except ImportError as error:
+        if is_launched():
+            raise
+        # One process alone takes no other rank.
+        warnings.warn(_LOADED_ALONE % error, stacklevel=2)
+        return None
+    return channel_of(comm, "pickle")
+
+
+def is_launched():
+    """Whether ``mpiexec`` or the like started this process as a rank."""
+    return any(map(os.environ.get, _LAUNCHED))
+
+
+# How MPICH and its relatives, Open MPI, and all that follow PMIx, tell a
+# process its rank.
+_LAUNCHED = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
+
+_LOADED_ALONE = (
+    "A network is loaded that was built with comm=world(). In this process "
+    "its layers normalize each batch by the statistics of that batch alone, "
+    "as with one rank. %s")
 
 # The key under which a communicator keeps its channel.
 _keys = []
@@ -219,6 +261,8 @@ class Channel:
     ----------
     comm : mpi4py.MPI.Intracomm
         Of more than one process.
+    owner : str
+        Who asked for it first, for messages.
 
     Attributes
     ----------
@@ -228,8 +272,9 @@ class Channel:
         when an error ended it.
     """
 
-    def __init__(self, comm):
+    def __init__(self, comm, owner):
         self._comm = comm
+        self._owner = owner
         self._own = None
         # Why nothing can be sent any more.
         self._broken = None
@@ -249,7 +294,11 @@ class Channel:
         return self
 
     def __reduce__(self):
-        return channel_of, (self._comm, "pickle")
+        world_ = sys.modules["mpi4py.MPI"].COMM_WORLD
+        if self._comm != world_:
+            raise pickle.PicklingError(_NOT_PICKLED % (
+                self._owner, self.size, world_.size))
+        return channel_of_world, ()
 
     # Meeting
 
@@ -386,6 +435,13 @@ class Channel:
         self._own.Bcast(array, root)
 
 
+_NOT_PICKLED = (
+    "%s: a network with this comm cannot be pickled. Its communicator, with "
+    "%d of the job's %d ranks, is not world() itself, and ends with the job. "
+    "Save the network's values with save_network(), and load them with "
+    "load_network() into a network that is built with a communicator of the "
+    "new job. Or build it with comm=world(), which can be pickled.")
+
 _THE_END = "the end of the program"
 # Where there is one: sleeping takes a hundred times as long, even for no time.
 _yield_processor = getattr(os, "sched_yield", lambda: time.sleep(0))
@@ -413,9 +469,14 @@ def _difference(by_rank):
                  len(pairs))
     one, two = (lines[place] if place < len(lines) else "nothing more"
                 for lines in (usual, by_rank[other]))
+    # Where one rank leaves a step out, the step after it tells little.
+    if two in usual and one not in by_rank[other]:
+        two = "not this, but " + two
+    elif one in by_rank[other] and two not in usual:
+        one = "not this, but " + one
     return (
-        "The ranks disagree on what to do next, and would wait for each other "
-        "for ever. First difference, step %d:\n"
+        "The ranks disagree on what to do next, so none of them does it. "
+        "First difference, step %d:\n"
         "  rank %d: %s\n  rank %d: %s\n"
         "All ranks must build the same network, and call the same functions "
         "equally often and in the same order."

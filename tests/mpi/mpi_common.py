@@ -7,7 +7,7 @@ import pytest
 
 try:
     from mpi4py import MPI
-except (ImportError, RuntimeError) as error:  # the latter without a library
+except Exception as error:  # of many types, without a library
     pytest.skip('distributed training needs mpi4py; install the extra: '
                 'pip install "bnlasagne[mpi]" (%s)' % error,
                 allow_module_level=True)
