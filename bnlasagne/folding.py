@@ -13,14 +13,23 @@ import numpy as np
 import theano
 import theano.tensor as T
 
+from .demand import needed
 from .layer import BatchNormLayer, label
-from .linear import is_linear, linear_of, overrides
+from .linear import (
+    computes_like,
+    is_linear,
+    linear_base,
+    linear_of,
+    overrides,
+)
 from .networks import (
     checked_layers,
     copy_network,
     inputs_of,
     layers_in,
+    references_of,
     replace_layer,
+    variables_of,
 )
 from .values import NotConstant, value_of
 
@@ -184,7 +193,11 @@ class _Fold(object):
                 self._consumers[used].append(layer)
             for held in _held_by(layer):
                 self._holders[held].append(layer)
-        self._reached = _reached_from(self.outputs)
+        self._reached = _reached_from(self.outputs, _used_by)
+        # For each folded layer, what its weights and bias were made of.
+        self._replaced = {}
+        # For each layer that is no more, the layer that does its work.
+        self._successors = collections.OrderedDict()
 
     def fold_all(self):
         """Fold what can be; return the report."""
@@ -198,8 +211,10 @@ class _Fold(object):
             changed = len(remaining) < len(left)
             left = remaining
         for bn in left:
-            if isinstance(bn, BatchNormLayer) and bn in self._reached:
+            if bn in self._reached and isinstance(bn, BatchNormLayer) and \
+                    not overrides(bn, BatchNormLayer, "get_output_for"):
                 bn.frozen = True
+        self._register_used()
         return list(report.values())
 
     def _fold(self, bn):
@@ -212,8 +227,11 @@ class _Fold(object):
             return Folding(original, None, "%s left in place: %s"
                            % (self._name(bn), reason))
         layer = plan.linear.layer
+        self._replaced.setdefault(layer, set()).update(
+            theano.gof.graph.inputs(_variables(layer.W, layer.b)))
         _carry_out(plan)
         self._bypass(bn)
+        self._successors[bn] = layer
         return Folding(original, self._originals[layer],
                        "%s folded into %s %s"
                        % (self._name(bn), self._name(layer), where))
@@ -238,10 +256,18 @@ class _Fold(object):
         self._check_unheld(bn)
         if not inputs_of(bn):
             raise _LeftInPlace("there is no layer before it")
-        if any(isinstance(bn, base) and overrides(bn, base, "get_output_for")
-               for base in _types()):
-            raise _LeftInPlace("its class overrides get_output_for()")
-        affine = _affine(bn, self._values(bn, *_PARAMS))
+        if not any(isinstance(bn, base) and computes_like(bn, base)
+                   for base in _types()):
+            raise _LeftInPlace("its class overrides get_output_for(), or what "
+                               "that calls, and computes something else")
+        values = self._values(bn, "beta", "gamma", "mean", *(
+            ("std", "epsilon") if isinstance(bn, BatchNormLayer)
+            else ("inv_std",)))
+        try:
+            affine = _affine(bn, values)
+        except ValueError:
+            raise _LeftInPlace("its parameters do not have the shape that its "
+                               "axes %s ask for" % (bn.axes,)) from None
         if affine.scale.shape[0] != 1:
             raise _LeftInPlace("it normalizes each example by statistics of "
                                "its own")
@@ -302,8 +328,9 @@ class _Fold(object):
     def _checked(self, plan, affine):
         """A plan, if numbers of its layer's type can express it."""
         layer = plan.linear.layer
-        dtypes = affine.dtypes | {param.dtype for param in (layer.W, layer.b)
-                                  if param is not None}
+        dtypes = affine.dtypes | {
+            np.result_type(param.dtype).name for param in (layer.W, layer.b)
+            if param is not None}
         if len(dtypes) > 1:
             raise _LeftInPlace("its parameters and the weights of %s are of "
                                "different types, %s" % (
@@ -318,8 +345,10 @@ class _Fold(object):
     def _linear(self, layer, where):
         linear = linear_of(layer)
         if linear is None:
-            raise _LeftInPlace("%s %s is not known to be linear"
-                               % (self._name(layer), where))
+            base = linear_base(layer)
+            raise _LeftInPlace("%s %s is not known to be linear%s" % (
+                self._name(layer), where, "" if base is None else
+                ", as it does not do what Lasagne's %s does" % base.__name__))
         self._check_unheld(layer)
         return linear
 
@@ -363,6 +392,38 @@ class _Fold(object):
         self.outputs = [below if layer is bn else layer
                         for layer in self.outputs]
 
+    def _register_used(self):
+        """Have folded layers register the parameters that are used still."""
+        layers = _reached_from(self.outputs, _referred_by)
+        used = {layer: self._used(layer) for layer in layers}
+        everywhere = set().union(*used.values())
+        for layer in self._replaced:
+            own = {layer.W, layer.b}
+            layer.params = collections.OrderedDict(
+                (source, tags) for param, tags in layer.params.items()
+                for source in ([param] if param in own else
+                               theano.gof.graph.inputs([param]))
+                if source in everywhere and not isinstance(source,
+                                                           theano.Constant))
+        registered = set(theano.gof.graph.inputs(
+            [param for layer in layers for param in layer.params]))
+        for bn, layer in self._successors.items():
+            # Such as the parameter of a nonlinearity.
+            for param, tags in bn.params.items():
+                for source in theano.gof.graph.inputs([param]):
+                    if source in everywhere and source not in registered:
+                        layer.params[source] = tags
+
+    def _used(self, layer):
+        """The variables of which a layer of the new network uses values."""
+        found = needed(variables_of(layer))
+        if layer in self._replaced:
+            # It may refer to what its weights were made of, to no avail.
+            found -= self._replaced[layer]
+            found |= needed(_variables(layer.W, layer.b) +
+                            variables_of(layer, ["nonlinearity"]))
+        return found
+
     def _name(self, layer):
         if getattr(layer, "name", None) is not None:
             return label(layer)
@@ -371,9 +432,6 @@ class _Fold(object):
     def _names(self, layers):
         names = collections.OrderedDict.fromkeys(map(self._name, layers))
         return " and ".join(names) or "no other layer"
-
-
-_PARAMS = ("mean", "std", "inv_std", "epsilon", "beta", "gamma")
 
 
 def _types():
@@ -387,18 +445,20 @@ def _is_batch_norm(layer):
 
 
 def _affine(bn, values):
+    short = [1 if axis in bn.axes else size
+             for axis, size in enumerate(bn.input_shape)]
+    # Those of Lasagne's layers leave out the axes.
+    values = {name: value if name == "epsilon" or value.ndim == len(short)
+              else value.reshape(short) for name, value in values.items()}
     factor = values["inv_std"] if "inv_std" in values \
         else 1 / (values["std"] + values["epsilon"])
     scale = factor * values.get("gamma", 1)
     shift = values.get("beta", 0) - values["mean"] * scale
+    if any(shift.shape[axis] > 1 for axis in bn.axes):
+        raise ValueError("The axes are not those of the parameters.")
     offset = np.max(np.abs(values["mean"] * factor))
-    shape = [1 if axis in bn.axes else size
-             for axis, size in enumerate(bn.input_shape)]
-    # One for all, where that is what is given; Lasagne's leave out the axes.
-    scale, shift = (np.broadcast_to(value, shape) if value.ndim == len(shape)
-                    else value.reshape(shape) for value in (scale, shift))
     dtypes = {getattr(bn, name).dtype for name in values if name != "epsilon"}
-    return _Affine(scale, shift, offset, dtypes)
+    return _Affine(*np.broadcast_arrays(scale, shift), offset, dtypes)
 
 
 def _aligned(value, ndim):
@@ -415,11 +475,15 @@ def _carry_out(plan):
     b = np.broadcast_to(b, layer.output_shape[1:]) if untied \
         else b.reshape(-1)
     dtype = layer.W.dtype
-    params = [(layer.W, _shared(layer, "W", plan.W, dtype)),
-              (layer.b, _shared(layer, "b", b, dtype))]
-    for old, new in params:
-        layer.params = _replaced(layer.params, old, new)
-    layer.W, layer.b = (new for _, new in params)
+    params = collections.OrderedDict()
+    for name, value in (("W", plan.W), ("b", b)):
+        old, new = getattr(layer, name), _shared(layer, name, value, dtype)
+        params[new] = _tags(layer, old)
+        setattr(layer, name, new)
+    # Some of the others may be used elsewhere; see `_register_used`.
+    for param, tags in layer.params.items():
+        params.setdefault(param, tags)
+    layer.params = params
     layer.nonlinearity = lasagne.nonlinearities.identity \
         if plan.nonlinearity is None else plan.nonlinearity
     # What batch_norm() left behind, to be refused a second time: this layer
@@ -430,25 +494,29 @@ def _carry_out(plan):
 def _shared(layer, name, value, dtype):
     old = getattr(layer, name)
     full_name = name if layer.name is None else layer.name + "." + name
-    broadcastable = (False,) * value.ndim if old is None \
-        or old.ndim != value.ndim else [
-            each and size == 1
-            for each, size in zip(old.broadcastable, value.shape)]
+    broadcastable = getattr(old, "broadcastable", (False,) * value.ndim)
+    if len(broadcastable) != value.ndim:
+        broadcastable = (False,) * value.ndim
     return theano.shared(
         np.array(value, dtype), getattr(old, "name", None) or full_name,
-        broadcastable=broadcastable)
+        broadcastable=[each and size == 1 for each, size
+                       in zip(broadcastable, value.shape)])
 
 
-def _replaced(params, old, new):
-    """Parameters and their tags, with one in the place of another."""
-    # A bias, or weights that were no parameter: folded, they are, with the
-    # batch normalization's in them.
-    if old not in params:
-        params = collections.OrderedDict(params)
-        params[new] = {"trainable"}
-        return params
-    return collections.OrderedDict((new if param is old else param, tags)
-                                   for param, tags in params.items())
+def _tags(layer, old):
+    """The tags for what replaces weights or a bias."""
+    if old in layer.params:
+        return layer.params[old]
+    # An expression has the tags of what it is made of. A bias, or weights that
+    # were no parameter: folded, they have the batch normalization's in them.
+    sources = set(theano.gof.graph.inputs(_variables(old)))
+    tags = [tags for param, tags in layer.params.items()
+            if sources.intersection(theano.gof.graph.inputs([param]))]
+    return set().union(*tags) or {"trainable"}
+
+
+def _variables(*values):
+    return [value for value in values if isinstance(value, theano.Variable)]
 
 
 def _used_by(layer):
@@ -470,24 +538,31 @@ def _called_by(layer):
 
 def _held_by(layer):
     """Layers to which a layer refers in ways that are not known."""
-    held = layers_in(layer)
-    for called in _called_by(layer):
-        held.remove(called)
-    # Of Lasagne's classes it is known that inputs are inputs, whatever else
-    # refers to them, such as hid_init.
-    below = inputs_of(layer) \
-        if type(layer).__module__.startswith("lasagne.") else []
-    return [each for each in held if each not in below]
+    held = references_of(layer)
+    known = _called_by(layer)
+    if type(layer).__module__.startswith("lasagne."):
+        # Of Lasagne's classes it is known that inputs are inputs, whatever
+        # else refers to them, such as hid_init; but not of their functions.
+        below = inputs_of(layer)
+        known += [each for each in layers_in(layer) if each in below]
+    for each in known:
+        held.remove(each)
+    return [each for each in held if each is not layer]
 
 
-def _reached_from(outputs):
-    """Layers that get the flags which the outputs get."""
+def _referred_by(layer):
+    """All layers to which a layer refers."""
+    return inputs_of(layer) + references_of(layer)
+
+
+def _reached_from(outputs, below):
+    """Layers that are reached from the outputs, from each to those below."""
     reached, stack = set(), list(outputs)
     while stack:
         layer = stack.pop()
         if layer not in reached:
             reached.add(layer)
-            stack.extend(_used_by(layer))
+            stack.extend(below(layer))
     return reached
 
 

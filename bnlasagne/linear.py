@@ -5,12 +5,20 @@ is linear in `W` and in `x`. They differ in where `W` has its axes, and in
 whether a constant input gives a constant output.
 """
 
+import inspect
+import types
+
 import lasagne
 import numpy as np
+import theano
+import theano.tensor as T
+from theano.scan_module.scan_utils import equal_computations
 
 __all__ = [
     "Linear",
+    "computes_like",
     "is_linear",
+    "linear_base",
     "linear_of",
     "overrides",
 ]
@@ -254,24 +262,113 @@ def linear_of(layer):
     Returns
     -------
     Linear or None
-        None, too, if the layer's class overrides how a known one computes.
+        None, too, if the layer computes something else than the known class
+        that it belongs to.
+    """
+    base = linear_base(layer)
+    if base is None or not _is_known(layer, base):
+        return None
+    linear = _KINDS[base.__name__](layer)
+    # A dense layer may take all its input for one example.
+    return linear if linear.channel else None
+
+
+def _is_known(layer, base):
+    # A property may be set, and then have another value.
+    plain = not any(isinstance(getattr(type(layer), name, None), property)
+                    for name in ("W", "b", "nonlinearity"))
+    return plain and not overrides(
+        layer, base, "get_output_shape_for", "get_W_shape", "get_params"
+    ) and computes_like(layer, base)
+
+
+def linear_base(layer):
+    """The class of Lasagne's linear layers that a layer belongs to, or None.
+
+    It tells what the layer should compute. :func:`computes_like` tells whether
+    it does.
     """
     for base in type(layer).__mro__:
         if base.__module__.startswith("lasagne.") and base.__name__ in _KINDS:
-            known = not overrides(layer, base, "get_output_for", "convolve",
-                                  "get_output_shape_for", "get_W_shape")
-            linear = _KINDS[base.__name__](layer) if known else None
-            # A dense layer may take all its input for one example.
-            return linear if linear and linear.channel else None
+            return base
     return None
 
 
+def computes_like(layer, base):
+    """Whether a layer computes what one of its base classes computes.
+
+    Compares graphs of the two deterministic outputs. A subclass may override
+    methods, if that makes no difference for testing.
+
+    Parameters
+    ----------
+    layer : Layer
+    base : type
+        A class of Lasagne or of this package.
+
+    Returns
+    -------
+    bool
+        False, too, if the output cannot be built.
+    """
+    if not overrides(layer, base, *dir(base)) and _knows_convolution(layer):
+        return True
+    # Whatever a method of the user's raises, it is not what is known.
+    try:
+        return _have_equal_graphs(layer, _plain(layer, base))
+    except Exception:
+        return False
+
+
+def _have_equal_graphs(layer, other):
+    x = T.TensorType(theano.config.floatX,
+                     (False,) * len(layer.input_shape))()
+    # The variable has no test value.
+    with theano.configparser.change_flags(compute_test_value="off"):
+        return equal_computations(*(
+            [T.as_tensor_variable(each.get_output_for(x, deterministic=True))]
+            for each in (layer, other)))
+
+
+def _plain(layer, base):
+    """A layer of a base class, with the attributes of another layer."""
+    new = object.__new__(base)
+    attributes = dict(vars(layer))
+    for name in dir(type(layer)):
+        # An attribute may be computed, such as weights by a property.
+        if isinstance(getattr(type(layer), name), property) and \
+                not hasattr(base, name):
+            attributes[name] = getattr(layer, name)
+    vars(new).update((name, value) for name, value in attributes.items()
+                     if not _is_method(base, name))
+    if not _knows_convolution(layer):
+        new.convolution = inspect.signature(
+            base.__init__).parameters["convolution"].default
+    return new
+
+
+def _knows_convolution(layer):
+    """Whether a layer convolves by a function of Theano's or Lasagne's."""
+    function = getattr(layer, "convolution", None)
+    return function is None or (getattr(function, "__module__", None) or ""
+                                ).split(".")[0] in ("theano", "lasagne")
+
+
 def overrides(layer, base, *methods):
-    """Whether a layer computes differently from one of its base classes."""
-    return any(name in vars(layer) or
-               getattr(type(layer), name, None) is not getattr(base, name,
-                                                               None)
-               for name in methods)
+    """Whether a layer has other methods than one of its base classes.
+
+    Methods of its own, set as attributes of the layer, count as well.
+    """
+    return any(_is_method(base, name) and (
+        name in vars(layer) or inspect.getattr_static(type(layer), name)
+        is not inspect.getattr_static(base, name)) for name in methods)
+
+
+def _is_method(base, name):
+    # Not those that are values: a class may have defaults for attributes.
+    return not name.startswith("__") and isinstance(
+        inspect.getattr_static(base, name, None),
+        (types.FunctionType, classmethod, property))
 
 
 def is_linear(layer):

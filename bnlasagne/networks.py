@@ -123,17 +123,24 @@ def references_of(layer):
             if isinstance(value, lasagne.layers.Layer)]
 
 
-def variables_of(layer):
+def variables_of(layer, names=None):
     """The Theano variables that a layer refers to, within functions as well.
 
-    Without those that are nothing but registered as its parameters.
+    Parameters
+    ----------
+    layer : Layer
+    names : list of str or None
+        Attributes to look at. By default, all but `params`: a parameter may
+        be registered only.
     """
-    return [value for value in _leaves(layer, _DeepMapping, ("params",))
+    if names is None:
+        names = set(vars(layer)) - {"params"}
+    return [value for value in _leaves(layer, _DeepMapping, names)
             if isinstance(value, theano.Variable)]
 
 
-def _leaves(layer, kind, skip=()):
-    """What a layer's attributes refer to, apart from its inputs."""
+def _leaves(layer, kind, names=None):
+    """What attributes of a layer refer to, other than its inputs."""
     found = []
 
     def add(value):
@@ -142,7 +149,8 @@ def _leaves(layer, kind, skip=()):
 
     mapping = kind(add)
     for name, value in vars(layer).items():
-        if name not in ("input_layer", "input_layers") + skip:
+        if name not in ("input_layer", "input_layers") and (
+                names is None or name in names):
             mapping(value)
     return found
 
