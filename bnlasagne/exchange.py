@@ -1,6 +1,6 @@
-"""Weights to and from PyTorch and Keras.
+"""Take weights to and from PyTorch and Keras.
 
-Nothing of these is imported: weights come and go as NumPy arrays.
+Neither needs to be installed: weights come and go as NumPy arrays.
 """
 
 import collections
@@ -13,7 +13,7 @@ from .layer import label
 from .matching import check, match
 from .networks import checked_layers, inputs_of
 from .slots import LinearSlot, distinct, params_of, slots_of
-from .values import Setting
+from .values import Setting, as_numbers, converted
 
 __all__ = [
     "get_keras_weights",
@@ -206,22 +206,22 @@ def _get(framework, network, like, epsilon, caller):
         return _named_by_layers(framework, slots, epsilon, caller)
     pairs = match(framework, slots, like, caller)
     check(pairs, {slot: slot.neutral() for slot in slots}, framework, caller)
-    found = {}
+    # What is ignored stays as it is.
+    found = {key: np.array(as_numbers(key, value))
+             for key, value in framework.flat(like).items()}
     for pair in pairs:
         values = pair.slot.weights(epsilon)
         for role, (key, value) in pair.weights.items():
-            found[key] = values[role].reshape(value.shape) \
-                if role in values \
-                else np.full(value.shape, _NEUTRAL[role], value.dtype)
-    # What is ignored stays as it is.
-    return framework.restored(
-        {key: np.array(found.get(key, value))
-         for key, value in framework.flat(like).items()}, like)
+            weights = values[role].reshape(value.shape) if role in values \
+                else np.full(value.shape, _NEUTRAL[role])
+            found[key] = converted("%s: %s" % (caller, key), weights,
+                                   value.dtype)
+    return framework.restored({key: value.view(framework.array)
+                               for key, value in found.items()}, like)
 
 
 def _check_epsilon(epsilon, caller):
-    # What it may be is for the layers to say, but for None: to them, that
-    # means statistics of data.
+    # The layers check its value, but take None for statistics of data.
     if epsilon is None:
         raise ValueError("%s: epsilon must be a number, got None." % caller)
 
@@ -238,7 +238,8 @@ def _named_by_layers(framework, slots, epsilon, caller):
                              "all layers with parameters, or pass `like`."
                              % (caller, label(slot.layer)))
     return collections.OrderedDict(
-        (slot.layer.name + framework.separator + slot.names[role], value)
+        (slot.layer.name + framework.separator + slot.names[role],
+         value.view(framework.array))
         for slot in slots for role, value in slot.weights(epsilon).items())
 
 
@@ -250,7 +251,7 @@ def _set(framework, network, weights, epsilon, caller):
     absorbing = _absorbing(slots, pairs, outputs)
     check(pairs, {slot: slot.neutral() for slot in absorbing}, framework,
           caller)
-    setting, biases = Setting(), {}
+    setting, biases = Setting(caller), {}
     for pair in pairs:
         values = {role: value for role, (_, value) in pair.weights.items()}
         if pair.slot in absorbing and "b" in values:

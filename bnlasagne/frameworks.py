@@ -1,4 +1,4 @@
-"""How PyTorch and Keras name weights, and order their axes."""
+"""Translate names and axes of weights to those of PyTorch and Keras."""
 
 import collections
 import collections.abc
@@ -20,16 +20,21 @@ class Framework(object):
     Attributes
     ----------
     what, how : str
-        What it calls a dict of weights, and a sentence on how to get one.
+        Its word for a dict of weights, and a sentence on how to get one.
     separator : str
         Between the name of a layer and that of its weights.
     names : dict of str to str
         Its names for `W`, `b`, `gamma`, `beta`, `mean` and `var`.
     ignored : tuple of str
         Names of what has no equivalent and does not matter.
+    no_statistics : str
+        Sentences on normalization layers without running averages.
+    array : type
+        Of the arrays for there.
     """
 
     ignored = ()
+    array = np.ndarray
 
     def split(self, key):
         """The name of a layer, in full, and that of its weights."""
@@ -39,6 +44,20 @@ class Framework(object):
     def flat(self, weights):
         """Weights by their full names."""
         return weights
+
+    def within(self, weights):
+        """Where a checkpoint that was given for weights has them.
+
+        Returns
+        -------
+        None or list of str
+            Expressions like ``"['model']"``, to append to the name of the
+            checkpoint. None if it is no checkpoint, but weights.
+        """
+
+    def lacking(self, slot, role):
+        """The argument there that leaves a parameter out."""
+        raise NotImplementedError
 
     def restored(self, found, like):
         """Weights by their full names, in the form of others."""
@@ -86,6 +105,27 @@ class Framework(object):
             else None
 
 
+class TorchArray(np.ndarray):
+    """An array that PyTorch's functions take for a tensor.
+
+    ``module.load_state_dict()`` takes nothing but tensors and objects that
+    make tensors of themselves in this way.
+    """
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        # Called by PyTorch, so that it is there.
+        import torch
+
+        def tensor(value):
+            return torch.from_numpy(np.asarray(value)) \
+                if isinstance(value, cls) else value
+
+        return function(*[tensor(value) for value in args],
+                        **{name: tensor(value)
+                           for name, value in (kwargs or {}).items()})
+
+
 class Torch(Framework):
     """PyTorch: cross-correlations, of images with channels first."""
 
@@ -95,6 +135,37 @@ class Torch(Framework):
     names = {"W": "weight", "b": "bias", "gamma": "weight", "beta": "bias",
              "mean": "running_mean", "var": "running_var"}
     ignored = ("num_batches_tracked",)
+    array = TorchArray
+    no_statistics = (
+        "It may be a batch normalization module with track_running_stats="
+        "False, which normalizes each batch by its own statistics, or another "
+        "kind of normalization. Use a module with running statistics.")
+
+    def within(self, weights):
+        if any(isinstance(value, collections.abc.Mapping) or
+               _has_state_dict(value) for value in weights.values()):
+            return list(self._paths(weights))
+        return None
+
+    def _paths(self, checkpoint):
+        for key, value in checkpoint.items():
+            path = "[%r]" % (key,)
+            if _has_state_dict(value):
+                path += ".state_dict()"
+                value = value.state_dict()
+            if not isinstance(value, collections.abc.Mapping):
+                continue
+            # The state of an optimizer has other names.
+            if any(isinstance(name, str) and
+                   self.split(name)[1] in self.names.values()
+                   for name in value):
+                yield path
+            else:
+                for inner in self._paths(value):
+                    yield path + inner
+
+    def lacking(self, slot, role):
+        return "bias=False" if role == "b" else "affine=False"
 
     def axes(self, linear):
         if isinstance(linear, TransposedConvolution):
@@ -103,6 +174,10 @@ class Torch(Framework):
 
     def with_taps(self, W, count):
         return W.reshape(W.shape + (1,) * count)
+
+
+def _has_state_dict(value):
+    return callable(getattr(value, "state_dict", None))
 
 
 class Keras(Framework):
@@ -124,6 +199,8 @@ class Keras(Framework):
     separator = "/"
     names = {"W": "kernel", "b": "bias", "gamma": "gamma", "beta": "beta",
              "mean": "moving_mean", "var": "moving_variance"}
+    no_statistics = ("It is another kind of normalization than "
+                     "BatchNormalization.")
 
     def __init__(self, data_format):
         if data_format not in (None, "channels_last", "channels_first"):
@@ -136,31 +213,39 @@ class Keras(Framework):
         return super(Keras, self).split(key.partition(":")[0])
 
     def flat(self, weights):
-        found = collections.OrderedDict()
-        for key, value in weights.items():
-            if isinstance(value, collections.abc.Mapping):
-                parts = value.items()
-            elif isinstance(value, (list, tuple)):
-                # Of get_weights(): by their numbers.
-                parts = enumerate(value)
-            else:
-                found[key] = value
-                continue
-            found.update(("%s/%s" % (key, name), part) for name, part in parts)
-        return found
+        return collections.OrderedDict(
+            leaf for key, value in weights.items()
+            for leaf in self._leaves(key, value))
+
+    def _leaves(self, path, value):
+        if isinstance(value, collections.abc.Mapping):
+            for key, part in value.items():
+                yield from self._leaves("%s/%s" % (path, key), part)
+        elif isinstance(value, (list, tuple)):
+            # Of get_weights(): by their numbers.
+            for number, part in enumerate(value):
+                yield "%s/%d" % (path, number), part
+        else:
+            yield path, value
 
     def restored(self, found, like):
-        restored = collections.OrderedDict()
-        for key, value in like.items():
-            if isinstance(value, collections.abc.Mapping):
-                restored[key] = collections.OrderedDict(
-                    (name, found["%s/%s" % (key, name)]) for name in value)
-            elif isinstance(value, (list, tuple)):
-                restored[key] = [found["%s/%d" % (key, number)]
-                                 for number in range(len(value))]
-            else:
-                restored[key] = found[key]
-        return restored
+        return collections.OrderedDict(
+            (key, self._restored(found, key, value))
+            for key, value in like.items())
+
+    def _restored(self, found, path, like):
+        if isinstance(like, collections.abc.Mapping):
+            return collections.OrderedDict(
+                (key, self._restored(found, "%s/%s" % (path, key), part))
+                for key, part in like.items())
+        if isinstance(like, (list, tuple)):
+            return [found["%s/%d" % (path, number)]
+                    for number in range(len(like))]
+        return found[path]
+
+    def lacking(self, slot, role):
+        return {"b": "use_bias=False", "beta": "center=False",
+                "gamma": "scale=False"}[role]
 
     def axes(self, linear):
         if isinstance(linear, TransposedConvolution):

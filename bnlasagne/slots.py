@@ -1,4 +1,4 @@
-"""Layers of a network, and what other frameworks have in their places."""
+"""Read and set the weights of layers in the form of other frameworks."""
 
 import collections
 
@@ -50,7 +50,10 @@ class LinearSlot(object):
         return {"b": np.zeros(self.layer.output_shape[self._linear.channel])}
 
     def in_order(self, count):
-        """Parameters, by the order in which so many come without names."""
+        """Parameters, by the order in which so many come without names.
+
+        None stands for one that the number does not tell.
+        """
         return ["W", "b"]
 
     def absorbed_by(self, consumers, outputs):
@@ -72,10 +75,12 @@ class LinearSlot(object):
 
     def set(self, setting, values, epsilon, bias):
         """Have the layer set to weights from there."""
-        setting.add(_settable(self.layer, "W"), self._framework.to_ours(
-            self._linear, values["W"], self._W_shape()))
+        W = self._framework.to_ours(self._linear, values["W"],
+                                    self._W_shape())
+        setting.add(_settable(self.layer, "W"), W, _name(self.layer, "W"))
         if self.layer.b is not None:
-            setting.add(_settable(self.layer, "b"), values["b"])
+            setting.add(_settable(self.layer, "b"), values["b"],
+                        _name(self.layer, "b"))
 
     def _W_shape(self):
         return _value(self.layer, "W").shape
@@ -109,8 +114,13 @@ class BatchNormSlot(object):
                 if getattr(self.layer, role) is None}
 
     def in_order(self, count):
-        return [role for role in self.names if count == len(self.names) or
-                role == "var" or getattr(self.layer, role) is not None]
+        roles = list(self.names)
+        own = [role for role in roles if role in ("mean", "var") or
+               getattr(self.layer, role) is not None]
+        if count in (len(own), len(roles)):
+            return own if count == len(own) else roles
+        # Statistics come last. The first of three may be either of two.
+        return [None] * (count - 2) + ["mean", "var"]
 
     def fits(self, role, shape, expected):
         return shape == expected
@@ -122,14 +132,17 @@ class BatchNormSlot(object):
         for role in ("gamma", "beta"):
             if role in values:
                 setting.add(_settable(self.layer, role), values[role].reshape(
-                    self.layer.param_shape()))
+                    self.layer.param_shape()), _name(self.layer, role))
         # Deviations from the mean are the same without the bias as with it.
-        setting.add_all(self.layer.converted_statistics(
-            values["mean"] - bias, var=values["var"], epsilon=epsilon))
+        for role, (variable, value) in zip(
+                ("mean", "std"), self.layer.converted_statistics(
+                    values["mean"] - bias, var=values["var"],
+                    epsilon=epsilon)):
+            setting.add(variable, value, _name(self.layer, role))
 
 
 def slots_of(layers, framework, caller):
-    """What there is in a network to get or set, from input to output."""
+    """The layers of a network that have weights, from input to output."""
     layers = lasagne.layers.get_all_layers(layers)
     framework.check(layers)
     slots = []
@@ -149,13 +162,13 @@ def slots_of(layers, framework, caller):
 
 
 def params_of(slot):
-    """What a layer computes with; the same for layers that share it all."""
+    """The parameters of a layer; equal for layers that share all of them."""
     names = ("W", "b", "gamma", "beta", "mean", "std")
     return tuple(getattr(slot.layer, name, None) for name in names)
 
 
 def distinct(slots):
-    """The first of those that share all parameters."""
+    """The first one of the layers that share all parameters."""
     found = collections.OrderedDict()
     for slot in slots:
         found.setdefault(params_of(slot), slot)
@@ -163,8 +176,12 @@ def distinct(slots):
 
 
 def _value(layer, name):
-    return value_of(getattr(layer, name), "%s: %s" % (label(layer), name))
+    return value_of(getattr(layer, name), _name(layer, name))
 
 
 def _settable(layer, name):
-    return settable(getattr(layer, name), "%s: %s" % (label(layer), name))
+    return settable(getattr(layer, name), _name(layer, name))
+
+
+def _name(layer, name):
+    return "%s: %s" % (label(layer), name)

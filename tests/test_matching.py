@@ -1,4 +1,4 @@
-"""Which weights of another framework go to which layer."""
+"""Finding the layer for the weights of each module."""
 
 import re
 from collections import OrderedDict
@@ -15,6 +15,7 @@ from bnlasagne import (
 
 import numpy as np
 import pytest
+import theano
 from common import later, quick
 from lasagne.layers import DenseLayer, InputLayer
 from numpy.testing import assert_allclose, assert_array_equal
@@ -125,9 +126,11 @@ def test_layers_and_norms_in_orders_of_their_own(rng, float64, framework):
     ([None, "d"], ["m/d", "m/e"], [1, 0]),
     (["n/d", "m/d"], ["m/d", "n/d"], [1, 0]),
     (["n/d", "m/d"], ["outer/m/d", "outer/n/d"], [1, 0]),
-    # Not the only ones of that name.
-    (["d", None], ["m/d", "n/d"], [0, 1]),
-    ([None, "d"], ["outer/m/d", "outer/n/d"], [0, 1]),
+    # The longest end that they have in common.
+    (["d", "m/d"], ["outer/m/d", "outer/d"], [1, 0]),
+    (["d", "m/d"], ["n/m/d", "q/d"], [1, 0]),
+    # One that is the whole name.
+    (["d", None], ["m/d", "d"], [1, 0]),
 ])
 @pytest.mark.parametrize("suffix", ["", ":0"])
 def test_names_within_models(float64, layers, modules, expected, suffix):
@@ -138,6 +141,286 @@ def test_names_within_models(float64, layers, modules, expected, suffix):
         weights[module + "/bias" + suffix] = np.full(3, number)
     set_keras_weights(layers[-1], weights)
     assert [layer.W.get_value()[0, 0] for layer in layers] == expected
+
+
+def weights_of(modules):
+    """Of PyTorch's linear modules, with the number of each."""
+    return OrderedDict(
+        (module + "." + name, np.full(shape, number))
+        for number, module in enumerate(modules)
+        for name, shape in (("weight", (3, 3)), ("bias", 3)))
+
+
+NAMES_OF_A_NETWORK = ["conv1", "layer1.0.conv1", "layer1.1.conv1", "fc"]
+
+
+@pytest.mark.parametrize("layers, modules", [
+    (["conv1", "layer1.0.conv1", "layer1.1.conv1", "fc"], each)
+    for each in (
+        ["module." + name for name in NAMES_OF_A_NETWORK],
+        ["model.backbone." + name for name in NAMES_OF_A_NETWORK],
+        ["backbone.conv1", "backbone.layer1.0.conv1",
+         "backbone.layer1.1.conv1", "head.fc"],
+        ["module.conv1", "layer1.0.conv1", "module.layer1.1.conv1", "fc"],
+        ["a.conv1", "b.layer1.0.conv1", "c.layer1.1.conv1", "d.e.fc"])
+] + [
+    # Names of a network that is a part of another, or has parts of its own.
+    (["model.a", "model.b.a"], ["a", "b.a"]),
+    (["model.a", "model.b.a"], ["model.a", "model.b.a"]),
+    (["model.a", "model.b.a"], ["module.model.a", "module.model.b.a"]),
+    (["net.model.a", "net.model.b"], ["ema.model.a", "ema.model.b"]),
+    (["model.a", "model.b"], ["backbone.a", "head.b"]),
+])
+def test_names_with_more_before_them(float64, layers, modules):
+    for order in (1, -1):
+        network = chain(*layers)
+        weights = weights_of(modules[::order])
+        set_torch_state_dict(network[-1], weights)
+        assert [layer.W.get_value()[0, 0] for layer in network] == list(
+            range(len(layers)))[::order]
+        found = get_torch_state_dict(network[-1], like=weights)
+        for key, value in weights.items():
+            assert_array_equal(found[key], value)
+
+
+@pytest.mark.parametrize("layers, modules, name, both_names", [
+    (["d", None], ["m.d", "n.d"], "d", "'m.d' and 'n.d'"),
+    ([None, "d"], ["outer.m.d", "outer.n.d"], "d",
+     "'outer.m.d' and 'outer.n.d'"),
+    (["a", "b"], ["model.a", "ema.a"], "a", "'model.a' and 'ema.a'"),
+    (["c.d", "d"], ["x.c.d", "y.c.d"], "c.d", "'x.c.d' and 'y.c.d'"),
+])
+def test_names_of_several(float64, layers, modules, name, both_names):
+    network = chain(*layers)[-1]
+    before = bits(network)
+    for function in (set_torch_state_dict, get_torch_state_dict):
+        with pytest.raises(ValueError, match=(
+                r"%s\(\): the name of DenseLayer '%s' is the end of several "
+                "names in the state_dict: %s. Give the layer the whole name"
+                % (function.__name__, name, both_names))):
+            function(network, weights_of(modules))
+    assert bits(network) == before
+
+
+@both
+@pytest.mark.parametrize("modules", [
+    ["dense", "dense_1", "dense_10", "dense_2"], ["m|dense_10", "m|dense_2"],
+    ["a10|b", "a2|b"], ["0", "10", "2"],
+    # Sorted by groups, though not as a whole.
+    ["d10|x", "d10-b|x", "d2|x"]])
+def test_order_of_the_alphabet(float64, framework, modules):
+    network = chain(*[None] * len(modules))
+    modules = [module.replace("|", framework.separator) for module in modules]
+    weights = OrderedDict()
+    for number, module in enumerate(modules):
+        weights.update(named(module, OrderedDict([
+            ("weight", np.full((3, 3), number)),
+            ("bias", np.full(3, number))]), framework))
+    before = bits(network[-1])
+    with pytest.raises(ValueError, match=(
+            "_dict|weights.*: the names in the .* are in the order of the "
+            "alphabet, with '.*10.*' before '.*2.*'. .*Name the layers, or "
+            "pass ")):
+        framework.set(network[-1], weights)
+    assert bits(network[-1]) == before
+    # Where names decide, it does not matter.
+    named_ones = chain(*modules)
+    framework.set(named_ones[-1], weights)
+    assert [layer.W.get_value()[0, 0] for layer in named_ones] == list(
+        range(len(modules)))
+    # Other orders are those of a model.
+    framework.set(network[-1], OrderedDict(reversed(weights.items())))
+
+
+@both
+def test_orders_that_are_not_those_of_a_file(float64, framework):
+    for modules in (["a9", "a10"], ["a10", "b2"], ["b10", "b9", "a"],
+                    ["d|1", "d|a"], ["d", "d_1", "d_2"]):
+        network = chain(*[None] * len(modules))
+        weights = OrderedDict()
+        for number, module in enumerate(modules):
+            weights.update(named(
+                module.replace("|", framework.separator), OrderedDict([
+                    ("weight", np.full((3, 3), number)),
+                    ("bias", np.full(3, number))]), framework))
+        framework.set(network[-1], weights)
+        assert [layer.W.get_value()[0, 0] for layer in network] == list(
+            range(len(modules)))
+
+
+class Module(object):
+    """What has weights, and other things that are trained with it."""
+
+    def __init__(self, state):
+        self.state = state
+
+    def state_dict(self):
+        return self.state
+
+
+A_STATE = {"fc.weight": np.ones((5, 4)), "fc.bias": np.ones(5)}
+ADAM = {"state": {0: {"step": np.array(3), "exp_avg": np.ones((5, 4))}},
+        "param_groups": [{"lr": 0.1, "params": [0]}]}
+
+
+@pytest.mark.parametrize("checkpoint, paths", [
+    ({"epoch": 3, "state_dict": A_STATE, "optimizer": ADAM}, "['state_dict']"),
+    ({"model": A_STATE, "optimizer": ADAM}, "['model']"),
+    ({"state_dict": A_STATE}, "['state_dict']"),
+    ({"epoch": 3, "global_step": 5, "pytorch-lightning_version": "2.1",
+      "state_dict": A_STATE, "loops": {"fit_loop": {"state_dict": {}}},
+      "callbacks": {}, "optimizer_states": [ADAM], "lr_schedulers": []},
+     "['state_dict']"),
+    ({"net": {"model": A_STATE}}, "['net']['model']"),
+    ({"model": A_STATE, "ema": A_STATE}, "['model'] or checkpoint['ema']"),
+    ({"model": Module(A_STATE), "optimizer": Module(ADAM)},
+     "['model'].state_dict()"),
+    ({"optimizer": ADAM}, None),
+])
+def test_checkpoint(matrix, checkpoint, paths):
+    layer = DenseLayer(matrix, 5, name="fc")
+    before = bits(layer)
+    pass_this = "one of its parts that has the weights" if paths is None \
+        else "checkpoint" + paths
+    for function in (set_torch_state_dict, get_torch_state_dict):
+        with pytest.raises(TypeError) as caught:
+            function(layer, checkpoint)
+        text = str(caught.value)
+        assert text.startswith(
+            "%s(): expected a state_dict, got a checkpoint with the keys ['%s'"
+            % (function.__name__, list(checkpoint)[0]))
+        assert text.endswith("]. Pass %s." % pass_this)
+    assert bits(layer) == before
+
+
+def test_module_itself(matrix):
+    with pytest.raises(TypeError, match="expected a state_dict, got <.*"
+                                        r"Pass module.state_dict\(\)\."):
+        set_torch_state_dict(DenseLayer(matrix, 5), Module(A_STATE))
+
+
+def without(weights, *names):
+    return OrderedDict(item for item in weights.items()
+                       if not item[0].endswith(names))
+
+
+@pytest.mark.parametrize("framework, options, left_out, hint", [
+    (TORCH, {}, ("weight", "bias"),
+     "'m.n' has no weight and no bias (affine=False). Build BatchNormLayer 'n'"
+     " with gamma=None and beta=None."),
+    (TORCH, {"beta": None}, ("weight", "bias"),
+     "'m.n' has no weight (affine=False). Build BatchNormLayer 'n' with "
+     "gamma=None."),
+    (TORCH, {}, ("running_mean", "running_var"),
+     "'m.n' has no running_mean and no running_var. It may be a batch "
+     "normalization module with track_running_stats=False, "),
+    (TORCH, {"gamma": None}, (),
+     "'m.n' has a weight. Build BatchNormLayer 'n' without gamma=None."),
+    (KERAS, {}, ("gamma",),
+     "'m/n' has no gamma (scale=False). Build BatchNormLayer 'n' with "
+     "gamma=None."),
+    (KERAS, {}, ("beta",),
+     "'m/n' has no beta (center=False). Build BatchNormLayer 'n' with "
+     "beta=None."),
+    (KERAS, {}, ("beta", "gamma"),
+     "'m/n' has no gamma and no beta (scale=False and center=False). Build "
+     "BatchNormLayer 'n' with gamma=None and beta=None."),
+    (KERAS, {}, ("moving_mean", "moving_variance"),
+     "'m/n' has no moving_mean and no moving_variance. It is another kind of "
+     "normalization than BatchNormalization."),
+    (KERAS, {"beta": None, "gamma": None}, (),
+     "'m/n' has a gamma and a beta. Build BatchNormLayer 'n' without "
+     "gamma=None and beta=None."),
+])
+def test_what_one_side_lacks(rng, matrix, framework, options, left_out, hint):
+    layer = BatchNormLayer(matrix, name="n", **options)
+    weights = without(named("m%sn" % framework.separator, random_norm(rng, 4),
+                            framework), *left_out)
+    before = bits(layer)
+    with pytest.raises(ValueError) as caught:
+        framework.set(layer, weights)
+    assert ("\n" + hint) in str(caught.value)
+    assert bits(layer) == before
+    # A wrong name is something else.
+    other = BatchNormLayer(BatchNormLayer(matrix, name="n", **options),
+                           name="p", **options)
+    with pytest.raises(ValueError) as caught:
+        framework.set(other, dict(weights, **named(
+            "q", random_norm(rng, 4), framework)))
+    assert "'q'" not in str(caught.value)
+
+
+@pytest.mark.parametrize("left_out, hint", [
+    ("gamma", None), ("beta", None),
+    ("gamma, beta", "has no gamma and no beta (scale=False and center=False)"),
+])
+def test_lists_of_what_one_side_lacks(rng, float64, matrix, left_out, hint):
+    """An array without a name may be either."""
+    values = [value for key, value in random_norm(rng, 4).items()
+              if {"weight": "gamma", "bias": "beta"}.get(key, "-")
+              not in left_out]
+    layer = BatchNormLayer(matrix, name="n")
+    before = bits(layer)
+    with pytest.raises(ValueError) as caught:
+        set_keras_weights(layer, {"n": values})
+    text = str(caught.value)
+    assert (hint or "'n' has no gamma or no beta (scale=False or center=False)"
+            ". Build BatchNormLayer 'n' with gamma=None or beta=None.") in text
+    assert re.search(r"\n  n/\d: \(4,\) +BatchNormLayer 'n', var: ", text)
+    assert bits(layer) == before
+
+
+@both
+@pytest.mark.parametrize("left_out", ["b", None])
+def test_bias_that_one_side_lacks(framework, matrix, left_out):
+    layer = DenseLayer(matrix, 5, name="a")
+    if left_out:
+        layer = DenseLayer(matrix, 5, b=None, name="a")
+    weights = named("a", OrderedDict([("weight", np.ones(
+        (5, 4))), ("bias", np.ones(5))]), framework)
+    if not left_out:
+        weights = without(weights, "bias")
+    with pytest.raises(ValueError, match=(
+            r"\n'a' has a bias. Build DenseLayer 'a' without b=None."
+            if left_out else r"\n'a' has no bias \((use_)?bias=False\). Build "
+            "DenseLayer 'a' with b=None.")):
+        framework.set(layer, weights)
+
+
+def test_kind_of_one_array(rng, float64, matrix):
+    """A scale without statistics, or weights of a dense layer that is flat."""
+    network = BatchNormLayer(DenseLayer(matrix, 4, name="fc"), name="n")
+    weights = {"fc.weight": np.ones(16), "fc.bias": np.ones(4)}
+    weights.update(named("n", random_norm(rng, 4), TORCH))
+    with pytest.raises(ValueError, match=r"\n! fc.weight: \(16,\) +DenseLayer "
+                                         "'fc', W: ") as caught:
+        set_torch_state_dict(network, weights)
+    assert str(caught.value).count("\n!") == 1
+    network = BatchNormLayer(DenseLayer(matrix, 4))
+    weights = {"0.weight": np.ones((4, 4)), "0.bias": np.ones(4),
+               "1.weight": np.ones(4), "1.bias": np.ones(4)}
+    with pytest.raises(ValueError, match="'1' has no running_mean and no "):
+        set_torch_state_dict(network, weights)
+
+
+@pytest.mark.parametrize("key, value, expected", [
+    ("fc.weight", np.nan, "DenseLayer 'fc': W must be .* got 1 NaN"),
+    ("fc.bias", 1e39, "DenseLayer 'fc': b must be .* float32 can hold, got "),
+    ("n.weight", np.nan, "BatchNormLayer 'n': gamma must be .* got 1 NaN"),
+    ("n.bias", np.nan, "BatchNormLayer 'n': beta must be .* got 1 NaN"),
+    ("n.running_mean", 1e39, "BatchNormLayer 'n': mean must be .* float32 "),
+])
+def test_values_that_do_not_fit(rng, matrix, key, value, expected):
+    with theano.configparser.change_flags(floatX="float32"):
+        network = BatchNormLayer(DenseLayer(matrix, 4, name="fc"), name="n")
+    weights = {"fc.weight": np.ones((4, 4)), "fc.bias": np.ones(4)}
+    weights.update(named("n", random_norm(rng, 4), TORCH))
+    weights[key].flat[1] = value
+    before = bits(network)
+    with pytest.raises(ValueError, match=r"^set_torch_state_dict\(\): "
+                       + expected):
+        set_torch_state_dict(network, weights)
+    assert bits(network) == before
 
 
 def test_names_of_their_own(float64, matrix):
