@@ -3,7 +3,11 @@
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Distribution, find_packages, setup
+from setuptools.command.develop import develop
+
+# After setuptools, which brings its own.
+from distutils.command.install_data import install_data  # isort: skip
 
 HERE = Path(__file__).resolve().parent
 
@@ -17,6 +21,40 @@ def version():
     # Read rather than imported: importing needs what pip is to install.
     source = read("bnlasagne/__init__.py")
     return re.search(r"^__version__ = ['\"](.+)['\"]", source, re.M).group(1)
+
+
+# Python reads it at its start if it lies beside the installed packages; it
+# names the module start_bnlasagne.
+HOOK = "start_bnlasagne.pth"
+
+
+class DistributionWithHook(Distribution):
+    """Has the command install_data run."""
+
+    def has_data_files(self):
+        return True
+
+    # Asked for by editable installs.
+    has_data = has_data_files
+
+
+class InstallHook(install_data):
+    """Part of `pip install .` and of today's `pip install --editable .`."""
+
+    def run(self):
+        super().run()
+        folder = self.get_finalized_command("install").install_lib
+        self.outfiles.append(self.copy_file(HOOK, folder)[0])
+
+
+class DevelopWithHook(develop):
+    """What older versions of pip run for `pip install --editable .`."""
+
+    def run(self):
+        super().run()
+        # Newer versions of setuptools only call pip here.
+        if self.install_dir and not self.uninstall:
+            self.copy_file(HOOK, self.install_dir)
 
 
 # bnlasagne/compat.py names these in its messages.
@@ -46,7 +84,6 @@ mpi = [
 ]
 examples = [
     *plot,
-    *mpi,
     "pillow",
     "tqdm",
 ]
@@ -55,12 +92,14 @@ test = [
     # Pinned: each release of ruff may find more.
     "ruff==0.17.6",
     *examples,  # the tests run them
+    *mpi,
 ]
 # Pinned: it is what the benchmarks are about. No wheels for older Pythons.
 torch = 'torch==2.13.0; python_version >= "3.10"'
 bench = [
     torch,
     *examples,  # one of them is measured
+    *mpi,
 ]
 # What weights are exchanged with; tests that need them skip without.
 frameworks = [
@@ -93,7 +132,11 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
     packages=find_packages(include=["bnlasagne", "bnlasagne.*"]),
+    py_modules=["start_bnlasagne"],
     package_data={"bnlasagne": ["*.h"]},
+    data_files=[],
+    distclass=DistributionWithHook,
+    cmdclass={"install_data": InstallHook, "develop": DevelopWithHook},
     python_requires=">=3.8,<3.12",
     # The marker lets pip come to python_requires and say what is wrong;
     # without it, some versions first fail to build Theano.

@@ -1,7 +1,10 @@
 """Batch normalization for Lasagne."""
 
-from . import compat  # isort: skip  # First: it makes the next imports work.
+from . import compat  # isort: skip
 
+compat.apply()  # First: it makes the next imports work.
+
+from . import copies  # isort: skip  # noqa: F401  # It mends function.copy().
 from .accumulation import GradientAccumulator
 from .communication import RanksDisagree, world
 from .distributed import average_gradients, broadcast_params

@@ -1,28 +1,39 @@
 """
-Repairs that let Theano 1.0.5 and Lasagne be imported on a current machine.
+Repair Theano 1.0.5 and Lasagne, so that they run on a current machine.
 
-Importing this module checks that the versions at hand can work together,
-imports Theano, and mends what has moved since Lasagne 0.1:
+`prepare` has the modules of both packages repaired at the moment in which they
+are imported, whoever imports them; `apply` also checks the installed versions,
+and imports Theano. The repairs:
 
 * NumPy >= 1.22 has no ``numpy.distutils.__config__.blas_opt_info``, which
-  Theano reads to find a BLAS;
+  Theano reads to find a BLAS.
 * Theano >= 0.9 has no ``theano.tensor.signal.downsample``, which Lasagne 0.1
-  imports;
+  imports.
 * Python >= 3.11 has no ``longintrepr.h``, which the C code of Theano's loops,
-  and so each of Lasagne's recurrent layers, includes: they run in Python;
-* mpi4py without an MPI library raises an error that Theano, which tries to
-  import it, does not expect;
-* the processes that ``mpiexec`` starts would wait for each other to compile
+  and so each of Lasagne's recurrent layers, includes: they run in Python.
+* Theano links what it compiles with Python's library, which many Pythons do
+  not have, or not where they say: nothing is linked with it.
+* Theano imports mpi4py, which may start MPI, hang, or raise an error that
+  Theano does not expect: it finds mpi4py only in a program that ``mpiexec``
+  started, or that has imported ``mpi4py.MPI`` before.
+* The processes that ``mpiexec`` starts would wait for each other to compile
   anything: each gets a compile directory of its own.
+* Lasagne 0.1 drops flags such as ``deterministic=True`` on the way to the
+  layers in the loop of a ``CustomRecurrentLayer``: they are handed on.
+* Two warnings that no user can act on are not shown: Theano's, that it found
+  no BLAS, and its complaint about how Lasagne 0.1 calls it; and that of
+  setuptools about Lasagne 0.1.
 
-Where nothing is to be mended, nothing is touched. The user's Theano flags stay
-in force.
+Where nothing is to be repaired, nothing is touched. The user's Theano flags
+stay in force.
 """
 
 import contextlib
+import functools
 import importlib
 import importlib.machinery
 import importlib.util
+import logging
 import os
 import re
 import sys
@@ -30,7 +41,7 @@ import types
 import warnings
 from collections import namedtuple
 
-__all__ = ["apply", "max_pool_2d"]
+__all__ = ["apply", "max_pool_2d", "prepare"]
 
 # What setup.py asks pip for (a test compares the two).
 _REQUIREMENTS = (
@@ -63,7 +74,7 @@ _DOWNSAMPLE = "theano.tensor.signal.downsample"
 
 def apply():
     """
-    Check the installed versions and apply the repairs; again is harmless.
+    Check the installed versions and import Theano; again is harmless.
 
     Raises
     ------
@@ -72,16 +83,35 @@ def apply():
         version that cannot work. The message names the versions that work
         and the command that installs them.
     """
-    _check_python()
-    for package in _NEEDS:
-        _check_version(package)
-    _check_pkg_resources()
-    _forget_failed_import()
-    _provide_blas_opt_info()
-    _import_theano()
+    _check()
+    prepare()
+    importlib.import_module("theano")
     _check_version("theano")  # a checkout tells its version only now
-    _provide_downsample()
-    _give_up_scan_extension()
+
+
+def prepare():
+    """
+    Have Theano and Lasagne repaired as soon as they are imported.
+
+    Raises nothing. If the installed versions cannot work, nothing is repaired;
+    if the import of Theano or Lasagne then fails, its error tells why.
+    """
+    try:
+        _check()
+    except ImportError as refusal:
+        during = {name: [functools.partial(_explained_by, refusal)]
+                  for name in ("theano", "lasagne")}
+        afterwards = {}
+    else:
+        during, afterwards = _DURING, _AFTERWARDS
+        _forget_failed_import()
+    for finder in sys.meta_path[:]:
+        if isinstance(finder, _RepairingFinder):
+            sys.meta_path.remove(finder)
+    sys.meta_path.insert(0, _RepairingFinder(during, afterwards))
+    for name in afterwards:
+        if name in sys.modules:
+            _repair(sys.modules[name], afterwards[name])
 
 
 def max_pool_2d(
@@ -104,6 +134,14 @@ def max_pool_2d(
         pad=padding,
         mode=mode,
     )
+
+
+def _check():
+    """Raise ImportError if the installed versions cannot work."""
+    _check_python()
+    for package in _NEEDS:
+        _check_version(package)
+    _check_pkg_resources()
 
 
 def _check_python():
@@ -251,9 +289,91 @@ def _forget_failed_import():
             del sys.modules[name]
 
 
-def _provide_blas_opt_info():
-    if "theano" in sys.modules:
-        return
+# ---------------------------------------------------------------------------
+# How modules are repaired while they are imported
+# ---------------------------------------------------------------------------
+
+
+class _RepairingFinder:
+    """
+    Finds some modules as they are found without it, and has them repaired.
+
+    Parameters
+    ----------
+    during : dict of str to list of callable
+        By the names of modules: functions that return a context manager. The
+        module's code is executed within all of these.
+    afterwards : dict of str to list of callable
+        Functions that take the module when its code has been executed.
+    """
+
+    def __init__(self, during, afterwards):
+        self._during = during
+        self._afterwards = afterwards
+
+    def find_spec(self, name, path=None, target=None):
+        if name not in self._during and name not in self._afterwards:
+            return None
+        for finder in sys.meta_path[:]:
+            find_spec = getattr(finder, "find_spec", None)
+            if find_spec is None or finder is self:
+                continue
+            spec = find_spec(name, path, target)
+            if spec is not None:
+                # Not a mere folder, nor a loader of the old kind.
+                if hasattr(spec.loader, "exec_module"):
+                    spec.loader = _RepairingLoader(
+                        spec.loader, self._during.get(name, ()),
+                        self._afterwards.get(name, ()))
+                return spec
+        return None
+
+
+class _RepairingLoader:
+    """Executes a module's code by its own loader, with the repairs."""
+
+    def __init__(self, loader, during, afterwards):
+        self._loader = loader
+        self._during = during
+        self._afterwards = afterwards
+
+    def __getattr__(self, name):
+        return getattr(self._loader, name)
+
+    def create_module(self, spec):
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module):
+        module.__loader__ = module.__spec__.loader = self._loader
+        with contextlib.ExitStack() as stack:
+            for context in self._during:
+                stack.enter_context(context())
+            self._loader.exec_module(module)
+        _repair(module, self._afterwards)
+
+
+def _repair(module, repairs):
+    for repair in repairs:
+        repair(module)
+
+
+@contextlib.contextmanager
+def _explained_by(refusal):
+    """If an import fails, tell why it had to."""
+    try:
+        yield
+    except Exception as error:
+        raise refusal from error
+
+
+# ---------------------------------------------------------------------------
+# Theano
+# ---------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _blas_opt_info():
+    """Provide what NumPy has no more, and what Theano asks it for."""
     with warnings.catch_warnings():
         # NumPy >= 1.23 says that numpy.distutils ends with Python 3.12.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -262,12 +382,14 @@ def _provide_blas_opt_info():
         # Empty, because NumPy's own BLAS is not one to link against: Theano
         # then looks for the system's.
         config.blas_opt_info = {}
+    yield
 
 
-def _import_theano():
+@contextlib.contextmanager
+def _words_for_a_missing_header():
+    """Name the package that brings Python.h, where the compiler misses it."""
     try:
-        with _own_compile_directory(), _without_broken_mpi4py():
-            importlib.import_module("theano")
+        yield
     except Exception as error:
         # Theano hands on the compiler's complaint as a bare Exception.
         if "Python.h" not in str(error):
@@ -292,6 +414,11 @@ _COMPILEDIR_FORMAT = (
 )
 
 
+def _rank():
+    """The number of this process, as text; empty without ``mpiexec``."""
+    return next(filter(None, map(os.environ.get, _RANKS)), "")
+
+
 @contextlib.contextmanager
 def _own_compile_directory():
     """
@@ -300,9 +427,9 @@ def _own_compile_directory():
     Theano locks the directory while it compiles, and each process would wait
     for all others, again and again. It reads its flags while it is imported.
     """
-    rank = next(filter(None, map(os.environ.get, _RANKS)), "")
+    rank = _rank()
     before = os.environ.get("THEANO_FLAGS")
-    if not rank.isdigit() or "theano" in sys.modules or _is_format_set():
+    if not rank.isdigit() or _is_format_set():
         yield
         return
     # Of flags that are given twice, the last one counts: the user's.
@@ -330,32 +457,52 @@ def _is_format_set():
 
 
 @contextlib.contextmanager
-def _without_broken_mpi4py():
-    """Let Theano find no mpi4py, rather than one without an MPI library."""
-    name = "mpi4py.MPI"
-    if "theano" in sys.modules or name in sys.modules or _loads(name):
+def _hidden_mpi4py():
+    """
+    Have Theano's import of mpi4py fail as if there were none.
+
+    Importing ``mpi4py.MPI`` starts MPI. That is wanted by programs that
+    ``mpiexec`` started, and in all others by those that ask for it.
+    """
+    if "mpi4py.MPI" in sys.modules or (_rank() and _can_start_mpi()):
         yield
         return
+    # The package itself may fail, too.
+    name = "mpi4py.MPI" if "mpi4py" in sys.modules else "mpi4py"
     sys.modules[name] = None
     try:
         yield
     finally:
-        # Whoever asks for it gets mpi4py's own error.
+        # Whoever asks for it gets mpi4py, or its own error.
         sys.modules.pop(name, None)
 
 
-def _loads(name):
-    """Whether a module can be imported, or is known not to be there."""
+def _can_start_mpi():
+    """Whether MPI can be started; it is then."""
     try:
-        importlib.import_module(name)
-    except ImportError:
-        return True  # Theano expects this one.
-    except RuntimeError:
+        importlib.import_module("mpi4py.MPI")
+    except Exception:
+        # Without an MPI library, or with another than mpi4py was made for:
+        # ImportError, RuntimeError, OSError, AttributeError.
         return False
     return True
 
 
-def _provide_downsample():
+@contextlib.contextmanager
+def _without_blas_warning():
+    """Keep Theano from saying at each start that it uses NumPy's BLAS."""
+    def is_other(record):
+        return "Using NumPy C-API based implementation" not in record.msg
+
+    logger = logging.getLogger("theano.tensor.blas")
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
+
+
+def _provide_downsample(theano):
     signal = importlib.import_module("theano.tensor.signal")
     if hasattr(signal, "downsample") or _exists(_DOWNSAMPLE):
         return
@@ -369,7 +516,7 @@ def _provide_downsample():
     sys.modules[_DOWNSAMPLE] = signal.downsample = module
 
 
-def _give_up_scan_extension():
+def _give_up_scan_extension(theano):
     """Let theano.scan fall back on Python where its C code cannot compile.
 
     It does so by itself if the extension cannot be imported, but not if the
@@ -379,4 +526,101 @@ def _give_up_scan_extension():
         sys.modules.setdefault("theano.scan_module.scan_perform_ext", None)
 
 
-apply()
+def _link_without_libpython(cmodule):
+    """
+    Link what Theano compiles as Python itself links extension modules.
+
+    Python has the symbols that they need. Its library is missing beside a
+    Python that was built without, or lies elsewhere than the Python says after
+    it was moved; the static one must not be linked at all. Theano knows this
+    of macOS. Windows and Cygwin do need the library.
+    """
+    if sys.platform.startswith("linux"):
+        cmodule.std_libs = list
+
+
+# ---------------------------------------------------------------------------
+# Lasagne
+# ---------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _without_pkg_resources_warning():
+    """Keep setuptools 80.9 and later from warning of Lasagne's import."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "pkg_resources is deprecated")
+        yield
+
+
+def _ignore_image_shape_warning(conv):
+    """Lasagne 0.1 calls Theano by a name that Theano has changed since."""
+    warnings.filterwarnings(
+        "ignore", "The `image_shape` keyword argument to `tensor.nnet.conv2d`",
+        UserWarning, r"lasagne\.",
+    )
+
+
+def _hand_flags_into_loops(recurrent):
+    """Have the layers in a recurrent layer's loop get the flags it gets."""
+    layer_class = recurrent.CustomRecurrentLayer
+    method = layer_class.get_output_for
+    if not _drops_flags(method):
+        return
+
+    @functools.wraps(method)
+    def get_output_for(self, inputs, **flags):
+        # The same code, which finds this call's flags in what it calls.
+        names = dict(vars(recurrent),
+                     helper=_HelperWithFlags(recurrent.helper, flags))
+        function = types.FunctionType(
+            method.__code__, names, method.__name__, method.__defaults__,
+            method.__closure__)
+        return function(self, inputs, **flags)
+
+    layer_class.get_output_for = get_output_for
+
+
+def _drops_flags(method):
+    """Whether the step of the loop, a function within, knows no flags."""
+    return any(
+        getattr(constant, "co_name", "") == "step"
+        and "kwargs" not in constant.co_freevars
+        for constant in getattr(method, "__code__", method).co_consts
+    )
+
+
+class _HelperWithFlags:
+    """The module ``lasagne.layers.helper`` as one call's code sees it."""
+
+    def __init__(self, helper, flags):
+        self._helper = helper
+        self._flags = flags
+
+    def __getattr__(self, name):
+        return getattr(self._helper, name)
+
+    def get_output(self, layers, inputs=None, **flags):
+        return self._helper.get_output(
+            layers, inputs, **dict(self._flags, **flags))
+
+
+# ---------------------------------------------------------------------------
+# What is repaired where
+# ---------------------------------------------------------------------------
+
+_DURING = {
+    "theano": [
+        _blas_opt_info,
+        _own_compile_directory,
+        _words_for_a_missing_header,
+    ],
+    "theano.tensor.io": [_hidden_mpi4py],
+    "theano.tensor.blas_headers": [_without_blas_warning],
+    "lasagne": [_without_pkg_resources_warning],
+}
+_AFTERWARDS = {
+    "theano": [_provide_downsample, _give_up_scan_extension],
+    "theano.gof.cmodule": [_link_without_libpython],
+    "lasagne.layers.conv": [_ignore_image_shape_warning],
+    "lasagne.layers.recurrent": [_hand_flags_into_loops],
+}

@@ -18,7 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def run_python(code, *path, **environment):
     """Run code with folders put first in sys.path; the finished process."""
-    environment = dict(os.environ, **environment)
+    # Without the hook that may be installed, unless a test is about it.
+    environment = dict(os.environ, **dict(
+        {"BNLASAGNE_NO_HOOK": "1"}, **environment))
     environment["PYTHONPATH"] = os.pathsep.join(map(str, path))
     return subprocess.run(
         [sys.executable, "-c", code],
@@ -43,7 +45,8 @@ def bare(tmp_path):
     package.mkdir()
     source = (ROOT / "bnlasagne" / "compat.py").read_text(encoding="utf-8")
     (package / "compat.py").write_text(source, encoding="utf-8")
-    (package / "__init__.py").write_text("from . import compat\n")
+    (package / "__init__.py").write_text(
+        "from . import compat\ncompat.apply()\n")
     write_package(tmp_path, "theano/tensor/signal", '__version__ = "1.0.5"')
     write_package(tmp_path, "lasagne", '__version__ = "0.2.dev1"')
     return tmp_path
