@@ -258,8 +258,9 @@ class _Fold(object):
             raise _LeftInPlace("there is no layer before it")
         if not any(isinstance(bn, base) and computes_like(bn, base)
                    for base in _types()):
-            raise _LeftInPlace("its class overrides get_output_for(), or what "
-                               "that calls, and computes something else")
+            raise _LeftInPlace("its class overrides get_output_for() or other "
+                               "methods, and its test output is not that of "
+                               "a BatchNormLayer")
         values = self._values(bn, "beta", "gamma", "mean", *(
             ("std", "epsilon") if isinstance(bn, BatchNormLayer)
             else ("inv_std",)))
@@ -348,7 +349,8 @@ class _Fold(object):
             base = linear_base(layer)
             raise _LeftInPlace("%s %s is not known to be linear%s" % (
                 self._name(layer), where, "" if base is None else
-                ", as it does not do what Lasagne's %s does" % base.__name__))
+                ": it does not compute what Lasagne's %s computes"
+                % base.__name__))
         self._check_unheld(layer)
         return linear
 
@@ -497,8 +499,10 @@ def _shared(layer, name, value, dtype):
     broadcastable = getattr(old, "broadcastable", (False,) * value.ndim)
     if len(broadcastable) != value.ndim:
         broadcastable = (False,) * value.ndim
+    given = old.name if isinstance(
+        old, theano.compile.SharedVariable) else None
     return theano.shared(
-        np.array(value, dtype), getattr(old, "name", None) or full_name,
+        np.array(value, dtype), given or full_name,
         broadcastable=[each and size == 1 for each, size
                        in zip(broadcastable, value.shape)])
 

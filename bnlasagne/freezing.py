@@ -1,11 +1,18 @@
 """Batch normalization that stays as it is while the rest is trained."""
 
-from .layer import BatchNormLayer
+import copy
+import warnings
+
+from .demand import needed
+from .layer import BatchNormLayer, label
+from .linear import have_equal_graphs, output_of, overrides
 from .networks import all_layers, checked_layers
+from .tracking import average_of
 
 __all__ = [
     "freeze_batch_norm",
     "unfreeze_batch_norm",
+    "uses_stored_statistics",
 ]
 
 
@@ -36,9 +43,16 @@ def freeze_batch_norm(network, params=False, treat_as_input=None):
     Raises
     ------
     ValueError
-        If there is no batch normalization layer.
+        If there is no batch normalization layer that can be frozen.
     TypeError
         If `network` is no layer or list of layers.
+
+    Warns
+    -----
+    UserWarning
+        If a layer of a subclass does not use its stored statistics for
+        testing, such as a layer that always normalizes by the batch. It is not
+        frozen: its output would be another one.
 
     Notes
     -----
@@ -56,7 +70,7 @@ def freeze_batch_norm(network, params=False, treat_as_input=None):
     >>> layer.frozen
     False
     """
-    layers = _layers(network, treat_as_input, "freeze_batch_norm()")
+    layers = _freezable(_layers(network, treat_as_input, _FREEZE))
     before = _Restore(layers)
     for layer in layers:
         layer.frozen = True
@@ -94,6 +108,44 @@ def unfreeze_batch_norm(network, treat_as_input=None):
                 layer.params[param] -= {_WAS_TRAINABLE}
                 layer.params[param] |= {"trainable"}
     return before
+
+
+_FREEZE = "freeze_batch_norm()"
+
+
+def _freezable(layers):
+    """Leave out the layers that freezing would not do to what it should."""
+    left = [layer for layer in layers if not uses_stored_statistics(layer)]
+    if left:
+        text = ("%s: %s cannot be frozen: get_output_for() of this subclass "
+                "does not normalize by the stored statistics for testing."
+                % (_FREEZE, ", ".join(map(label, left))))
+        if len(left) == len(layers):
+            raise ValueError(text + " The network has no other batch "
+                             "normalization layer.")
+        warnings.warn(text + " It stays as it is, and the other layers are "
+                      "frozen.", stacklevel=3)
+    return [layer for layer in layers if layer not in left]
+
+
+def uses_stored_statistics(layer):
+    """Whether a layer normalizes by its stored statistics for testing.
+
+    A layer of a subclass may not, whatever its flags are. If it does, it does
+    so in training as well once it is frozen.
+    """
+    if not overrides(layer, BatchNormLayer, *dir(BatchNormLayer)):
+        return True
+    free, frozen = copy.copy(layer), copy.copy(layer)
+    free.frozen, frozen.frozen = False, True
+    if not have_equal_graphs(free, frozen):
+        return False
+    try:
+        used = needed([output_of(frozen, deterministic=False)])
+    except Exception:  # A method of the user's may raise any.
+        return False
+    return {layer.mean, layer.std} <= used and all(
+        average_of(variable) is variable for variable in used)
 
 
 # A tag in the place of "trainable", to tell the parameters that freezing took

@@ -17,9 +17,11 @@ from theano.scan_module.scan_utils import equal_computations
 __all__ = [
     "Linear",
     "computes_like",
+    "have_equal_graphs",
     "is_linear",
     "linear_base",
     "linear_of",
+    "output_of",
     "overrides",
 ]
 
@@ -313,21 +315,39 @@ def computes_like(layer, base):
     """
     if not overrides(layer, base, *dir(base)) and _knows_convolution(layer):
         return True
+    return have_equal_graphs(layer, _plain(layer, base))
+
+
+def have_equal_graphs(*layers):
+    """Whether two layers compute the same for testing.
+
+    Returns
+    -------
+    bool
+        False, too, if an output cannot be built.
+    """
+    # Each layer is to have the same input.
+    x = _input_of(layers[0])
     # Whatever a method of the user's raises, it is not what is known.
     try:
-        return _have_equal_graphs(layer, _plain(layer, base))
+        return equal_computations(*([output_of(layer, x)]
+                                    for layer in layers))
     except Exception:
         return False
 
 
-def _have_equal_graphs(layer, other):
-    x = T.TensorType(theano.config.floatX,
-                     (False,) * len(layer.input_shape))()
-    # The variable has no test value.
+def output_of(layer, x=None, deterministic=True):
+    """The output of a layer for an input, by default of one of its own."""
+    # The input has no test value.
     with theano.configparser.change_flags(compute_test_value="off"):
-        return equal_computations(*(
-            [T.as_tensor_variable(each.get_output_for(x, deterministic=True))]
-            for each in (layer, other)))
+        return T.as_tensor_variable(layer.get_output_for(
+            _input_of(layer) if x is None else x,
+            deterministic=deterministic))
+
+
+def _input_of(layer):
+    return T.TensorType(theano.config.floatX,
+                        (False,) * len(layer.input_shape))()
 
 
 def _plain(layer, base):
