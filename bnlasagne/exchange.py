@@ -32,9 +32,10 @@ def get_torch_state_dict(network, like=None, epsilon=1e-5):
         convolutional (transposed and dilated, too) and batch normalization
         layers, and of others without parameters.
     like : dict or None
-        The ``state_dict()`` of the module that they are for. It tells names,
-        and where a bias of zeros or a scale of ones is wanted. By default,
-        modules have the names of the layers.
+        The ``state_dict()`` of the module that they are for. It tells names
+        and types, and where a bias of zeros or a scale of ones is wanted. By
+        default, modules have the names of the layers, and arrays the types of
+        the parameters.
     epsilon : number
         The ``eps`` of the batch normalization modules, which is not among
         their weights.
@@ -42,10 +43,11 @@ def get_torch_state_dict(network, like=None, epsilon=1e-5):
     Returns
     -------
     OrderedDict of str to array
-        What ``module.load_state_dict()`` takes when each array has become a
-        tensor by ``torch.from_numpy()``. The module then computes in
+        What ``module.load_state_dict()`` takes, as it is or with tensors that
+        ``torch.from_numpy()`` makes of the arrays. The module then computes in
         evaluation what the network does with ``deterministic=True``, to
-        rounding.
+        rounding. For a module of type bfloat16, which NumPy lacks, the arrays
+        are of type float32, and PyTorch converts them.
 
     Raises
     ------
@@ -53,7 +55,8 @@ def get_torch_state_dict(network, like=None, epsilon=1e-5):
         If `network` is no layer or list of layers.
     ValueError
         If a layer with parameters is of another type or, without `like`, has
-        no name; or if `like` does not fit: the message then lists both sides.
+        no name; if `like` does not fit: the message then lists both sides; or
+        if the type of an array in `like` cannot hold the values.
 
     See also
     --------
@@ -72,8 +75,8 @@ def set_torch_state_dict(network, state_dict, epsilon=1e-5):
         of dense, network-in-network, convolutional (transposed and dilated,
         too) and batch normalization layers, and others without parameters.
     state_dict : dict of str to array
-        The module's ``state_dict()``. Tensors will do as well, if NumPy can
-        make arrays of them: those on the CPU.
+        The module's ``state_dict()``, with its tensors of any type and on any
+        device, or with arrays.
     epsilon : number
         The ``eps`` of the module's batch normalization.
 
@@ -81,21 +84,30 @@ def set_torch_state_dict(network, state_dict, epsilon=1e-5):
     ------
     TypeError
         If `network` is no layer or list of layers, or `state_dict` no dict of
-        arrays of numbers.
+        arrays of numbers. If it is a whole checkpoint, the message says which
+        of its keys to pass.
     ValueError
-        If a layer with parameters is of another type, or what one side has
-        and what the other needs are not the same in names and shapes: the
-        message lists both. Nothing is changed then.
+        If a layer with parameters is of another type; if the names and shapes
+        on one side are not those that the other side needs: the message lists
+        both; if names or order are ambiguous; or if weights are NaN, or too
+        large for the type of the parameter. Nothing is changed then.
 
     Notes
     -----
-    A layer whose name is that of a module gets its weights; it may also be the
-    end of one's, after a dot, as long as it is no other's. If any layers find
-    their weights so, all that have a name must. The others get those of the
-    others, in order: of the ``state_dict``, which is the order in which
-    modules were made, and of :func:`lasagne.layers.get_all_layers`, which goes
-    from input to output. Where these differ, name the layers. All this goes
-    for batch normalization layers, and for the others, separately.
+    A layer with the name of a module gets the weights of that module. More may
+    come before it in the name of the module: ``layer1.conv`` gets the weights
+    of ``model.backbone.layer1.conv``, and ``conv`` those of ``model.conv``. A
+    module goes to the layer with which its name has the longest end in common.
+    If two modules remain for one layer, this is an error. If the names of all
+    layers start alike, the modules may also lack that start.
+
+    If any layers find their weights by name, all layers with a name must. The
+    layers without names get the weights of the other modules, in order. In the
+    ``state_dict``, that is the order in which the modules were made; in the
+    network, that of :func:`lasagne.layers.get_all_layers`, from input to
+    output. If these differ, name the layers. An order of the alphabet with
+    ``conv10`` before ``conv2``, which files have, is refused. Batch
+    normalization layers and the other layers are matched separately.
 
     Build layers without what a module lacks: ``b=None``, or ``beta=None,
     gamma=None`` where it is not affine.
@@ -106,7 +118,7 @@ def set_torch_state_dict(network, state_dict, epsilon=1e-5):
     :func:`bnlasagne.batch_norm` leaves out, goes into the running mean.
 
     The deterministic output is what the module computes in evaluation, to
-    rounding. How training goes on is not the same: see
+    rounding. Training does not continue identically: see
     :meth:`BatchNormLayer.set_statistics`. Momentum is not among the weights,
     either: PyTorch's is this package's `alpha`.
     """
@@ -123,8 +135,9 @@ def get_keras_weights(network, like=None, epsilon=1e-3,
         As in :func:`get_torch_state_dict`.
     like : dict or None
         The weights of the model that they are for, as in
-        :func:`set_keras_weights`. It tells names, and where a bias of zeros or
-        a scale of ones is wanted. By default, names are those of the layers.
+        :func:`set_keras_weights`. It tells names and types, and where a bias
+        of zeros or a scale of ones is wanted. By default, names are those of
+        the layers, and types those of the parameters.
     epsilon : number
         The `epsilon` of the batch normalization layers there.
     data_format : None, 'channels_last' or 'channels_first'
@@ -165,7 +178,7 @@ def set_keras_weights(network, weights, epsilon=1e-3, data_format=None):
         ``'model/conv/kernel'``, or with ``w.name`` in Keras 2, like
         ``'conv/kernel:0'``. The weights of a layer may also come as a dict, or
         as a list: ``{layer.name: layer.get_weights() for layer in
-        model.layers}``.
+        model.layers}``. Dicts may hold dicts, as the groups of HDF5 files do.
     epsilon : number
         The `epsilon` of the model's batch normalization layers.
     data_format : None, 'channels_last' or 'channels_first'
@@ -178,15 +191,20 @@ def set_keras_weights(network, weights, epsilon=1e-3, data_format=None):
         If `network` is no layer or list of layers, or `weights` no dict of
         arrays of numbers.
     ValueError
-        If a layer with parameters is of another type, if what one side has
-        and what the other needs are not the same in names and shapes: the
-        message lists both; or if the order of features cannot be told. Nothing
-        is changed then.
+        If a layer with parameters is of another type; if the names and shapes
+        on one side are not those that the other side needs: the message lists
+        both; if names, the order of layers or that of features are ambiguous;
+        or if weights are NaN, or too large for the type of the parameter.
+        Nothing is changed then.
 
     Notes
     -----
-    How layers find their weights, and what does not carry over, is as in
-    :func:`set_torch_state_dict`, with slashes for dots.
+    Layers find their weights as in :func:`set_torch_state_dict`, with slashes
+    for dots. What does not carry over is the same, too.
+
+    Build layers without what a model lacks: ``gamma=None`` for
+    ``scale=False``, ``beta=None`` for ``center=False``, and ``b=None`` for
+    ``use_bias=False``.
 
     Where the model has channels last and flattens images, it has the features
     in another order than Lasagne, where channels come first. Weights of dense

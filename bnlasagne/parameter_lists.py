@@ -1,4 +1,4 @@
-"""Parameter lists of networks with Lasagne's later layer.
+"""Translate parameter lists of networks with Lasagne's later layer.
 
 That layer came with Lasagne's development version. It stores vectors, inverse
 standard deviations, and all in another order.
@@ -78,7 +78,9 @@ def set_lasagne_values(network, values):
         arrays of numbers.
     ValueError
         If number or shapes of the arrays are not those that the network needs;
-        the message lists both. Nothing is changed then.
+        the message lists both. Or if the values cannot be stored: NaN, or
+        numbers that are too large for the type of the parameter. Nothing is
+        changed then.
 
     Notes
     -----
@@ -98,26 +100,36 @@ def set_lasagne_values(network, values):
     theirs = [described("array %d" % number, value)
               for number, value in enumerate(values)]
     ours = ["%s: %s" % (slot.name, slot.shape) for slot in slots]
+    as_here = [param.get_value(borrow=True).shape for param
+               in lasagne.layers.get_all_params(network)]
     check_rows("set_lasagne_values()", "parameter list", [
         Row(*row) for row in itertools.zip_longest(
             theirs, ours, [value.shape == slot.shape for value, slot
-                           in zip(values, slots)], fillvalue="")])
-    setting, statistics = Setting(), collections.OrderedDict()
+                           in zip(values, slots)], fillvalue="")],
+        [_FROM_HERE] if as_here == [value.shape for value in values] else [])
+    setting = Setting("set_lasagne_values()")
+    statistics = collections.OrderedDict()
     for slot, value in zip(slots, values):
         if slot.role in ("mean", "std"):
             found = statistics.setdefault(slot.layer, {})
             found[_LATER_NAMES[slot.role]] = value
         else:
             setting.add(slot.param, value.reshape(
-                slot.param.get_value(borrow=True).shape))
+                slot.param.get_value(borrow=True).shape), slot.name)
     for layer, found in statistics.items():
         converted = layer.converted_statistics(
             found.get("mean", 0), inv_std=found.get("inv_std", 1))
         # One of them may be another layer's.
-        setting.add_all(pair for name, pair in zip(("mean", "inv_std"),
-                                                   converted) if name in found)
+        for role, (param, value) in zip(("mean", "std"), converted):
+            if _LATER_NAMES[role] in found:
+                setting.add(param, value, "%s: %s" % (label(layer), role))
     setting.carry_out()
 
+
+_FROM_HERE = (
+    "The list has the shapes of this network's own parameters, as from a "
+    "network with this package's layer, or the original one. Use "
+    "lasagne.layers.set_all_param_values(network, values) for it.")
 
 _LATER_NAMES = {"beta": "beta", "gamma": "gamma", "mean": "mean",
                 "std": "inv_std"}

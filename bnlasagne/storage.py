@@ -79,7 +79,7 @@ def save_network(network, file):
     """
     file = _checked_file(file, "write", "save_network()")
     params, schedules = _named(network, "save_network()")
-    arrays = {name: _array(name, param) for name, param in params.items()}
+    arrays = _values(params, "save_network()")
     diverged = [name for name, array in arrays.items()
                 if array.dtype.kind in "fc" and np.any(np.isnan(array))]
     if diverged:
@@ -101,15 +101,18 @@ def save_network(network, file):
         raise type(error)(error.errno, error.strerror, path) from error
 
 
-def _array(name, param):
-    """The value of a parameter that can be saved and loaded."""
-    value = param.get_value()
-    if not isinstance(value, (np.ndarray, np.generic)) or \
-            value.dtype.kind not in "biufc":
-        raise TypeError("save_network(): %s must be an array of numbers or "
-                        "truth values, got a %s. Make the parameter a shared "
-                        "variable of an array." % (name, type(value).__name__))
-    return value
+def _values(params, caller):
+    """The values of parameters, as long as files can have them."""
+    values = {name: param.get_value(borrow=True)
+              for name, param in params.items()}
+    for name, value in values.items():
+        if not isinstance(value, (np.ndarray, np.generic)) or \
+                value.dtype.kind not in "biufc":
+            raise TypeError(
+                "%s: %s must be an array of numbers or truth values, got a "
+                "%s. Make the parameter a shared variable of an array."
+                % (caller, name, type(value).__name__))
+    return values
 
 
 def _checked_file(file, method, caller):
@@ -197,8 +200,8 @@ def load_network(network, file):
     [0.0, 0.0, 0.0, 0.0, 0.0]
     """
     params, schedules = _named(network, "load_network()")
-    needed = {name: param.get_value(borrow=True).shape
-              for name, param in params.items()}
+    needed = {name: value.shape for name, value
+              in _values(params, "load_network()").items()}
     source = _checked_file(file, "read", "load_network()")
     content = _content(source)
     with _damage_named(source):

@@ -317,6 +317,107 @@ def test_count_of_batches_does_not_matter(rng, float64, matrix):
     assert list(found) == list(weights)
 
 
+@both
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_types_of_like(rng, floatX, framework, matrix, dtype):
+    network = batch_norm(DenseLayer(matrix, 5, name="fc"), name="n",
+                         gamma=None)
+    randomize(network, rng)
+    like = named("fc", OrderedDict([("weight", np.zeros((5, 4), dtype)),
+                                    ("bias", np.zeros(5, dtype))]), framework)
+    like.update(named("n", OrderedDict(
+        (key, value.astype(dtype))
+        for key, value in random_norm(rng, 5).items()), framework))
+    if framework is TORCH:
+        like["n.num_batches_tracked"] = np.array(3)
+    found = framework.get(network, like=like)
+    assert [value.dtype for value in found.values()] == [
+        value.dtype for value in like.values()]
+    for key, value in framework.get(network).items():
+        assert_allclose(found[key], value, rtol=1e-3)
+
+
+@both
+def test_too_large_for_like(float64, framework, matrix):
+    layer = DenseLayer(matrix, 5, name="fc")
+    layer.b.set_value(np.full(5, 1e5))
+    like = named("fc", OrderedDict([("weight", np.zeros((5, 4), "float16")),
+                                    ("bias", np.zeros(5, "float16"))]),
+                 framework)
+    with pytest.raises(ValueError, match=r"^get_.*\(\): fc.bias must be an "
+                                         "array of numbers, which its type "
+                                         "float16 can hold, got 100000.0"):
+        framework.get(layer, like=like)
+
+
+class Tensor(object):
+    """What NumPy makes no array of, as of PyTorch's tensors.
+
+    One to be trained, on a GPU, or of the type bfloat16.
+    """
+
+    def __init__(self, value, *obstacles):
+        self.value, self.obstacles = value, obstacles
+
+    def __array__(self, dtype=None):
+        if self.obstacles:
+            raise TypeError("cannot convert %s" % (self.obstacles,))
+        return np.asarray(self.value, dtype)
+
+    def without(self, obstacle):
+        return Tensor(self.value, *[each for each in self.obstacles
+                                    if each != obstacle])
+
+    def detach(self):
+        return self.without("requires_grad")
+
+    def cpu(self):
+        if "requires_grad" in self.obstacles:
+            raise RuntimeError
+        return self.without("cuda")
+
+    def float(self):
+        return self.without("bfloat16")
+
+
+@pytest.mark.parametrize("obstacles", [
+    [], ["requires_grad"], ["cuda"], ["bfloat16"],
+    ["requires_grad", "cuda", "bfloat16"]], ids=" ".join)
+def test_tensors(rng, float64, matrix, obstacles):
+    layer = batch_norm(DenseLayer(matrix, 5, name="fc"), name="n")
+    weights = named("fc", {"weight": rng.normal(size=(5, 4))}, TORCH)
+    weights.update(named("n", random_norm(rng, 5), TORCH))
+    tensors = OrderedDict((key, Tensor(value, *obstacles))
+                          for key, value in weights.items())
+    set_torch_state_dict(layer, tensors)
+    for found in (get_torch_state_dict(layer),
+                  get_torch_state_dict(layer, like=tensors)):
+        for key, value in weights.items():
+            assert_allclose(found[key], value)
+    before = bits(layer)
+    tensors["fc.weight"] = Tensor(weights["fc.weight"], "sparse")
+    with pytest.raises(TypeError, match="^fc.weight must be an array of "
+                                        "numbers: cannot convert"):
+        set_torch_state_dict(layer, tensors)
+    assert bits(layer) == before
+
+
+def test_groups_of_a_file(rng, float64, matrix):
+    """Dicts in dicts, such as the groups of an HDF5 file."""
+    layer = batch_norm(DenseLayer(matrix, 5, name="fc"), name="n")
+    flat = named("fc", {"weight": rng.normal(size=(5, 4))}, KERAS)
+    flat.update(named("n", random_norm(rng, 5), KERAS))
+    nested = OrderedDict([
+        ("fc", {"fc": {"kernel:0": flat["fc/kernel"]}}), ("dropout", {}),
+        ("n", {"n": [value for key, value in flat.items() if key[0] == "n"]})])
+    set_keras_weights(layer, nested)
+    found = get_keras_weights(layer, like=nested)
+    assert_allclose(found["fc"]["fc"]["kernel:0"], flat["fc/kernel"])
+    assert [value.shape for value in found["n"]["n"]] == 4 * [(5,)]
+    assert_allclose(found["n"]["n"][2], flat["n/moving_mean"])
+    assert found["dropout"] == {} and list(found) == list(nested)
+
+
 def test_what_numpy_can_make_arrays_of(float64):
     class Tensor(object):
         def __init__(self, value):

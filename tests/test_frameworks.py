@@ -261,6 +261,98 @@ def test_torch_by_names(rng, torch, float64):
         assert_close(output, expected)
 
 
+@pytest.mark.parametrize("like", [None, "float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("as_tensors", [False, True])
+def test_torch_loads_what_it_gets(rng, torch, float64, like, as_tensors):
+    """Arrays as they are, or as tensors that the user makes of them."""
+    network = cnn()
+    for param in get_all_params(network):
+        param.set_value(random(rng, param.get_value().shape, True))
+    module = torch_cnn(torch)
+    if like is None:
+        module.conv1.bias = module.fc1.bias = None
+        found = get_torch_state_dict(network)
+    else:
+        module = module.to(getattr(torch, like))
+        found = get_torch_state_dict(network, like=module.state_dict())
+    if as_tensors:
+        found = OrderedDict((key, torch.from_numpy(value))
+                            for key, value in found.items())
+    module.load_state_dict(found)
+    precision = {"float16": 1e-3, "bfloat16": 1e-2, "float64": 1e-12}
+    expected = get_torch_state_dict(network)
+    for key, value in module.state_dict().items():
+        if key in expected:
+            assert_close(value.to(torch.float64).numpy(),
+                         np.asarray(expected[key]),
+                         precision.get(like, 1e-6))
+
+
+@pytest.mark.parametrize("make", [
+    lambda torch, value: torch.nn.Parameter(value),
+    lambda torch, value: value.to(torch.bfloat16).requires_grad_(),
+    lambda torch, value: value.to(torch.float16)],
+    ids=["to be trained", "bfloat16", "float16"])
+def test_torch_tensors(rng, torch, float64, make):
+    network = BatchNormLayer((None, 4), name="n")
+    module = torch.nn.BatchNorm1d(4)
+    randomize_module(module, torch, rng)
+    tensors = {"n." + key: make(torch, value)
+               for key, value in module.state_dict().items()
+               if value.is_floating_point()}
+    set_torch_state_dict(network, tensors)
+    found = get_torch_state_dict(network, like=tensors)
+    for key, value in tensors.items():
+        assert_close(np.asarray(found[key], "float64"),
+                     value.detach().double().numpy(), 1e-3)
+
+
+@pytest.mark.parametrize("layout", ["sparse", "meta"])
+def test_torch_tensors_without_values(torch, float64, layout):
+    network = DenseLayer(InputLayer((None, 4)), 4, name="fc")
+    module = torch.nn.Linear(4, 4, device="meta" if layout == "meta" else None)
+    weights = module.state_dict()
+    if layout == "sparse":
+        weights["weight"] = weights["weight"].to_sparse()
+    with pytest.raises(TypeError, match="weight must be an array of numbers"):
+        set_torch_state_dict(network, weights)
+
+
+@pytest.mark.parametrize("options, hint", [
+    ({"affine": False}, r"'1' has no weight and no bias \(affine=False\)\. "
+     "Build BatchNormLayer 'n' with gamma=None and beta=None"),
+    ({"track_running_stats": False}, "'1' has no running_mean and no "
+     "running_var.*track_running_stats=False"),
+])
+def test_torch_modules_that_lack_something(torch, float64, options, hint):
+    network = BatchNormLayer(DenseLayer(InputLayer((None, 4)), 4), name="n")
+    module = torch.nn.Sequential(torch.nn.Linear(4, 4),
+                                 torch.nn.BatchNorm1d(4, **options))
+    with pytest.raises(ValueError, match=hint):
+        set_torch_state_dict(network, module.state_dict())
+
+
+def test_torch_checkpoints(torch, float64):
+    """A module, wrapped, in a checkpoint with its optimizer."""
+    network = DenseLayer(InputLayer((None, 4)), 3, name="fc")
+    module = torch.nn.DataParallel(torch.nn.ModuleDict(
+        {"fc": torch.nn.Linear(4, 3)}))
+    optimizer = torch.optim.Adam(module.parameters())
+    module.module["fc"](torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    checkpoint = {"epoch": 1, "optimizer": optimizer.state_dict(),
+                  "model": module.state_dict()}
+    with pytest.raises(TypeError, match=r"Pass checkpoint\['model'\]\.$"):
+        set_torch_state_dict(network, checkpoint)
+    with pytest.raises(TypeError, match=r"Pass module.state_dict\(\)\.$"):
+        set_torch_state_dict(network, module)
+    with pytest.raises(TypeError, match=r"checkpoint\['m'\].state_dict\("):
+        set_torch_state_dict(network, {"m": module, "o": optimizer})
+    set_torch_state_dict(network, checkpoint["model"])
+    assert_close(network.W.get_value(), module.module[
+        "fc"].weight.detach().double().numpy().T, 1e-12)
+
+
 # --- Keras -----------------------------------------------------------------
 
 # Keras computes products in single precision, whatever the layers' type is,

@@ -112,7 +112,25 @@ def test_lasagne_misfits(rng, float64, matrix, change, rows):
     assert bits(network) == before
 
 
+def test_list_of_the_gist(rng, float64, matrix):
+    network = DenseLayer(batch_norm(DenseLayer(matrix, 5)), 2)
+    values = get_all_param_values(network)
+    before = bits(network)
+    with pytest.raises(ValueError, match=(
+            r"(?s)! array 1: \(1, 5\) .*\nThe list has the shapes of this "
+            "network's own .* Use lasagne.layers.set_all_param_values"
+            r"\(network, values\) for it.$")):
+        set_lasagne_values(network, values)
+    assert bits(network) == before
+    with pytest.raises(ValueError) as caught:
+        set_lasagne_values(network, values[:-1])
+    assert "set_all_param_values" not in str(caught.value)
+
+
 @pytest.mark.parametrize("number, value, error, expected", [
+    (1, np.full(5, np.nan), ValueError, r"^set_lasagne_values\(\): n.beta must"
+                                        " be .* got 5 NaN among 5 values"),
+    (6, np.array([1, np.nan]), ValueError, r"\(\): b must be .* got 1 NaN"),
     (4, np.zeros(5), ValueError, "BatchNormLayer 'n': inv_std must be finite "
                                  "and positive"),
     (4, np.full(5, np.nan), ValueError, "'n': inv_std must be finite"),

@@ -438,15 +438,18 @@ def test_what_is_saved_loads(value):
     assert bits(second) == bits(first)
 
 
-@pytest.mark.parametrize("value", [
-    sparse.csr_matrix(np.eye(3)), sparse.csc_matrix(np.eye(3))],
-    ids=["csr", "csc"])
-def test_sparse_is_not_saved(value):
-    file = io.BytesIO()
-    with pytest.raises(TypeError, match=r"save_network\(\): s\.n must be an "
-                                        "array of .*got a cs._matrix"):
-        save_network(with_values(value), file)
+@pytest.mark.parametrize("value, found", [
+    (sparse.csr_matrix(np.eye(3)), "csr_matrix"),
+    (sparse.csc_matrix(np.eye(3)), "csc_matrix"), ([1, 2], "list")],
+    ids=["csr", "csc", "list"])
+def test_what_is_no_array(value, found):
+    layer, file = with_values(value), io.BytesIO()
+    expected = r"network\(\): s\.n must be an array of .*got a %s\." % found
+    with pytest.raises(TypeError, match="save_" + expected):
+        save_network(layer, file)
     assert not file.getvalue()
+    with pytest.raises(TypeError, match="load_" + expected):
+        load(layer, npz({"s.n": np.eye(3)}))
 
 
 @pytest.mark.parametrize("name, error, expected", [
