@@ -28,7 +28,7 @@ from theano.gof.graph import io_toposort
 from theano.gof.vm import VM_Linker
 from theano.scan_module.scan_op import Scan
 
-from .layer import label
+from .labels import label
 from .moments import Moments
 from .tracking import TrackAverages, application_of
 

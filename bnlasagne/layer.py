@@ -2,6 +2,8 @@
 
 import collections
 import contextlib
+import contextvars
+import difflib
 import numbers
 from functools import reduce
 from operator import mul
@@ -10,7 +12,6 @@ import lasagne
 import numpy as np
 import theano
 import theano.tensor as T
-from theano.compile.ops import Shape_i
 
 from . import expressions, ops, synchronized
 from .communication import channel_of
@@ -20,23 +21,27 @@ from .conventions import (
     statistics_of,
     stored_std,
 )
+from .labels import label
 from .tracking import track
-from .values import Setting, as_numbers, value_of
+from .values import Setting, as_numbers, settable, value_of
 
 __all__ = [
     "Application",
     "BatchNormLayer",
     "applications",
     "batch_norm",
-    "label",
     "own_statistics",
 ]
 
 
 Application = collections.namedtuple("Application", "layer, input, output")
-Application.__doc__ = """A layer, what it was applied to, and what came out."""
+Application.__doc__ = """A layer, what it was applied to, and what came out.
 
-_recorders = []
+That is before the nonlinearity, unless the fused Ops include it.
+"""
+
+# Each thread has values of its own.
+_recorders = contextvars.ContextVar("recorders", default=())
 
 
 @contextlib.contextmanager
@@ -49,24 +54,28 @@ def applications():
         In order. Those by layers within other layers are included.
     """
     recorded = []
-    _recorders.append(recorded)
+    before = _recorders.set(_recorders.get() + (recorded,))
     try:
         yield recorded
     finally:
-        _recorders.pop()
+        _recorders.reset(before)
 
 
-_unsynchronized = []
+_unsynchronized = contextvars.ContextVar("unsynchronized", default=False)
 
 
 @contextlib.contextmanager
 def own_statistics():
     """Build layers that normalize by this process's batches alone."""
-    _unsynchronized.append(True)
+    before = _unsynchronized.set(True)
     try:
         yield
     finally:
-        _unsynchronized.pop()
+        _unsynchronized.reset(before)
+
+
+# Variables that are of double precision on purpose, whatever floatX is.
+_own_doubles = theano.configparser.change_flags(warn_float64="ignore")
 
 
 class BatchNormLayer(lasagne.layers.Layer):
@@ -114,6 +123,10 @@ class BatchNormLayer(lasagne.layers.Layer):
         during training.
     d_max : float or scalar Theano variable
         The same for the mean: how many standard deviations.
+    inv_std : array, number, callable, another layer's `inv_std` or None
+        In place of `std`, as for the layer of Lasagne's later versions: what
+        deviations from the mean are multiplied by, ``1 / (std + epsilon)``.
+        Given another layer's `inv_std`, the two layers share their `std`.
     comm : mpi4py communicator or None
         Processes that share each batch, such as :func:`bnlasagne.world` has
         them: the statistics are then those of all their parts together. By
@@ -136,6 +149,9 @@ class BatchNormLayer(lasagne.layers.Layer):
         In the order of :meth:`get_params`. `mean` and `std` are neither
         trainable nor regularizable and are tagged ``batch_norm_stat``; `beta`
         is trainable and regularizable; `gamma` is trainable only.
+    inv_std : Theano expression
+        ``1 / (std + epsilon)``. Its method ``get_value()`` returns its value;
+        it cannot be set. See :meth:`set_statistics`.
     channel : Channel or None
         To the other ranks, where there are any.
     frozen : bool
@@ -201,13 +217,24 @@ class BatchNormLayer(lasagne.layers.Layer):
     >>> test_output = get_output(layer, deterministic=True)
     """
 
+    # What pickled layers of the original class, or of older versions of this
+    # one, do not have.
+    epsilon = 0.01
+    alpha = 0.5
+    nonlinearity = staticmethod(lasagne.nonlinearities.identity)
+    beta = gamma = None
+    r_max, d_max = 1, 0
+    channel = None
+    frozen = False
+
     def __init__(self, incoming, axes=None, epsilon=0.01, alpha=0.5,
                  nonlinearity=None, beta=lasagne.init.Constant(0),
                  gamma=lasagne.init.Constant(1),
                  mean=lasagne.init.Constant(0), std=lasagne.init.Constant(1),
-                 r_max=1, d_max=0, comm=None, **kwargs):
+                 r_max=1, d_max=0, comm=None, inv_std=None, **kwargs):
         _check_incoming(incoming)
-        super(BatchNormLayer, self).__init__(incoming, **kwargs)
+        _check_names(kwargs)
+        super().__init__(incoming, **kwargs)
         self.axes = self._check_axes(axes)
         self.epsilon = self._check_scalar("epsilon", epsilon, 0, np.inf)
         self.alpha = self._check_scalar("alpha", alpha, 0, 1)
@@ -218,6 +245,8 @@ class BatchNormLayer(lasagne.layers.Layer):
         self.mean = self._add_param(
             "mean", mean, trainable=False, regularizable=False,
             batch_norm_stat=True)
+        if inv_std is not None:
+            std = self._std_of(inv_std)
         self.std = self._add_param(
             "std", std, trainable=False, regularizable=False,
             batch_norm_stat=True)
@@ -225,7 +254,6 @@ class BatchNormLayer(lasagne.layers.Layer):
             "beta", beta, trainable=True, regularizable=True)
         self.gamma = None if gamma is None else self._add_param(
             "gamma", gamma, trainable=True, regularizable=False)
-        self.frozen = False
 
     def get_output_for(self, input, deterministic=False,
                        batch_norm_use_averages=None,
@@ -257,14 +285,30 @@ class BatchNormLayer(lasagne.layers.Layer):
         ValueError
             If `input` has a wrong number of dimensions, averages are to be
             updated that are no shared variables, or a flag is a wrong word.
+        TypeError
+            If there is no flag of the name of a keyword argument that begins
+            with ``batch_norm``.
 
         Notes
         -----
         A frozen layer uses its averages and does not update them.
         """
+        _check_flags(kwargs, self)
         use, update = self._flags(deterministic, batch_norm_use_averages,
                                   batch_norm_update_averages)
-        x = self._prepare(input)
+        with _own_doubles:
+            x = self._prepare(input)
+            output = self._apply(x, use, update)
+        for recorded in _recorders.get():
+            recorded.append(Application(self, x, output))
+        return output if self._rectifies() else self.nonlinearity(output)
+
+    def _apply(self, x, use, update):
+        """The normalized input, with what its application leaves in a graph.
+
+        Before the nonlinearity, so that its shape is that of the input; but
+        rectified, as the fused Ops rectify in passing.
+        """
         params = [self._aligned(self.gamma), self._aligned(self.beta)]
         found = None
         if use:
@@ -280,8 +324,6 @@ class BatchNormLayer(lasagne.layers.Layer):
             output, *found = self._normalize_batch(x, *params)
         if found:
             output = self._track(output, x, params, found, not use, update)
-        for recorded in _recorders:
-            recorded.append(Application(self, x, output))
         return output
 
     def get_statistics(self, epsilon=None):
@@ -432,8 +474,9 @@ class BatchNormLayer(lasagne.layers.Layer):
         Returns
         -------
         Theano variable
-            Of the shape of `x`. Its gradients with respect to `x`, the
-            statistics and the parameters take these to be independent.
+            Of the shape of `x`, before the nonlinearity (but rectified). Its
+            gradients with respect to `x`, the statistics and the parameters
+            take these to be independent.
         """
         params = iter(params)
         gamma, beta = (None if param is None else next(params)
@@ -441,6 +484,92 @@ class BatchNormLayer(lasagne.layers.Layer):
         if self._renormalizes():
             gamma, beta = self._corrected(mean, std, gamma, beta)
         return self._normalize(x, mean, std, gamma, beta)
+
+    def set_values(self, **values):
+        """Set parameters to arrays that may leave out the `axes`.
+
+        Parameters
+        ----------
+        **values : array or number
+            By the parameters' names: `mean`, `std`, `beta`, `gamma`. Arrays
+            are of the shape of the parameters, or leave out the `axes`: for a
+            dense or convolutional layer, they are vectors with one value per
+            channel, as PyTorch and Keras have them.
+
+        Raises
+        ------
+        ValueError
+            If the layer has no such parameter, if it is an expression, or if
+            an array is of the wrong shape. Nothing is changed then.
+        TypeError
+            If something is not numeric.
+
+        Examples
+        --------
+        >>> from bnlasagne import BatchNormLayer
+        >>> layer = BatchNormLayer((None, 2, 8, 8))
+        >>> layer.set_values(gamma=[1, 2], beta=0.5)
+        >>> layer.gamma.get_value().shape
+        (1, 2, 1, 1)
+        """
+        setting = Setting()
+        for name, value in values.items():
+            if name not in _PARAMS or getattr(self, name) is None:
+                raise ValueError(
+                    "%s: there is no parameter %s to set. It has %s."
+                    % (label(self), name, ", ".join(
+                        each for each in _PARAMS
+                        if getattr(self, each) is not None)))
+            param = settable(getattr(self, name),
+                             "%s: %s" % (label(self), name))
+            with self._named_errors():
+                setting.add(param, self._full(name, value))
+        setting.carry_out()
+
+    @property
+    def inv_std(self):
+        with _own_doubles:
+            std = T.as_tensor_variable(self.std)
+            inverse = 1 / (std + T.cast(self.epsilon, std.dtype))
+        # Where another layer gets it, it finds the statistic in it; and users
+        # of Lasagne's later layer find a shared variable's methods.
+        inverse.tag.of_layer = self
+        inverse.get_value = self._get_inv_std
+        inverse.set_value = self._set_inv_std
+        return inverse
+
+    @inv_std.setter
+    def inv_std(self, value):
+        self._set_inv_std(value)
+
+    def _get_inv_std(self, borrow=False, return_internal_type=False):
+        return (1 / (self._value("std") + self._value("epsilon"))).astype(
+            self.std.dtype)
+
+    def _set_inv_std(self, value, borrow=False):
+        raise AttributeError(
+            "%s: inv_std cannot be set, as std is what is stored. Use "
+            "set_statistics(mean, inv_std=...), or set_lasagne_values() for "
+            "the parameters of a whole network." % label(self))
+
+    def _std_of(self, inv_std):
+        """The standard deviation for the argument `inv_std`."""
+        if isinstance(inv_std, theano.Variable):
+            other = getattr(inv_std.tag, "of_layer", None)
+            if other is None or other.epsilon is not self.epsilon and (
+                    other.epsilon != self.epsilon):
+                raise ValueError(
+                    "%s: inv_std must be an array, a number, a callable, or "
+                    "the inv_std of a BatchNormLayer with the same epsilon, "
+                    "got %s. To share or give a standard deviation, pass "
+                    "std=." % (label(self), inv_std))
+            return other.std
+        value = self._initial_value("inv_std", inv_std)
+        with self._named_errors():
+            return stored_std(
+                divisor_of(None, None, np.asarray(value, "float64"), None,
+                           self.epsilon),
+                float(self._value("epsilon")), theano.config.floatX)
 
     def _flags(self, deterministic, use, update):
         """Whether to use averages, and whether and how to update them."""
@@ -453,26 +582,24 @@ class BatchNormLayer(lasagne.layers.Layer):
         return (deterministic if use is None else use,
                 not deterministic if update is None else update)
 
-    # The output, from whichever can be used of the fused Ops, which rectify in
-    # passing, and the plain expressions.
+    # The output, from whichever can be used of the fused Ops and the plain
+    # expressions.
 
     def _normalize_batch(self, x, gamma, beta):
         """The output, and mean, standard deviation and size of the batch."""
         if self._is_synchronized():
-            output, *found = synchronized.normalize_batch(
+            return synchronized.normalize_batch(
                 x, gamma, beta, self.epsilon, self.axes, self.channel,
                 self._sized_label(), self._rectifies())
-            return [self._finish(output)] + found
         return self._normalize_own_batch(x, gamma, beta) + (self._count(x),)
 
     def _normalize_own_batch(self, x, gamma, beta):
         if not ops.are_usable(x, *_present(gamma, beta)):
             output, mean, std = expressions.normalize_batch(
                 x, gamma, beta, self.epsilon, self.axes)
-            return self.nonlinearity(output), mean, std
-        output, mean, std = ops.normalize_batch(
+            return self._rectified(output), mean, std
+        return ops.normalize_batch(
             x, gamma, beta, self.epsilon, self.axes, self._rectifies())
-        return self._finish(output), mean, std
 
     def _statistics(self, x):
         """Mean, standard deviation and size of the batch."""
@@ -482,11 +609,11 @@ class BatchNormLayer(lasagne.layers.Layer):
         return expressions.batch_statistics(x, self.axes) + (self._count(x),)
 
     def _is_synchronized(self):
-        return self.channel is not None and not _unsynchronized
+        return self.channel is not None and not _unsynchronized.get()
 
     def _count(self, x):
         """Number of values per channel."""
-        return reduce(mul, (Shape_i(axis)(x) for axis in self.axes))
+        return reduce(mul, (x.shape[axis] for axis in self.axes))
 
     def _sized_label(self):
         return "%s of %d channels" % (label(self), np.prod(self.param_shape()))
@@ -494,18 +621,17 @@ class BatchNormLayer(lasagne.layers.Layer):
     def _normalize(self, x, mean, std, gamma, beta):
         """The output, by the given statistics."""
         if not ops.are_usable(x, mean, std, *_present(gamma, beta)):
-            return self.nonlinearity(expressions.normalize(
+            return self._rectified(expressions.normalize(
                 x, mean, std, gamma, beta, self.epsilon))
-        return self._finish(ops.normalize(
-            x, mean, std, gamma, beta, self.epsilon, self.axes,
-            self._rectifies()))
+        return ops.normalize(x, mean, std, gamma, beta, self.epsilon,
+                             self.axes, self._rectifies())
 
     def _rectifies(self):
         return self.nonlinearity in (lasagne.nonlinearities.rectify,
                                      T.nnet.relu)
 
-    def _finish(self, output):
-        return output if self._rectifies() else self.nonlinearity(output)
+    def _rectified(self, output):
+        return self.nonlinearity(output) if self._rectifies() else output
 
     # Batch renormalization
 
@@ -610,8 +736,9 @@ class BatchNormLayer(lasagne.layers.Layer):
     def _shared(self, name, spec):
         """A shared variable for a parameter's initial value.
 
-        Lasagne would make one, too; but not with the broadcastable axes that
-        go with the size-1 axes of the parameters.
+        It is not declared broadcastable, though it is of size 1 along the
+        axes: Theano would then let no update or replacement in that was made
+        of plain shared variables, such as the state of an optimizer.
         """
         if isinstance(spec, theano.Variable):
             if spec.ndim != len(self.input_shape):
@@ -622,8 +749,7 @@ class BatchNormLayer(lasagne.layers.Layer):
             return spec
         value = self._initial_value(name, spec)
         full_name = name if self.name is None else self.name + "." + name
-        return theano.shared(value, full_name,
-                             broadcastable=self._broadcastable())
+        return theano.shared(value, full_name)
 
     def _initial_value(self, name, spec):
         """A parameter's initial value, in its full shape."""
@@ -680,15 +806,44 @@ class BatchNormLayer(lasagne.layers.Layer):
                      for axis in range(len(self.input_shape)))
 
 
-def label(layer):
-    """How messages refer to a layer."""
-    kind = type(layer).__name__
-    name = getattr(layer, "name", None)
-    return kind if name is None else "%s %r" % (kind, name)
-
-
 def _present(*variables):
     return [variable for variable in variables if variable is not None]
+
+
+_PARAMS = "mean", "std", "beta", "gamma"
+
+# Arguments of other frameworks' layers, and what to write here.
+_OTHER_NAMES = {
+    "momentum": "alpha, the weight of the new batch: 1 - momentum in Keras, "
+                "momentum itself in PyTorch",
+    "eps": "epsilon, which is added to the standard deviation, not to the "
+           "variance",
+    "axis": "axes, the axes to normalize over (the others are channels)",
+    "center": "beta=None to leave out the shift",
+    "scale": "gamma=None to leave out the scale",
+    "affine": "beta=None, gamma=None to leave out shift and scale",
+    "track_running_stats": "get_output(..., batch_norm_update_averages=False)",
+    "var": "std; or set_statistics(mean, var=...) on the layer",
+}
+
+
+def _check_names(kwargs):
+    for name in kwargs:
+        if name in _OTHER_NAMES:
+            raise TypeError("BatchNormLayer has no argument %s. Pass %s."
+                            % (name, _OTHER_NAMES[name]))
+
+
+_FLAGS = "batch_norm_use_averages", "batch_norm_update_averages"
+
+
+def _check_flags(kwargs, layer):
+    """A misspelled flag would change nothing, and nobody would notice."""
+    for name in kwargs:
+        if name.startswith("batch_norm"):
+            meant = difflib.get_close_matches(name, _FLAGS, 1) or _FLAGS
+            raise TypeError("%s: there is no flag %s. Did you mean %s?"
+                            % (label(layer), name, " or ".join(meant)))
 
 
 def _check_incoming(incoming):

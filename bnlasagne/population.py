@@ -32,7 +32,8 @@ import theano
 from theano.gof.graph import ancestors, io_toposort
 
 from .communication import channel_of
-from .layer import applications, label, own_statistics
+from .labels import numbered_labels
+from .layer import applications, own_statistics
 from .moments import Moments, PooledMoments
 
 __all__ = [

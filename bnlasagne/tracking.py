@@ -8,10 +8,13 @@ averages, and :mod:`bnlasagne.accumulation`. It survives what users do to a
 graph: cloning it, replacing its inputs, taking gradients.
 """
 
-import itertools
+import copy
+import threading
 
+import numpy as np
 import theano
 import theano.tensor as T
+from theano.gof.graph import clone_get_equiv, inputs
 from theano.scan_module.scan_utils import equal_computations
 
 from . import expressions, ops
@@ -24,12 +27,36 @@ __all__ = [
     "application_of",
     "average_of",
     "has_one_weight",
+    "last_application",
     "pooled",
     "track",
-    "tracks",
 ]
 
-_applications = itertools.count(1)
+
+class _Applications:
+    """Number the applications of layers in their order."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self.last = 0
+
+    def next(self):
+        with self._lock:
+            self.last += 1
+            return self.last
+
+    def loaded(self, number):
+        """Have later applications come after one of another process."""
+        with self._lock:
+            self.last = max(self.last, number)
+
+
+_applications = _Applications()
+
+
+def last_application():
+    """The number of the latest application."""
+    return _applications.last
 
 
 def track(output, x, params, statistics, count, layer, averages=(),
@@ -75,22 +102,58 @@ def track(output, x, params, statistics, count, layer, averages=(),
     not finite, or with fewer than two values per statistic, leaves all of the
     averages as they are.
     """
-    number = next(_applications)
+    number = _applications.next()
     clones = [_clone(average, number, automatic) for average in averages]
+    scheduled, values, alpha = _schedule(alpha if clones else 0, number,
+                                         automatic)
     move = FusedMove if ops.are_usable(*clones + list(statistics)) else Move
-    op = TrackAverages(number, layer, by_batch, len(params), len(clones), move)
+    op = TrackAverages(number, layer, by_batch, len(params), len(clones),
+                       len(scheduled), move)
     terms = move.terms(statistics, count, alpha)
-    return op(output, x, *list(params) + clones + terms)
+    return op(output, x, *list(params) + clones + scheduled + values + terms)
 
 
-def _clone(average, application, automatic):
-    """Alias of `average`, with a default update still to be found."""
-    clone = average.clone()
+def _clone(variable, application, automatic):
+    """Alias of a variable, with a default update still to be found."""
+    clone = variable.clone()
     clone.tag.application = application
-    clone.tag.average = average
+    clone.tag.average = variable
     if automatic:
         clone.default_update = UpdatedAverage()(clone)
     return clone
+
+
+def _schedule(alpha, application, automatic):
+    """Have a weight that moves on by itself do so with the averages only.
+
+    Returns
+    -------
+    scheduled : list of Theano shared variables
+        Aliases of the variables with a default update that `alpha` depends on.
+    values : list of Theano variables
+        The values that these default updates give them.
+    alpha : float or Theano variable
+        The weight, by the aliases.
+    """
+    sources, stack = [], [alpha]
+    while stack:
+        roots = inputs([variable for variable in [stack.pop()]
+                        if isinstance(variable, theano.Variable)])
+        for source in roots:
+            if _moves_by_itself(source) and source not in sources:
+                sources.append(source)
+                stack.append(source.default_update)
+    if not sources:
+        return [], [], alpha
+    clones = [_clone(source, application, automatic) for source in sources]
+    alpha, *values = theano.clone(
+        [alpha] + [source.default_update for source in sources],
+        replace=dict(zip(sources, clones)))
+    return clones, values, alpha
+
+
+def _moves_by_itself(variable):
+    return getattr(variable, "default_update", None) is not None
 
 
 def application_of(variable):
@@ -99,7 +162,7 @@ def application_of(variable):
 
 
 def average_of(variable):
-    """The average that a clone stands for; others stand for themselves."""
+    """The variable that a clone stands for; others stand for themselves."""
     return getattr(variable.tag, "average", variable)
 
 
@@ -118,7 +181,7 @@ class UpdatedAverage(theano.Op):
 
     def perform(self, node, inputs, output_storage):
         # Only ever run for Theano's test values.
-        output_storage[0][0] = inputs[0].copy()
+        output_storage[0][0] = copy.copy(inputs[0])
 
     def infer_shape(self, node, shapes):
         return shapes
@@ -137,9 +200,10 @@ class TrackAverages(theano.Op):
     """Identity on its first input, a layer's output or its gradient.
 
     The further inputs are those of :func:`track`, in its order, with clones in
-    the place of the averages. Unlike ``output + 0 * average``, it involves
-    them in no arithmetic, so nothing that is stored in an average can reach
-    the output.
+    the place of the averages; after these, clones of the variables that a
+    schedule of the weight moves on, and their next values. Unlike
+    ``output + 0 * average``, it involves them in no arithmetic, so nothing
+    that is stored in an average can reach the output.
 
     Parameters
     ----------
@@ -149,8 +213,9 @@ class TrackAverages(theano.Op):
         What was applied.
     by_batch : bool
         Whether it normalized by the statistics of the batch.
-    n_params, n_averages : int
-        Numbers of parameters and of running averages.
+    n_params, n_averages, n_scheduled : int
+        Numbers of parameters, of running averages, and of variables that a
+        schedule moves on.
     move : class
         What moves the averages on: `Move` or `FusedMove`.
     of_gradient : bool
@@ -158,18 +223,24 @@ class TrackAverages(theano.Op):
     """
 
     __props__ = ("application", "layer", "by_batch", "n_params", "n_averages",
-                 "move", "of_gradient")
+                 "n_scheduled", "move", "of_gradient")
     view_map = {0: [0]}
 
     def __init__(self, application, layer, by_batch, n_params, n_averages,
-                 move, of_gradient=False):
+                 n_scheduled, move, of_gradient=False):
         self.application = application
         self.layer = layer
         self.by_batch = by_batch
         self.n_params = n_params
         self.n_averages = n_averages
+        self.n_scheduled = n_scheduled
         self.move = move
         self.of_gradient = of_gradient
+
+    def __setstate__(self, state):
+        # Graphs of older versions know of no schedules.
+        self.__dict__.update(dict({"n_scheduled": 0}, **state))
+        _applications.loaded(self.application)
 
     def make_node(self, output, *rest):
         return theano.Apply(self, [output] + list(rest), [output.type()])
@@ -187,8 +258,8 @@ class TrackAverages(theano.Op):
         # The gradient is tied as well: a function that computes a gradient
         # through the output, yet nothing else of it, applies the updates too.
         op = TrackAverages(self.application, self.layer, self.by_batch,
-                           self.n_params, self.n_averages, self.move,
-                           of_gradient=True)
+                           self.n_params, self.n_averages, self.n_scheduled,
+                           self.move, of_gradient=True)
         disconnected = theano.gradient.DisconnectedType()
         return [op(output_gradients[0], *inputs[1:])] + [
             disconnected() for _ in inputs[1:]]
@@ -206,31 +277,44 @@ class TrackAverages(theano.Op):
         """The layer's parameters, in the order given to :func:`track`."""
         return node.inputs[2:2 + self.n_params]
 
+    def averages(self, node):
+        """Clones of the running averages."""
+        return self._parts(node)[0]
+
     def moves(self, node):
-        """For each running average, the pair of it and what moves it on."""
-        end = 2 + self.n_params + self.n_averages
-        averages, terms = node.inputs[2 + self.n_params:end], node.inputs[end:]
+        """For each variable to move, the pair of it and what moves it on.
+
+        The running averages come first, then what a schedule of their weight
+        moves on.
+        """
+        averages, scheduled, values, terms = self._parts(node)
         return [(average, self.move(index, terms))
-                for index, average in enumerate(averages)]
+                for index, average in enumerate(averages)
+                ] + [(variable, ScheduledMove(value, averages))
+                     for variable, value in zip(scheduled, values)]
 
     def moments(self, node):
         """Number of values, mean and standard deviation of the batch."""
-        move = self.move(0, node.inputs[2 + self.n_params + self.n_averages:])
+        move = self.move(0, self._parts(node)[3])
         return [move.count] + move.statistics
 
+    def inputs_by_value(self, node):
+        """The inputs that the function needs; see :mod:`.demand`."""
+        return node.inputs if self.n_averages else node.inputs[:1]
 
-def tracks(nodes):
-    """Those of a graph's nodes that track an application.
-
-    An application shows with the layer's output and again with each gradient
-    through it.
-    """
-    return [node for node in nodes if isinstance(node.op, TrackAverages)]
+    def _parts(self, node):
+        """Averages, what is scheduled, its next values, and the terms."""
+        rest = node.inputs[2 + self.n_params:]
+        parts = []
+        for size in (self.n_averages, self.n_scheduled, self.n_scheduled):
+            parts.append(rest[:size])
+            rest = rest[size:]
+        return parts + [rest]
 
 
 # What moves an average on
 
-class _Move(object):
+class _Move:
     """An average follows the statistic of one batch.
 
     Parameters
@@ -250,23 +334,12 @@ class _Move(object):
 
     def __init__(self, index, terms):
         self.index = index
-        self.alpha, self.count = terms[:2]
-        self.statistics = terms[2:4]
-        self._made = terms[4:]
-
-    @classmethod
-    def terms(cls, statistics, count, alpha):
-        """What an average's move needs of a batch.
-
-        Constants are made here: Theano lets none into the graph of a function.
-        """
-        alpha = ops.double(alpha)
-        return [alpha, count] + list(statistics) + cls._make(
-            statistics, count, alpha)
+        self.alpha, self.count, *self.statistics = terms
 
     @staticmethod
-    def _make(statistics, count, alpha):
-        return []
+    def terms(statistics, count, alpha):
+        """What an average's move needs of a batch."""
+        return [ops.double(alpha), count] + list(statistics)
 
     def by(self, count, *statistics):
         """The same move by other statistics, of any precision."""
@@ -274,6 +347,19 @@ class _Move(object):
                       in zip(statistics, self.statistics)]
         return type(self)(self.index, self.terms(statistics, count,
                                                  self.alpha))
+
+    def weighted(self, alpha):
+        """The same move with another weight."""
+        return type(self)(self.index, self.terms(self.statistics, self.count,
+                                                 alpha))
+
+    def variables(self):
+        """All that the move is made of."""
+        return [self.alpha, self.count] + self.statistics
+
+    def lifted(self, replace):
+        """The same move, with variables replaced in what it is made of."""
+        return type(self)(self.index, _lifted(self.variables(), replace))
 
     def is_like(self, other):
         """Whether another move is of the same application.
@@ -292,20 +378,29 @@ class _Move(object):
 class Move(_Move):
     """An average follows the statistic of one batch; as an expression."""
 
-    @staticmethod
-    def _make(statistics, count, alpha):
-        usable = T.ge(count, 2)
-        for statistic in statistics:
-            unusable = T.or_(T.isnan(statistic), T.isinf(statistic))
-            usable = T.and_(usable, T.invert(T.any(unusable)))
-        return [usable, 1 - alpha]
-
     def advance(self, value):
-        usable, keep = self._made
-        moved = keep * value + self.alpha * self.statistics[self.index]
-        moved = T.switch(usable, moved, value).astype(value.dtype)
+        statistic = self.statistics[self.index]
+        # By itself, or what is not finite in the average would stay in it.
+        moved = T.switch(
+            T.eq(self.alpha, _constant(1., "float64")), statistic,
+            (_constant(1., "float64") - self.alpha) * value
+            + self.alpha * statistic)
+        moved = T.switch(self._is_usable(), moved, value).astype(value.dtype)
         return value.type.filter_variable(
             T.patternbroadcast(moved, value.broadcastable))
+
+    def _is_usable(self):
+        """Whether the batch moves the averages at all."""
+        usable = T.ge(self.count, _constant(2, "int64"))
+        for statistic in self.statistics:
+            unusable = T.or_(T.isnan(statistic), T.isinf(statistic))
+            usable = T.and_(usable, T.invert(T.any(unusable)))
+        return usable
+
+
+def _constant(value, dtype):
+    """A scalar that Theano has no copy of: it lets none into a graph."""
+    return T.TensorConstant(T.TensorType(dtype, ()), np.asarray(value, dtype))
 
 
 class FusedMove(_Move):
@@ -317,6 +412,42 @@ class FusedMove(_Move):
         statistics.insert(0, statistics.pop(self.index))
         move = ops.MoveAverage(len(statistics))
         return move(value, self.alpha, self.count, *statistics)
+
+
+class ScheduledMove:
+    """What a schedule of weights depends on moves on, once in a function.
+
+    Parameters
+    ----------
+    value : Theano variable
+        The value after.
+    averages : list of Theano variables
+        Clones of the running averages that have the weight.
+    """
+
+    def __init__(self, value, averages):
+        self.value = value
+        self.averages = averages
+
+    def is_like(self, other):
+        return True
+
+    def variables(self):
+        return [self.value]
+
+    def lifted(self, replace):
+        value, = _lifted([self.value], replace)
+        return ScheduledMove(value, [replace.get(average, average)
+                                     for average in self.averages])
+
+    def advance(self, value):
+        return self.value
+
+
+def _lifted(variables, replace):
+    """Copies of variables, with others in what they are computed from."""
+    copies = clone_get_equiv([], variables, memo=dict(replace))
+    return [copies[variable] for variable in variables]
 
 
 def has_one_weight(moves):

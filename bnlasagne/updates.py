@@ -24,24 +24,31 @@ the user's graph, for the user to pass on.
 """
 
 import collections
+import contextlib
+import functools
+import warnings
 
 import lasagne
 import theano
 import theano.tensor as T
-from theano.compile.function_module import std_fgraph
+from theano.compile import function_module
 from theano.compile.sharedvalue import SharedVariable
 from theano.gof import toolbox
 from theano.gof.graph import io_toposort
 from theano.scan_module.scan_op import Scan
 
+from .demand import needed
+from .labels import label
+from .networks import all_layers
 from .tracking import (
+    ScheduledMove,
     TrackAverages,
     UpdatedAverage,
     application_of,
     average_of,
     has_one_weight,
+    last_application,
     pooled,
-    tracks,
 )
 
 __all__ = [
@@ -61,13 +68,16 @@ class ResolveAverages(toolbox.Feature):
     all modes, also those without any optimization.
     """
 
+    # Whatever the user asks Theano to check in the user's own expressions.
+    @theano.configparser.change_flags(warn_float64="ignore",
+                                      compute_test_value="off")
     def on_attach(self, fgraph):
         _resolve(fgraph, _aliases(fgraph.inputs))
         # What was to do is done, nothing is left to listen for.
         raise toolbox.AlreadyThere("running averages are resolved")
 
 
-std_fgraph.features.append(ResolveAverages)
+function_module.std_fgraph.features.append(ResolveAverages)
 
 
 # What a variable stands for: the memory that holds its value, and the
@@ -77,9 +87,8 @@ _Alias = collections.namedtuple("_Alias", "container application")
 
 def _aliases(variables):
     """Those of a graph's inputs that may stand for a stored average."""
-    return collections.OrderedDict(
-        (variable, _Alias(variable.container, application_of(variable)))
-        for variable in variables if isinstance(variable, SharedVariable))
+    return {variable: _Alias(variable.container, application_of(variable))
+            for variable in variables if isinstance(variable, SharedVariable)}
 
 
 def _resolve(fgraph, aliases):
@@ -94,17 +103,49 @@ def _resolve(fgraph, aliases):
         ``_Alias``.
     """
     loops = _resolve_loops(fgraph, aliases)
-    tracked = _nodes(fgraph, TrackAverages)
-    steps = _steps(tracked, loops)
+    marked = _nodes(fgraph, TrackAverages)
+    computed = needed(fgraph.outputs)
+    steps = _steps(marked, loops, computed)
     placeholders = {node.inputs[0]: node.outputs[0]
                     for node in _nodes(fgraph, UpdatedAverage)}
+    reached = _in_order([pair for node in marked
+                         for pair in node.op.moves(node)], loops)
     for average in placeholders:
-        if average not in steps or average not in aliases:
+        if average not in reached or average not in aliases:
             raise ValueError(_OUT_OF_REACH % average)
-    for group in _groups(aliases, steps):
-        _update_as_one(fgraph, group, aliases, placeholders, steps)
-    for node in tracked:
-        _replace(fgraph, node.outputs[0], node.inputs[0])
+    moved = set()
+    for group in _groups(aliases, reached):
+        # A schedule moves on with the averages that have its weight.
+        taken = {alias: [step for step in steps.get(alias, ())
+                         if not isinstance(step, ScheduledMove)
+                         or moved.intersection(step.averages)]
+                 for alias in group}
+        moved.update(_update_as_one(fgraph, group, aliases, placeholders,
+                                    taken))
+    for node in marked:
+        _replace(fgraph, node.outputs[0], _unmarked(node, computed))
+
+
+def _in_order(moves, loops):
+    """All averages that are moved, then what schedules of weights move on.
+
+    Whether that is the case depends on what becomes of the averages.
+    """
+    moves = moves + [pair for loop in loops for pair in loop.outside]
+    scheduled = {average for average, move in moves
+                 if isinstance(move, ScheduledMove)}
+    reached = [average for average, _ in moves] + [
+        average for loop in loops for average in loop.starts]
+    return sorted(dict.fromkeys(reached), key=scheduled.__contains__)
+
+
+def _unmarked(node, computed):
+    """What takes the place of a marked variable."""
+    output, x = node.inputs[0], node.op.input(node)
+    if node.outputs[0] not in computed and x.type == output.type:
+        # Only the shape is asked for, and that is the input's.
+        return x
+    return output
 
 
 _OUT_OF_REACH = (
@@ -130,15 +171,15 @@ def _replace(fgraph, old, new):
 
 def _groups(aliases, averages):
     """Lists of the aliases of each average, in order of application."""
-    groups = collections.OrderedDict()
+    groups = {}
     for average in averages:
         if average in aliases:
             groups[id(aliases[average].container)] = []
     for variable in aliases:
         if id(aliases[variable].container) in groups:
             groups[id(aliases[variable].container)].append(variable)
-    for group in groups.values():
-        yield sorted(group, key=lambda alias: aliases[alias].application or 0)
+    return [sorted(group, key=lambda alias: aliases[alias].application or 0)
+            for group in groups.values()]
 
 
 def _update_as_one(fgraph, group, aliases, placeholders, steps):
@@ -146,25 +187,30 @@ def _update_as_one(fgraph, group, aliases, placeholders, steps):
 
     An update that the user gave for the average itself takes the place of the
     chain, as an explicit update replaces a default update in all of Theano.
+
+    Returns
+    -------
+    list of Theano variables
+        The aliases that the chain moves on.
     """
     outputs = {fgraph.inputs[position]: index for index, position
                in (fgraph.update_mapping or {}).items()}
     given = [alias for alias in group
              if alias in outputs and aliases[alias].application is None]
-    moving = [alias for alias in group if alias in steps
-              and (alias in placeholders or alias in outputs)]
+    updated = [alias for alias in group
+               if alias in placeholders or alias in outputs]
     if len(group) > 1 and fgraph.update_mapping is None and any(
-            alias in steps for alias in group if alias not in moving):
+            steps[alias] for alias in group if alias not in updated):
         # A loop in a loop's step, whose updates the step passed on itself:
         # they are among the outputs of the step, and which ones is unknown.
         raise ValueError(_OUT_OF_REACH % group[0])
+    if not updated:
+        return []
     if given:
         average, value = given[0], fgraph.outputs[outputs[given[0]]]
-    elif moving:
-        average = moving[0]
-        value = _chain(average, _taken(moving, steps))
     else:
-        return
+        average = updated[0]
+        value = _chain(average, _taken(updated, steps))
     for alias in group:
         if alias in placeholders:
             _replace(fgraph, placeholders[alias], value)
@@ -173,12 +219,21 @@ def _update_as_one(fgraph, group, aliases, placeholders, steps):
         # Now Theano can tell that what overwrites the one overwrites the
         # others: the average is an input that the function may overwrite.
         _replace(fgraph, alias, average)
+    return [] if given else [alias for alias in updated if steps[alias]]
 
 
 # What moves an average on
 
-def _steps(tracked, loops):
+def _steps(marked, loops, computed):
     """For each running average, what it goes through in this graph.
+
+    Parameters
+    ----------
+    marked : list of nodes
+        With :class:`TrackAverages`.
+    loops : list of _Loop
+    computed : set of Theano variables
+        See :func:`bnlasagne.demand.needed`.
 
     Returns
     -------
@@ -186,15 +241,20 @@ def _steps(tracked, loops):
         Average → list of steps. A step's method ``advance(value)`` takes the
         value before and returns that after.
     """
-    steps = collections.OrderedDict()
-    for node in tracked:
-        for average, move in node.op.moves(node):
-            known = steps.setdefault(average, [])
-            if not any(step.is_like(move) for step in known):
-                known.append(move)
+    steps = {}
+    moves = [move for node in marked if node.outputs[0] in computed
+             for move in node.op.moves(node)]
+    loops = [loop for loop in loops if not computed.isdisjoint(loop.outputs)]
     for loop in loops:
-        for average in loop.finals:
-            steps.setdefault(average, []).append(loop)
+        moves.extend(loop.outside)
+    for average, move in moves:
+        known = steps.setdefault(average, [])
+        if not any(step.is_like(move) for step in known):
+            known.append(move)
+    for loop in loops:
+        for moving in loop.inside:
+            for average in moving.finals:
+                steps.setdefault(average, []).append(moving)
     return steps
 
 
@@ -212,10 +272,42 @@ def _chain(average, steps):
     value = average
     for step in steps:
         value = step.advance(value)
+        # Ranks compare how often an average moves.
+        value.tag.moved = True
     return value
 
 
-class _Loop(object):
+# The step of a loop (theano.scan) is a graph of its own. Theano makes each
+# variable with a default update a state of the loop: its value before the loop
+# is an input of the loop's node, its value in a step is an input of the step,
+# and the default update, here the placeholder, is an output of the step.
+#
+# What a layer was applied to outside of the loop is the same in each step, and
+# so are its statistics: there, the averages must not be a state of the loop.
+
+class _Loop:
+    """What becomes of running averages in a loop.
+
+    Attributes
+    ----------
+    starts : set of Theano variables
+        Aliases of averages that the loop gets.
+    outputs : list of Theano variables
+        Of the loop.
+    inside : list of _MovedInLoop
+        Averages that each step moves on.
+    outside : list of pairs
+        An average, and what moves it on, of applications outside of the loop.
+    """
+
+    def __init__(self, starts, outputs, inside, outside):
+        self.starts = starts
+        self.outputs = outputs
+        self.inside = inside
+        self.outside = outside
+
+
+class _MovedInLoop:
     """An average is part of a loop's state and moves in each of its steps.
 
     Parameters
@@ -236,14 +328,9 @@ class _Loop(object):
         return False
 
     def advance(self, value):
-        return self.substitute(list(self.finals.values())[0],
+        return self.substitute(next(iter(self.finals.values())),
                                dict.fromkeys(self.finals, value))
 
-
-# The step of a loop (theano.scan) is a graph of its own. Theano makes each
-# variable with a default update a state of the loop: its value before the loop
-# is an input of the loop's node, its value in a step is an input of the step,
-# and the default update, here the placeholder, is an output of the step.
 
 def _resolve_loops(fgraph, aliases):
     """Resolve the averages inside of loops, and tell what becomes of them.
@@ -259,19 +346,19 @@ def _resolve_loops(fgraph, aliases):
 
     loops = []
     for node in _nodes(fgraph, Scan):
-        if _is_tracked(node.op.outputs):
-            outputs, found = _resolve_loop(node, aliases, substitute)
-            fgraph.replace_all(list(zip(node.outputs, outputs)),
+        if _is_marked(node.op.outputs):
+            loop = _resolve_loop(node, aliases, substitute)
+            fgraph.replace_all(list(zip(node.outputs, loop.outputs)),
                                reason="running averages")
-            loops.extend(found)
+            loops.append(loop)
     return loops
 
 
-def _is_tracked(outputs):
-    """Whether running averages are updated in a graph or in a loop in it."""
+def _is_marked(outputs):
+    """Whether layers are applied in a graph or in a loop in it."""
     ops = [node.op for node in io_toposort([], outputs)]
     return any(isinstance(op, (TrackAverages, UpdatedAverage))
-               or (isinstance(op, Scan) and _is_tracked(op.outputs))
+               or (isinstance(op, Scan) and _is_marked(op.outputs))
                for op in ops)
 
 
@@ -290,17 +377,15 @@ def _initial(variable, aliases):
 
 
 def _resolve_loop(node, aliases, substitute):
-    """A new node like `node`, with the averages resolved.
+    """Make a new node like `node`, with the averages resolved.
 
     Returns
     -------
-    outputs : list of Theano variables
-        Of the new node.
-    loops : list of _Loop
-        What it does to averages.
+    _Loop
     """
     averages = [_initial(variable, aliases)
                 for variable in node.op.outer_sitsot(node.inputs)]
+    outside = _moves_outside(node)
     step = theano.gof.FunctionGraph(node.op.inputs, node.op.outputs)
     states = node.op.inner_sitsot(step.inputs)
     _resolve(step, {state: aliases[average]
@@ -311,18 +396,104 @@ def _resolve_loop(node, aliases, substitute):
     outputs = Scan(inputs, outputs, node.op.info)(
         *node.inputs, return_list=True)
     finals = node.op.outer_sitsot_outs(outputs)
-    return outputs, _loops(averages, finals, aliases, substitute)
+    starts = {average for average in averages if average is not None}
+    starts.update(average for average, _ in outside)
+    return _Loop(starts, outputs,
+                 _moved_inside(averages, finals, aliases, substitute),
+                 outside)
 
 
-def _loops(averages, finals, aliases, substitute):
-    """One _Loop for each average, with all of its aliases."""
-    by_container = collections.OrderedDict()
+def _moved_inside(averages, finals, aliases, substitute):
+    """One _MovedInLoop for each average, with all of its aliases."""
+    by_container = {}
     for average, final in zip(averages, finals):
         if average is not None:
             aliased = by_container.setdefault(
-                id(aliases[average].container), collections.OrderedDict())
+                id(aliases[average].container), {})
             aliased[average] = final[-1]
-    return [_Loop(aliased, substitute) for aliased in by_container.values()]
+    return [_MovedInLoop(aliased, substitute)
+            for aliased in by_container.values()]
+
+
+def _moves_outside(node):
+    """Find what moves averages on that a loop has as constants.
+
+    Returns
+    -------
+    list of pairs
+        An average, and what moves it on, as variables outside of the loop.
+    """
+    op = node.op
+    nodes, computed = io_toposort([], op.outputs), needed(op.outputs)
+    moves = []
+    for inner in nodes:
+        if computed.isdisjoint(inner.outputs):
+            continue
+        if isinstance(inner.op, TrackAverages):
+            moves.extend(inner.op.moves(inner))
+        elif isinstance(inner.op, Scan) and _is_marked(inner.op.outputs):
+            moves.extend(_moves_outside(inner))
+    lift = dict(zip(op.inner_non_seqs(op.inputs),
+                    op.outer_non_seqs(node.inputs)))
+    return [(lift[average], move.lifted(lift)) for average, move in moves
+            if average in lift and all(
+                root in lift or isinstance(root, theano.Constant)
+                for root in theano.gof.graph.inputs(move.variables()))]
+
+
+def _held_in_loops(scan):
+    """Have theano.scan leave averages of applications outside of it alone."""
+    @functools.wraps(scan)
+    def scan_and_hold(fn, *args, **kwargs):
+        last = last_application()
+        with contextlib.ExitStack() as stack:
+            def step(*inputs):
+                result = fn(*inputs)
+                stack.enter_context(_held(_variables_in(result), last))
+                return result
+            return scan(step, *args, **kwargs)
+    return scan_and_hold
+
+
+@contextlib.contextmanager
+def _held(variables, last):
+    """Take the default updates from applications up to a number."""
+    held = {root: root.default_update
+            for root in theano.gof.graph.inputs(variables)
+            if hasattr(root, "default_update")
+            and (application_of(root) or last + 1) <= last}
+    try:
+        for root in held:
+            del root.default_update
+        yield
+    finally:
+        for root, update in held.items():
+            root.default_update = update
+
+
+def _variables_in(value):
+    """The variables in what the step of a loop returned."""
+    if isinstance(value, theano.Variable):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.items())
+    if isinstance(value, (list, tuple)):
+        return [variable for each in value for variable in
+                _variables_in(each)]
+    # theano.scan_module.until
+    return _variables_in(value.condition) if hasattr(
+        value, "condition") else []
+
+
+def _hold_in_loops():
+    original = theano.scan
+    wrapper = _held_in_loops(original)
+    for module in (theano, theano.scan_module, theano.scan_module.scan_views):
+        if module.scan is original:
+            module.scan = wrapper
+
+
+_hold_in_loops()
 
 
 # Explicit updates
@@ -391,9 +562,18 @@ def get_batch_norm_updates(outputs, layers=None, combine="chain"):
     wanted = wanted_averages(layers, caller)
     steps = find_steps(_checked_outputs(outputs, caller), wanted)
     check_applied(wanted, steps, caller)
+    if not steps:
+        warnings.warn(_NO_APPLICATION, stacklevel=2)
     return collections.OrderedDict(
         (average, combined(average, taken, combine))
         for average, taken in steps.items())
+
+
+_NO_APPLICATION = (
+    "get_batch_norm_updates(): there is nothing to update, as no training "
+    "output of a batch normalization layer is part of `outputs`. Pass "
+    "get_output(network), or a loss computed from it, built without "
+    "deterministic=True.")
 
 
 def find_steps(outputs, wanted=None):
@@ -412,7 +592,7 @@ def find_steps(outputs, wanted=None):
         Shared variable → list of steps, in order of application.
     """
     aliases = _aliases(theano.gof.graph.inputs(outputs))
-    nodes = io_toposort([], outputs)
+    nodes, computed = io_toposort([], outputs), needed(outputs)
 
     def substitute(variable, replacements):
         # A loop starts from all of its averages, not only the one in question.
@@ -420,20 +600,37 @@ def find_steps(outputs, wanted=None):
         replaced.update(replacements)
         return theano.clone(variable, replace=replaced)
 
-    loops = [loop for node in nodes
-             if isinstance(node.op, Scan) and _is_tracked(node.op.outputs)
-             for loop in _resolve_loop(node, aliases, substitute)[1]]
-    steps = _steps(tracks(nodes), loops)
+    loops = [_resolve_loop(node, aliases, substitute) for node in nodes
+             if isinstance(node.op, Scan) and _is_marked(node.op.outputs)
+             and not computed.isdisjoint(node.outputs)]
+    computed.update(output for loop in loops for output in loop.outputs)
+    marked = [node for node in nodes if isinstance(node.op, TrackAverages)]
+    steps = _steps(marked, loops, computed)
+    reached = {average for node in marked
+               for average, _ in node.op.moves(node)}.union(steps)
     for alias, (_, application) in aliases.items():
-        if application is not None and alias not in steps and (
+        if application is not None and alias not in reached and (
                 wanted is None or average_of(alias) in wanted):
             raise ValueError(_OUT_OF_REACH % alias)
-    found = collections.OrderedDict()
+    found = {}
     for group in sorted(_groups(aliases, steps), key=_first_application):
         average = average_of(group[-1])
-        if wanted is None or average in wanted:
-            found[average] = _taken(group, steps)
+        taken = [step if isinstance(step, _MovedInLoop)
+                 else step.weighted(_by_originals(step.alpha, aliases))
+                 for step in _taken(group, steps)
+                 if not isinstance(step, ScheduledMove)]
+        if taken and (wanted is None or average in wanted):
+            found[average] = taken
     return found
+
+
+def _by_originals(alpha, aliases):
+    """A weight, with the variables that move it on in place of aliases.
+
+    So a function that uses the weight moves it on by its default update.
+    """
+    return theano.clone(alpha, replace={
+        alias: average_of(alias) for alias in aliases})
 
 
 def check_applied(wanted, found, caller):
@@ -441,13 +638,14 @@ def check_applied(wanted, found, caller):
     for average, layer in (wanted or {}).items():
         if average not in found:
             raise ValueError(_NOT_APPLIED % (
-                caller, layer.name or type(layer).__name__, average))
+                caller, label(layer), average))
 
 
 _NOT_APPLIED = (
-    "%s: layer %s is applied nowhere so that its running average %s is to be "
-    "updated. Frozen layers, outputs for testing, and those that are "
-    "built with batch_norm_update_averages=False update none.")
+    "%s: none of the outputs was built in training mode from %s, so there is "
+    "no update for its %s. Build one with get_output(network), without "
+    "deterministic=True or batch_norm_update_averages=False; a frozen layer "
+    "has no updates.")
 
 
 def _first_application(group):
@@ -467,18 +665,44 @@ def _checked_outputs(outputs, caller):
 
 
 def wanted_averages(layers, caller):
-    """For each average of some layers, its layer; or None for all."""
+    """For each average of some layers, its layer; or None for all.
+
+    Parameters
+    ----------
+    layers : Layer, list of Layer or None
+        Batch normalization layers; or networks, or all layers of networks, for
+        all batch normalization layers among them that are not frozen.
+    caller : str
+        For messages.
+
+    Returns
+    -------
+    dict or None
+    """
     if layers is None:
         return None
     if isinstance(layers, lasagne.layers.Layer):
         layers = [layers]
-    wanted = collections.OrderedDict()
+    layers = list(layers)
     for layer in layers:
-        if not (hasattr(layer, "mean") and hasattr(layer, "std")):
+        if not isinstance(layer, lasagne.layers.Layer):
             raise TypeError("%s: layers must be batch normalization layers, "
-                            "got %r." % (caller, layer))
-        wanted.update([(layer.mean, layer), (layer.std, layer)])
-    return wanted
+                            "or a network with some, got %r."
+                            % (caller, layer))
+    chosen = [layer for layer in layers if _has_averages(layer)]
+    if len(chosen) < len(layers):
+        chosen = [layer for layer in chosen or all_layers(layers)
+                  if _has_averages(layer) and not layer.frozen]
+        if not chosen:
+            raise TypeError("%s: layers must be batch normalization layers, "
+                            "or a network with some that are not frozen, got "
+                            "%r." % (caller, layers))
+    return {average: layer for layer in chosen
+            for average in (layer.mean, layer.std)}
+
+
+def _has_averages(layer):
+    return hasattr(layer, "mean") and hasattr(layer, "std")
 
 
 def combined(average, steps, combine):
@@ -502,7 +726,7 @@ def combined(average, steps, combine):
             "layers. Choose combine='chain' or 'pool'."
             % (average, len(steps)))
     if len(steps) > 1 and combine == "pool":
-        if any(isinstance(step, _Loop) for step in steps):
+        if any(isinstance(step, _MovedInLoop) for step in steps):
             raise ValueError(_NOT_POOLED % (
                 average, "a loop is among them, whose steps have moved it"))
         if not has_one_weight(steps):

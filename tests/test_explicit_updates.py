@@ -13,7 +13,12 @@ import pytest
 import reference
 import theano
 import theano.tensor as T
-from lasagne.layers import DenseLayer, InputLayer, get_output
+from lasagne.layers import (
+    DenseLayer,
+    InputLayer,
+    get_all_layers,
+    get_output,
+)
 from numpy.testing import assert_allclose, assert_array_equal
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -241,12 +246,26 @@ def test_outputs_without_updates(layer):
     x = T.matrix()
     outputs = [layer.get_output_for(x, deterministic=True),
                train(x, layer, False), x]
-    assert not get_batch_norm_updates(outputs)
+    with pytest.warns(UserWarning, match="there is nothing to update"):
+        assert not get_batch_norm_updates(outputs)
+
+
+def test_layers_may_be_given_as_a_network(layer):
+    x = T.matrix()
+    first = BatchNormLayer(InputLayer((None, 3)))
+    network = DenseLayer(BatchNormLayer(DenseLayer(first, 4)), 2)
+    output = get_output(network, x) + layer.get_output_for(x)[:, :2]
+    expected = list(get_batch_norm_updates(get_output(network, x)))
+    assert len(expected) == 4
+    for layers in (network, [network], get_all_layers(network)):
+        assert list(get_batch_norm_updates(output, layers)) == expected
+    first.frozen = True
+    assert list(get_batch_norm_updates(output, network)) == expected[2:]
 
 
 def test_layer_that_is_not_applied(layer):
     network = batch_norm(DenseLayer(InputLayer((None, 3)), 2), name="other")
-    with pytest.raises(ValueError, match="layer other is applied nowhere"):
+    with pytest.raises(ValueError, match="from BatchNormLayer 'other', so"):
         get_batch_norm_updates(train(T.matrix(), layer), layers=[network])
 
 

@@ -45,7 +45,6 @@ def test_parameters():
     assert [param.name for param in layer.get_params()] == [
         "bn.mean", "bn.std", "bn.beta", "bn.gamma"]
     for param, value in zip(layer.get_params(), (0, 1, 0, 1)):
-        assert param.broadcastable == (True, False, True, True)
         assert param.dtype == theano.config.floatX
         assert_array_equal(param.get_value(), np.full((1, 3, 1, 1), value))
 
@@ -57,10 +56,31 @@ def test_tags():
     assert layer.get_params(batch_norm_stat=True) == [layer.mean, layer.std]
 
 
-def test_one_channel_is_broadcastable_along_the_axes_only():
-    layer = BatchNormLayer((None, 1, 4))
-    assert {param.broadcastable for param in layer.get_params()} == {
-        (True, False, True)}
+@pytest.mark.parametrize("shape", [(None, 3), (None, 3, 4, 5), (None, 1, 4)])
+def test_parameters_may_be_replaced_by_plain_shared_variables(
+        shape, rng, float64, quick):
+    """As hand-written optimizers and averages of parameters do."""
+    x = T.TensorType("float64", (False,) * len(shape))()
+    layer = BatchNormLayer(InputLayer(shape, x), gamma=np.full(shape[1], 2.))
+    loss = T.sqr(get_output(layer) - 1).mean()
+    params = layer.get_params(trainable=True)
+    states, updates = [], []
+    for param, gradient in zip(params, T.grad(loss, params)):
+        state = theano.shared(param.get_value() * 0)
+        states.append(state)
+        updates += [(state, 0.9 * state + gradient),
+                    (param, T.clip(param - 0.1 * state, -5, 5))]
+    train = theano.function([x], loss, updates=updates)
+    batch = rng.normal(size=(6,) + tuple(size or 6 for size in shape[1:]))
+    train(batch)
+    for param, value in zip(params, (0, 2)):
+        assert_array_equal(param.get_value(), np.full_like(
+            param.get_value(), value))  # the state was zero
+    averages = [theano.shared(param.get_value() + 1) for param in params]
+    output = theano.function([x], get_output(layer, deterministic=True),
+                             givens=list(zip(params, averages)))(batch)
+    mean, std = (average.get_value() for average in (layer.mean, layer.std))
+    assert_allclose(output, (batch - mean) / (std + 0.01) * 3 + 1)
 
 
 def test_parameters_may_be_left_out(rng, floatX, quick):
