@@ -6,6 +6,7 @@ weights and another bias.
 """
 
 import collections
+import copy
 import logging
 
 import lasagne
@@ -115,12 +116,21 @@ def fold_batch_norm(network, return_report=False):
     Parameters that are expressions, or shared with other layers, are no
     obstacle: the folded layer has weights of its own. Lasagne's own later
     batch normalization layers are folded as well; the ``NonlinearityLayer`` on
-    them stays. What functions and objects of your own refer to, such as a
-    nonlinearity with a parameter, is not copied.
+    them stays. Functions that refer to layers or parameters, such as a
+    nonlinearity with a parameter, are copied together with these.
 
-    Layers that are left in place are frozen (see :func:`freeze_batch_norm`),
-    but for Lasagne's own. Build outputs with ``deterministic=True`` all the
-    same, if there is dropout.
+    A layer of a subclass is folded, or has another layer folded into it, if
+    its deterministic output is that of the class that it extends. It is left
+    in place if not; so is a convolutional layer with a ``convolution``
+    function that computes something else than Lasagne's default.
+
+    Layers that are left in place are frozen (see :func:`freeze_batch_norm`).
+    Lasagne's own layers, and those of a class with a ``get_output_for()`` of
+    its own, stay as they are instead. Build outputs with
+    ``deterministic=True`` all the same, if there is dropout.
+
+    The copy has no parameters that nothing uses, such as those that weights
+    were computed from before.
 
     What becomes of each layer is logged, too, by the logger
     ``bnlasagne.folding``: as a warning, which Python shows by default, for
@@ -229,7 +239,7 @@ class _Fold(object):
         layer = plan.linear.layer
         self._replaced.setdefault(layer, set()).update(
             theano.gof.graph.inputs(_variables(layer.W, layer.b)))
-        _carry_out(plan)
+        _carry_out(plan, layer)
         self._bypass(bn)
         self._successors[bn] = layer
         return Folding(original, self._originals[layer],
@@ -341,6 +351,13 @@ class _Fold(object):
                    for value in (plan.W, plan.b)):
             raise _LeftInPlace("weights or bias of %s would not be finite"
                                % self._name(layer))
+        # A subclass may use no bias, or no nonlinearity, if it had none yet.
+        trial, base = copy.copy(layer), linear_base(layer)
+        _carry_out(plan, trial)
+        if not computes_like(trial, base):
+            raise _LeftInPlace(
+                "%s does not use another bias or nonlinearity as Lasagne's %s "
+                "does" % (self._name(layer), base.__name__))
         return plan
 
     def _linear(self, layer, where):
@@ -468,9 +485,9 @@ def _aligned(value, ndim):
     return value.reshape(value.shape + (1,) * (ndim - value.ndim))
 
 
-def _carry_out(plan):
+def _carry_out(plan, layer):
     """Give a layer its new weights, bias and nonlinearity."""
-    layer, b = plan.linear.layer, plan.b
+    b = plan.b
     untied = b.size > len(b) or (layer.b is not None and layer.b.ndim > 1)
     if hasattr(layer, "untie_biases"):
         layer.untie_biases = untied
@@ -534,10 +551,7 @@ def _called_by(layer):
     if not isinstance(layer, recurrent) or overrides(layer, recurrent,
                                                      "get_output_for"):
         return []
-    # Lasagne 0.1 drops them on the way into the loop.
-    if lasagne.__version__ != "0.1":
-        return [layer.input_to_hidden, layer.hidden_to_hidden]
-    return [layer.input_to_hidden] if layer.precompute_input else []
+    return [layer.input_to_hidden, layer.hidden_to_hidden]
 
 
 def _held_by(layer):
