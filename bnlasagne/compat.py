@@ -363,6 +363,8 @@ def _explained_by(refusal):
     try:
         yield
     except Exception as error:
+        if error is refusal:  # Lasagne passes on what Theano raised.
+            raise
         raise refusal from error
 
 
@@ -552,7 +554,7 @@ def _without_pkg_resources_warning():
         yield
 
 
-def _ignore_image_shape_warning(conv):
+def _ignore_image_shape_warning(lasagne):
     """Lasagne 0.1 calls Theano by a name that Theano has changed since."""
     warnings.filterwarnings(
         "ignore", "The `image_shape` keyword argument to `tensor.nnet.conv2d`",
@@ -621,6 +623,7 @@ _DURING = {
 _AFTERWARDS = {
     "theano": [_provide_downsample, _give_up_scan_extension],
     "theano.gof.cmodule": [_link_without_libpython],
-    "lasagne.layers.conv": [_ignore_image_shape_warning],
+    # Not of the module that causes it: the context above ends later.
+    "lasagne": [_ignore_image_shape_warning],
     "lasagne.layers.recurrent": [_hand_flags_into_loops],
 }

@@ -7,11 +7,13 @@ real ones, small packages in their place keep that fast.
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from common import needs_compiler
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -254,6 +256,75 @@ def test_flags_of_mpi_processes_are_understood(tmp_path):
         assert out.strip().endswith(end)
 
 
+IO_OF_THEANO = """
+try:
+    from mpi4py import MPI
+except ImportError:
+    mpi_enabled = False
+else:
+    mpi_enabled = True
+"""
+# What importing mpi4py does, in mpi4py/MPI.py or in its __init__.py.
+OUTCOMES = {
+    "starts MPI": "print('MPI started')",
+    "no library": "raise RuntimeError('cannot load MPI library')",
+    "unreadable library": "raise OSError('libmpi.so.12')",
+    "unfinished": "raise AttributeError('COMM_WORLD')",
+    "hangs": "import time; time.sleep(1000)",
+}
+
+
+@pytest.fixture
+def mpi(bare):
+    """Writes an mpi4py, and a Theano that tries to import it."""
+    (bare / "theano/tensor/io.py").write_text(IO_OF_THEANO)
+    (bare / "theano/__init__.py").write_text(
+        "__version__ = '1.0.5'\nimport theano.tensor.io\n")
+
+    def write(outcome, in_package=False):
+        write_package(bare, "mpi4py", OUTCOMES[outcome] * in_package)
+        (bare / "mpi4py" / "MPI.py").write_text(
+            OUTCOMES[outcome] * (not in_package))
+        return bare
+    return write
+
+
+SHOW_MPI = """
+import bnlasagne, theano, sys
+print(theano.tensor.io.mpi_enabled, [name for name in sys.modules
+                                     if name.startswith("mpi4py")])
+"""
+
+
+@pytest.mark.parametrize("in_package", [False, True])
+@pytest.mark.parametrize("outcome", OUTCOMES)
+def test_theano_leaves_mpi_alone(mpi, outcome, in_package):
+    folder = mpi(outcome, in_package)
+    assert succeed(run_python(SHOW_MPI, folder)) == "False []\n"
+
+
+@pytest.mark.parametrize("outcome, expected", [
+    ("starts MPI", "MPI started\nTrue ['mpi4py', 'mpi4py.MPI']\n"),
+    ("no library", "False ['mpi4py']\n"),
+    ("unreadable library", "False ['mpi4py']\n"),
+    ("unfinished", "False ['mpi4py']\n"),
+])
+def test_mpi_under_mpiexec(mpi, outcome, expected):
+    folder = mpi(outcome)
+    out = succeed(run_python(SHOW_MPI, folder, PMI_RANK="0"))
+    assert out == expected
+
+
+def test_mpi_that_the_program_asks_for(mpi):
+    folder = mpi("starts MPI")
+    out = succeed(run_python("import mpi4py.MPI\n" + SHOW_MPI, folder))
+    assert out.startswith("MPI started\nTrue")
+    # Not before: the package alone starts nothing.
+    out = succeed(run_python("import mpi4py\n" + SHOW_MPI +
+                             "from mpi4py import MPI", folder))
+    assert out == "False ['mpi4py']\nMPI started\n"
+
+
 def test_mpi4py_without_a_library(tmp_path):
     # Theano expects an ImportError there; mpi4py raises another.
     write_package(tmp_path, "mpi4py")
@@ -365,6 +436,145 @@ def test_other_errors_of_theano_pass_unchanged(bare, error):
     assert process.returncode == 1
     name, text = re.match(r"(\w+)\('(\w+)'\)", error).groups()
     assert process.stderr.endswith("\n{}: {}\n".format(name, text))
+
+
+def test_warning_about_blas_is_not_shown(bare):
+    (bare / "theano/tensor/blas_headers.py").write_text(
+        "import logging\nlogger = logging.getLogger('theano.tensor.blas')\n"
+        "def warn():\n"
+        "    logger.warning('Using NumPy C-API based implementation for BLAS "
+        "functions.')\n"
+        "    logger.warning('Something else.')\n"
+        "warn()\n")
+    process = run_python(
+        "import bnlasagne, theano.tensor.blas_headers as blas; blas.warn()",
+        bare)
+    succeed(process)
+    # Only while Theano is imported is it known to be that warning.
+    assert [line[:9] for line in process.stderr.splitlines()] == [
+        "Something", "Using Num", "Something"]
+
+
+@needs_compiler
+def test_links_without_the_library_of_python(tmp_path):
+    # As a Python that was built without, or moved after it was built.
+    out = succeed(run_python(
+        """
+from distutils import sysconfig
+sysconfig.get_config_vars().update(
+    LDLIBRARY='libpython9.9.so', LIBDIR='/nowhere')
+import bnlasagne.compat
+from theano.gof.cmodule import GCC_compiler
+source = '''
+#include <Python.h>
+static PyModuleDef module = {PyModuleDef_HEAD_INIT, "tiny", NULL, -1, NULL};
+PyMODINIT_FUNC PyInit_tiny(void) { return PyModule_Create(&module); }
+'''
+print(GCC_compiler.compile_str('tiny', source, %r).__file__)
+""" % str(tmp_path), ROOT))
+    assert out == "{}\n".format(tmp_path / "tiny.so")
+
+
+# ---------------------------------------------------------------------------
+# The hook
+# ---------------------------------------------------------------------------
+
+
+# As Python itself does at its start with folders of installed packages.
+START = "import site; site.addsitedir({!r})\n".format(str(ROOT))
+HOOK_ON = {"BNLASAGNE_NO_HOOK": ""}
+
+
+def run_with_hook(code, *path):
+    return run_python(START + code, *path, **HOOK_ON)
+
+
+@pytest.mark.parametrize("first", ["theano", "lasagne"])
+def test_program_that_does_not_import_this_package(first):
+    process = run_with_hook("import " + first + """
+import lasagne, sys
+assert 'bnlasagne' not in sys.modules
+layer = lasagne.layers.InputLayer((2, 1, 5, 5))
+layer = lasagne.layers.Conv2DLayer(layer, 2, 3)
+layer = lasagne.layers.MaxPool2DLayer(layer, 2)
+print(lasagne.layers.get_output(layer).ndim)
+import bnlasagne
+print(bnlasagne.compat.__name__, bnlasagne.batch_norm.__name__)
+assert sys.modules['theano'].__spec__.loader.__class__.__name__ == (
+    'SourceFileLoader')
+""", ROOT)
+    assert succeed(process) == "4\nbnlasagne.compat batch_norm\n"
+    assert process.stderr == ""
+
+
+def test_hook_repairs_by_itself(bare):
+    code = "import theano.tensor.signal.downsample as m; print(m.__doc__)"
+    assert "provided by bnlasagne" in succeed(run_with_hook(code, bare))
+    process = run_python(START + code, bare)  # switched off
+    assert "No module named 'theano.tensor.signal.downsample'" in (
+        process.stderr)
+
+
+def test_hook_lets_work_what_works(bare):
+    write_package(bare, "theano", "__version__ = '1.1.2'\nprint('fine')")
+    out = succeed(run_with_hook("import lasagne, theano", bare))
+    assert out == "fine\n"
+    (bare / "bnlasagne" / "compat.py").unlink()
+    out = succeed(run_with_hook("import lasagne, theano", bare))
+    assert out == "fine\n"
+
+
+@pytest.mark.parametrize("first", ["theano", "lasagne"])
+def test_hook_explains_what_fails(bare, first):
+    write_package(
+        bare, "theano", "__version__ = '1.0.4'\nraise AttributeError('bool')")
+    write_package(
+        bare, "lasagne", "__version__ = '0.2.dev1'\nimport theano")
+    process = run_with_hook("import " + first, bare)
+    assert process.returncode == 1
+    assert "AttributeError: bool" in process.stderr
+    message = process.stderr[process.stderr.rindex("ImportError: "):]
+    assert "found 1.0.4" in message
+    assert_tells_what_to_type(" ".join(message.split()))
+
+
+def test_hook_without_its_module_is_silent(tmp_path):
+    name = "start_bnlasagne.pth"
+    (tmp_path / name).write_text((ROOT / name).read_text())
+    process = run_python(
+        "import site; site.addsitedir('.'); print('fine')", tmp_path,
+        **HOOK_ON)
+    assert (succeed(process), process.stderr) == ("fine\n", "")
+
+
+def test_hook_imports_nothing_at_the_start_of_python(tmp_path):
+    out = succeed(run_with_hook("""
+import sys
+before = set(sys.modules)
+del sys.modules['start_bnlasagne']
+import start_bnlasagne
+print(set(sys.modules) == before)
+""", ROOT))
+    assert out == "True\n"
+
+
+def test_setup_installs_the_hook(tmp_path):
+    source, root = tmp_path / "source", tmp_path / "root"
+    source.mkdir()
+    for path in ROOT.glob("*"):
+        if path.is_file():
+            shutil.copy(str(path), str(source))
+    shutil.copytree(str(ROOT / "bnlasagne"), str(source / "bnlasagne"))
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "setup.py", "-q", "install",
+         "--root", str(root), "--record", str(tmp_path / "record")],
+        cwd=str(source), check=True, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL)
+    package, = root.glob("**/bnlasagne/compat.py")
+    folder = package.parent.parent
+    for name in ("start_bnlasagne.py", "start_bnlasagne.pth"):
+        assert (folder / name).read_text() == (ROOT / name).read_text()
+        assert name in (tmp_path / "record").read_text()
 
 
 # ---------------------------------------------------------------------------
