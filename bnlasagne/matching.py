@@ -82,8 +82,10 @@ def match(framework, slots, weights, caller):
 def _groups(framework, weights, caller):
     """Weights by the layers that they belong to."""
     if not isinstance(weights, collections.abc.Mapping):
+        # A module's representation has many lines.
+        found = " ".join(reprlib.repr(weights).split())
         raise TypeError("%s: expected a %s, got %s. %s" % (
-            caller, framework.what, reprlib.repr(weights), framework.how))
+            caller, framework.what, found, framework.how))
     inner = framework.within(weights)
     if inner is not None:
         raise TypeError(
@@ -144,7 +146,8 @@ def _matched_by_names(slots, kinds, framework, caller):
         if len(modules) > 1:
             raise ValueError(
                 "%s: the name of %s is the end of several names in the %s: "
-                "%s. Give the layer the whole name of its module."
+                "%s. Give the layer the whole name of its module, or pass "
+                "fewer weights."
                 % (caller, label(slot.layer), framework.what,
                    " and ".join("%r" % module for module in modules)))
     # In the order of the modules.
