@@ -238,7 +238,7 @@ class _Fold(object):
                            % (self._name(bn), reason))
         layer = plan.linear.layer
         self._replaced.setdefault(layer, set()).update(
-            theano.gof.graph.inputs(_variables(layer.W, layer.b)))
+            _sources(layer.W, layer.b))
         _carry_out(plan, layer)
         self._bypass(bn)
         self._successors[bn] = layer
@@ -417,19 +417,15 @@ class _Fold(object):
         used = {layer: self._used(layer) for layer in layers}
         everywhere = set().union(*used.values())
         for layer in self._replaced:
-            own = {layer.W, layer.b}
             layer.params = collections.OrderedDict(
                 (source, tags) for param, tags in layer.params.items()
-                for source in ([param] if param in own else
-                               theano.gof.graph.inputs([param]))
-                if source in everywhere and not isinstance(source,
-                                                           theano.Constant))
-        registered = set(theano.gof.graph.inputs(
-            [param for layer in layers for param in layer.params]))
+                for source in _sources(param) if source in everywhere)
+        registered = {source for layer in layers for param in layer.params
+                      for source in _sources(param)}
         for bn, layer in self._successors.items():
             # Such as the parameter of a nonlinearity.
             for param, tags in bn.params.items():
-                for source in theano.gof.graph.inputs([param]):
+                for source in _sources(param):
                     if source in everywhere and source not in registered:
                         layer.params[source] = tags
 
@@ -526,14 +522,18 @@ def _shared(layer, name, value, dtype):
 
 def _tags(layer, old):
     """The tags for what replaces weights or a bias."""
-    if old in layer.params:
-        return layer.params[old]
-    # An expression has the tags of what it is made of. A bias, or weights that
-    # were no parameter: folded, they have the batch normalization's in them.
-    sources = set(theano.gof.graph.inputs(_variables(old)))
+    # An expression has the tags of its sources. A bias, or weights that were
+    # no parameter: folded, they have the batch normalization's in them.
+    sources = set(_sources(old))
     tags = [tags for param, tags in layer.params.items()
-            if sources.intersection(theano.gof.graph.inputs([param]))]
+            if sources.intersection(_sources(param))]
     return set().union(*tags) or {"trainable"}
+
+
+def _sources(*values):
+    """The shared variables that values are made of, in order."""
+    return [source for source in theano.gof.graph.inputs(_variables(*values))
+            if isinstance(source, theano.compile.SharedVariable)]
 
 
 def _variables(*values):

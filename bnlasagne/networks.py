@@ -55,7 +55,7 @@ def checked_layers(network, caller):
 
 
 def all_layers(layers, treat_as_input=()):
-    """All layers of a network, and those within them.
+    """All layers of a network, and the layers within them.
 
     Parameters
     ----------
@@ -71,17 +71,26 @@ def all_layers(layers, treat_as_input=()):
         these hold as attributes without taking their input from them, such as
         a ``CustomRecurrentLayer``, and so on.
     """
-    # A dict keeps the order, and finds its members quickly.
-    seen, stack = {}, collections.deque(
-        layer for layer in lasagne.layers.get_all_layers(
+    return _with_inner(
+        (layer for layer in lasagne.layers.get_all_layers(
             list(layers), treat_as_input=list(treat_as_input))
-        if layer not in treat_as_input)
+         if layer not in treat_as_input), layers_in)
+
+
+def _all_referred(layers):
+    """The same, and then the layers that only functions refer to."""
+    return _with_inner(all_layers(layers), references_of)
+
+
+def _with_inner(layers, inner_of):
+    # A dict keeps the order, and finds its members quickly.
+    seen, stack = {}, collections.deque(layers)
     while stack:
         layer = stack.popleft()
         if layer not in seen:
             seen[layer] = True
             below = inputs_of(layer)
-            for inner in layers_in(layer):
+            for inner in inner_of(layer):
                 if inner not in below:
                     stack.extend(lasagne.layers.get_all_layers(inner))
     return list(seen)
@@ -185,14 +194,11 @@ def copy_network(layers):
     too; so is an object that can be called. What other objects refer to is not
     copied.
     """
-    found = all_layers(layers)
+    found = _all_referred(layers)
     copier = _Copier(found)
     # Copying goes from inside to outside, which is another order.
-    copies = collections.OrderedDict((layer, copier.copy(layer))
-                                     for layer in found)
-    for layer, new in copier.layers.items():
-        copies.setdefault(layer, new)
-    return copies
+    return collections.OrderedDict((layer, copier.copy(layer))
+                                   for layer in found)
 
 
 class _Copier(object):

@@ -1,5 +1,7 @@
 """Networks for inference, without batch normalization layers."""
 
+import concurrent.futures
+import io
 import logging
 import pickle
 import re
@@ -10,6 +12,8 @@ from bnlasagne import (
     batch_norm,
     fold_batch_norm,
     freeze_batch_norm,
+    load_network,
+    save_network,
 )
 from bnlasagne.networks import all_layers
 
@@ -31,6 +35,7 @@ from folded import (
     kinds,
     nin,
     randomize,
+    roots_of,
     state_of,
 )
 from lasagne.init import Constant
@@ -50,6 +55,7 @@ from lasagne.layers import (
 )
 from lasagne.nonlinearities import identity, rectify, tanh
 from numpy.testing import assert_array_equal
+from theano.gof.graph import ancestors, inputs
 from theano.sandbox.rng_mrg import MRG_RandomStreams
 from theano.tensor.shared_randomstreams import RandomStreams
 
@@ -73,6 +79,95 @@ class SquaredNorm(BatchNormLayer):
 
 class Subclass(DenseLayer):
     pass
+
+
+class ByBatch(BatchNormLayer):
+    """Normalizes by the batch, in tests as well."""
+
+    def get_output_for(self, input, **kwargs):
+        kwargs.update(batch_norm_use_averages=False,
+                      batch_norm_update_averages=False)
+        return super(ByBatch, self).get_output_for(input, **kwargs)
+
+
+class Rescaled(BatchNormLayer):
+    """Has a parameter of its own."""
+
+    def __init__(self, incoming, **kwargs):
+        super(Rescaled, self).__init__(incoming, **kwargs)
+        self.scale = self.add_param(np.full(4, 2.0), (4,), "scale")
+
+    def get_output_for(self, input, **kwargs):
+        return self.scale * super(Rescaled, self).get_output_for(
+            input, **kwargs)
+
+
+class NormedWeights(DenseLayer):
+    """Its weights are not what they are set to."""
+
+    @property
+    def W(self):
+        return self._W / self._W.norm(2)
+
+    @W.setter
+    def W(self, value):
+        self._W = value
+
+
+class NoBias(DenseLayer):
+    def get_output_for(self, input, **kwargs):
+        return self.nonlinearity(T.dot(input, self.W))
+
+
+class NoNonlinearity(DenseLayer):
+    def get_output_for(self, input, **kwargs):
+        return T.dot(input, self.W) + self.b.dimshuffle("x", 0)
+
+
+class OtherParams(DenseLayer):
+    def get_params(self, **tags):
+        return super(OtherParams, self).get_params(**tags)[::-1]
+
+
+def by_batch_always(x):
+    layer = BatchNormLayer(dense(x))
+    original = layer.get_output_for
+    layer.get_output_for = lambda input, **kwargs: original(input)
+    return layer
+
+
+def other_axes(x):
+    layer = BatchNormLayer(dense(x))
+    layer.axes = (1,)
+    return layer
+
+
+# As in a script: functions find it among the global variables.
+everywhere = None
+
+
+def global_layer(x):
+    global everywhere
+    everywhere = dense(x)
+    return Applies(BatchNormLayer(everywhere),
+                   lambda input: input + get_output(everywhere))
+
+
+def layer_of_a_function(x):
+    layer = dense(x)
+    return Applies(BatchNormLayer(layer),
+                   lambda input: input + get_output(layer))
+
+
+class Applies(lasagne.layers.Layer):
+    """Applies a function, as Lasagne's later `ExpressionLayer`."""
+
+    def __init__(self, incoming, function, **kwargs):
+        super(Applies, self).__init__(incoming, **kwargs)
+        self.function = function
+
+    def get_output_for(self, input, **kwargs):
+        return self.function(input)
 
 
 class Holder(lasagne.layers.Layer):
@@ -171,6 +266,36 @@ LEFT = {
         "Squares .* after it is not known to be linear"),
     "another way of normalizing": (
         lambda x: SquaredNorm(dense(x)), "its class overrides get_output_for"),
+    "normalizing by the batch": (
+        lambda x: ByBatch(dense(x)),
+        r"ByBatch \(layer 2\) .* its class overrides get_output_for.* its "
+        "test output is not that of a BatchNormLayer"),
+    "normalizing by the batch, before a layer": (
+        lambda x: dense(ByBatch(x)), "its class overrides get_output_for"),
+    "flags that get no further": (
+        by_batch_always, "overrides get_output_for"),
+    "a parameter of its own": (
+        lambda x: Rescaled(dense(x)), "its class overrides get_output_for"),
+    "weights by a property": (
+        lambda x: BatchNormLayer(NormedWeights(x, 4, nonlinearity=None)),
+        "NormedWeights .* is not known to be linear: it does not compute what "
+        "Lasagne's DenseLayer computes"),
+    "no bias, whatever the fold gives it": (
+        lambda x: BatchNormLayer(NoBias(x, 4, b=None, nonlinearity=None)),
+        "NoBias .* does not use another bias or nonlinearity as Lasagne's "
+        "DenseLayer does"),
+    "no nonlinearity, whatever the fold gives it": (
+        lambda x: BatchNormLayer(NoNonlinearity(x, 4, nonlinearity=None),
+                                 nonlinearity=LEAKY),
+        "NoNonlinearity .* does not use another bias or nonlinearity"),
+    "parameters that a class returns": (
+        lambda x: BatchNormLayer(OtherParams(x, 4, nonlinearity=None)),
+        "OtherParams .* is not known to be linear"),
+    "a function that applies the layer before": (
+        layer_of_a_function,
+        r"DenseLayer \(layer 1\) is referred to by Applies"),
+    "a function that applies a global layer": (
+        global_layer, r"DenseLayer \(layer 1\) is referred to by Applies"),
     "a patched layer before": (
         lambda x: BatchNormLayer(patched(dense(x))),
         "DenseLayer .* before it is not known to be linear"),
@@ -236,6 +361,12 @@ def test_too_large_for_the_type(x):
     assert "would not be finite" in str(report[0])
 
 
+def test_axes_changed_since(float64, x):
+    _, report = fold_batch_norm(other_axes(x), return_report=True)
+    assert "do not have the shape that its axes (1,) ask for" \
+        in str(report[0])
+
+
 def test_nothing_before(float64):
     _, report = fold_batch_norm(BatchNormLayer((None, 5)), True)
     assert "there is no layer before it" in str(report[0])
@@ -264,6 +395,93 @@ def test_left_ones_are_frozen(rng, float64, quick, x):
         get_output(network, deterministic=True), get_output(folded)])(*batches)
     assert_array_equal(actual, expected)
     assert_array_equal(get_all_params(folded)[2].get_value(), before)
+
+
+@pytest.mark.parametrize("make", [
+    lambda x: SquaredNorm(dense(x)), lambda x: ByBatch(dense(x)),
+    lambda x: Rescaled(dense(x)), by_batch_always,
+    lambda x: patched(BatchNormLayer(dense(x)))])
+def test_left_ones_of_other_classes_stay(rng, float64, quick, x, make):
+    network = randomize(make(x), rng)
+    folded, _ = check(network, rng)
+    assert not folded.frozen
+    # In training as well.
+    batches = batches_for(network, rng)
+    expected, actual = (compiled(each, get_output(each))(*batches)
+                        for each in (network, folded))
+    assert_array_equal(actual, expected)
+
+
+# --- subclasses ------------------------------------------------------------
+
+class Marker(BatchNormLayer):
+    """Told from others by its class."""
+
+    def get_output_for(self, input, **kwargs):
+        return super(Marker, self).get_output_for(input, **kwargs)
+
+
+class ForTesting(BatchNormLayer):
+    def get_output_for(self, input, **kwargs):
+        return super(ForTesting, self).get_output_for(input,
+                                                      deterministic=True)
+
+
+class Noisy(BatchNormLayer):
+    """Adds noise in training."""
+
+    def get_output_for(self, input, deterministic=False, **kwargs):
+        output = super(Noisy, self).get_output_for(
+            input, deterministic=deterministic, **kwargs)
+        return output if deterministic else output + 1
+
+
+class Penalized(BatchNormLayer):
+    """Has a parameter that its output does not depend on."""
+
+    def __init__(self, incoming, **kwargs):
+        super(Penalized, self).__init__(incoming, **kwargs)
+        self.penalty = self.add_param(np.ones(4), (4,), "penalty")
+
+    def get_params(self, **tags):
+        return super(Penalized, self).get_params(**tags)[::-1]
+
+
+class Counted(DenseLayer):
+    def get_output_for(self, input, **kwargs):
+        self.count = getattr(self, "count", 0) + 1
+        return super(Counted, self).get_output_for(input, **kwargs)
+
+
+@pytest.mark.parametrize("kind", [Marker, ForTesting, Noisy, Penalized])
+def test_subclasses_with_the_same_test_output(rng, float64, quick, x, kind):
+    layer = dense(x, name="fc")
+    network = randomize(kind(layer, nonlinearity=tanh), rng)
+    folded, report = check(network, rng)
+    assert into(report) == [layer]
+    assert [param.name for param in get_all_params(folded)] == ["fc.W", "fc.b"]
+
+
+def test_subclasses_of_linear_layers(rng, float64, quick, x):
+    first = Counted(x, 4, nonlinearity=None)
+    second = Counted(BatchNormLayer(first), 4, nonlinearity=None)
+    _, report = check(randomize(BatchNormLayer(second), rng), rng)
+    assert into(report) == [first, second]
+
+
+def test_nonlinearity_set_later(rng, float64, quick, x):
+    network = BatchNormLayer(dense(x))
+    network.nonlinearity = tanh
+    folded, report = check(randomize(network, rng), rng)
+    assert into(report) == [network.input_layer]
+    assert folded.nonlinearity is tanh
+
+
+def test_wrapped_twice(rng, float64, quick, x):
+    layer = DenseLayer(x, 4, nonlinearity=None)
+    network = batch_norm(batch_norm(layer), nonlinearity=LEAKY)
+    folded, report = check(randomize(network, rng), rng)
+    assert into(report) == [layer, layer]
 
 
 # --- networks --------------------------------------------------------------
@@ -367,6 +585,114 @@ def test_expressions_of_weights(rng, float64, quick, x):
     assert len(get_all_params(folded)) == 4
 
 
+def centred(x):
+    layer = DenseLayer(x, 4, name="fc")
+    layer.W = layer.W - layer.W.mean(0, keepdims=True)
+    return batch_norm(layer)
+
+
+def weight_normalized(x):
+    layer = DenseLayer(x, 4, name="fc")
+    layer.v = layer.W
+    layer.g = layer.add_param(np.ones(4), (4,), "g", regularizable=False)
+    layer.W = layer.v * (layer.g / layer.v.norm(2, axis=0))
+    return batch_norm(layer)
+
+
+def of_itself_after(x):
+    layer = dense(BatchNormLayer(x), name="fc")
+    layer.W = 2 * layer.W
+    layer.b = T.sqr(layer.b)
+    return layer
+
+
+def constant(x):
+    layer = dense(x, b=None, name="fc")
+    layer.W = T.constant(np.arange(20.0).reshape(5, 4))
+    layer.params.clear()
+    return BatchNormLayer(layer)
+
+
+def array(x):
+    network = constant(x)
+    network.input_layer.W = network.input_layer.W.data
+    return network
+
+
+def not_registered(x):
+    layer = dense(x, name="fc")
+    layer.W = theano.shared(np.arange(20.0).reshape(5, 4))
+    layer.b = theano.shared(np.arange(4.0))
+    return BatchNormLayer(layer)
+
+
+@pytest.mark.parametrize("make", [
+    centred, weight_normalized, of_itself_after, constant, array,
+    not_registered])
+def test_parameters_that_are_left_over(rng, float64, quick, x, make):
+    network = randomize(make(x), rng)
+    folded, report = check(network, rng)
+    assert len(into(report)) == 1 and None not in into(report)
+    assert folded.get_params() == [folded.W, folded.b]
+    assert [param.name for param in get_all_params(folded)] == ["fc.W", "fc.b"]
+    assert lasagne.layers.count_params(folded) == 24
+    assert folded.W in folded.get_params(trainable=True)
+    # As the weights were that they are made of.
+    regularizable = folded.W in folded.get_params(regularizable=True)
+    assert regularizable == (make in (centred, weight_normalized,
+                                      of_itself_after))
+    reloaded = fold_batch_norm(network)
+    randomize(reloaded, rng)
+    with io.BytesIO() as file:
+        save_network(folded, file)
+        assert sorted(np.load(io.BytesIO(file.getvalue()))) == ["fc.W", "fc.b"]
+        file.seek(0)
+        load_network(reloaded, file)
+    assert_array_equal(reloaded.W.get_value(), folded.W.get_value())
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_tied_weights(rng, float64, quick, x, both):
+    """The weights stay for as long as a layer uses them."""
+    encoder = dense(x, name="encoder")
+    decoder = dense(BatchNormLayer(encoder), 5, name="decoder")
+    del decoder.params[decoder.W]
+    decoder.W = encoder.W.T
+    network = BatchNormLayer(decoder) if both else DropoutLayer(decoder)
+    folded, report = check(randomize(network, rng), rng)
+    assert into(report) == [encoder, decoder][:1 + both]
+    encoder, decoder = get_all_layers(folded)[1:3]
+    assert encoder.get_params()[:2] == [encoder.W, encoder.b]
+    source, = set(inputs([decoder.W]))
+    if both:
+        assert source is decoder.W
+        assert [param.name for param in get_all_params(folded)] == [
+            "encoder.W", "encoder.b", "decoder.W", "decoder.b"]
+    else:
+        assert get_all_params(folded) == [
+            encoder.W, encoder.b, source, decoder.b]
+
+
+@pytest.mark.parametrize("registered", [False, True])
+def test_nonlinearities_with_parameters(rng, float64, quick, x, registered):
+    slope = theano.shared(np.full(4, 0.3), "slope")
+    layer = dense(x, name="fc")
+    network = BatchNormLayer(
+        layer, nonlinearity=lambda x: T.switch(x > 0, x, slope * x))
+    if registered:
+        network.params[slope] = {"trainable"}
+    folded, report = check(randomize(network, rng), rng)
+    assert into(report) == [layer]
+    assert [param.name for param in get_all_params(folded)] == [
+        "fc.W", "fc.b"] + ["slope"] * registered
+    if registered:
+        batches = batches_for(network, rng)
+        function = compiled(folded, get_output(folded))
+        before = function(*batches)
+        folded.get_params()[2].set_value(np.full(4, 0.7))
+        assert np.any(function(*batches) != before)
+
+
 @later
 def test_expressions_of_statistics(rng, float64, quick, x):
     row = partial(theano.shared, np.ones((1, 4)),
@@ -445,6 +771,77 @@ def test_one_factor_for_all(rng, float64, quick, x):
     network = randomize(BatchNormLayer(layer, std=one(), gamma=one()), rng)
     _, report = check(network, rng)
     assert into(report) == [layer, layer]
+
+
+# --- sizes -----------------------------------------------------------------
+
+def of_input(incoming):
+    size, time, _ = incoming.input_var.shape
+    return size, time
+
+
+def of_output(incoming):
+    shape = get_output(batch_norm(dense(ReshapeLayer(incoming, (-1, 5))))
+                       ).shape
+    return shape[0] // 2, 2
+
+
+def of_folded_output(incoming):
+    return None
+
+
+@pytest.mark.parametrize("sizes", [of_input, of_output, of_folded_output])
+def test_sizes(rng, float64, quick, sizes):
+    incoming = InputLayer((None, 2, 5))
+    first = dense(ReshapeLayer(incoming, (-1, 5)), name="first")
+    normed = BatchNormLayer(first)
+    found = sizes(incoming) or (get_output(normed).shape[0] // 2, 2)
+    again = BatchNormLayer(ReshapeLayer(normed, found + (4,)), axes=(0, 1))
+    network = dense(ReshapeLayer(again, (-1, 4)), name="last")
+    folded, report = check(randomize(network, rng), rng)
+    assert into(report) == [first, None]
+    assert [param.name for param in get_all_params(folded)] == [
+        "first.W", "first.b", "mean", "std", "beta", "gamma", "last.W",
+        "last.b"]
+    # For other data, too.
+    batch = rng.normal(size=(7, 2, 5))
+    expected, actual = (
+        theano.function([incoming.input_var], get_output(
+            each, {incoming: incoming.input_var}, deterministic=True))(batch)
+        for each in (network, folded))
+    assert_close(actual, expected, "float64")
+
+
+def test_input_layers_on_expressions(rng, float64, quick):
+    x = T.matrix()
+    incoming = InputLayer((None, 1, 5), x.dimshuffle(0, "x", 1))
+    size = incoming.input_var.shape[0]
+    first = dense(ReshapeLayer(incoming, (size, 5)))
+    network = dense(Applies(BatchNormLayer(first), lambda output: output +
+                            incoming.input_var.sum((1, 2), keepdims=False
+                                                   ).dimshuffle(0, "x")))
+    randomize(network, rng)
+    folded, report = fold_batch_norm(network, return_report=True)
+    assert into(report) == [first]
+    expected, actual = theano.function([x], [
+        get_output(each, deterministic=True) for each in (network, folded)])(
+            rng.normal(size=(3, 5)))
+    assert_close(actual, expected, "float64")
+    assert incoming.input_var in ancestors([get_output(folded)])
+    assert not set(get_all_params(network)) & roots_of(folded)
+
+
+@later
+@needs_compiler
+def test_transposed_convolution_sized_by_the_input(rng, float64):
+    incoming = InputLayer((None, 1, 7, 6))
+    layer = Conv2DLayer(incoming, 2, 3, stride=2, nonlinearity=None)
+    upper = lasagne.layers.TransposedConv2DLayer(
+        BatchNormLayer(layer, nonlinearity=LEAKY), 2, 3, stride=2,
+        nonlinearity=None, output_size=incoming.input_var.shape[2:])
+    network = randomize(BatchNormLayer(upper), rng)
+    _, report = check(network, rng, mode=theano.Mode("cvm", "fast_compile"))
+    assert into(report) == [layer, upper]
 
 
 # --- layers within layers --------------------------------------------------
@@ -673,7 +1070,8 @@ def test_wrong_network(wrong):
 
 def draw(rng):
     """A network of layers with 4 units, as they may come."""
-    layers = [InputLayer((None, 4))]
+    incoming = InputLayer((None, 4))
+    layers = [incoming]
     weights = None
 
     def some():
@@ -682,7 +1080,8 @@ def draw(rng):
 
     for _ in range(rng.randint(4, 12)):
         kind = rng.choice(["dense", "norm", "norm", "batch_norm", "sum",
-                           "shared"])
+                           "shared", "itself", "tied", "subclass", "sized",
+                           "function"])
         activation = [None, None, LEAKY][rng.randint(3)]
         if kind == "dense" or kind == "shared" and weights is None:
             layers.append(dense(some(), nonlinearity=activation))
@@ -696,17 +1095,56 @@ def draw(rng):
         elif kind == "batch_norm":
             layers.append(batch_norm(DenseLayer(
                 some(), 4, nonlinearity=activation)))
+        elif kind == "itself":
+            layer = dense(some(), nonlinearity=activation)
+            layer.W = layer.W - layer.W.mean(0, keepdims=True)
+            layers.append(layer)
+        elif kind == "tied":
+            layers.append(dense(some(), nonlinearity=activation))
+            if weights is not None:
+                layers[-1].W = weights.T
+        elif kind == "subclass":
+            layers.append([Marker, ByBatch, Noisy][rng.randint(3)](some()))
+        elif kind == "sized":
+            sizes = get_output(some()) if rng.randint(2) \
+                else incoming.input_var
+            layers.append(ReshapeLayer(some(), (sizes.shape[0], 4)))
+        elif kind == "function":
+            below, other = some(), some()
+            layers.append(Applies(
+                below, lambda output, other=other: output / 2 + get_output(
+                    other, deterministic=True)))
         else:
             layers.append(ElemwiseSumLayer([some(), some()]))
     return [layers[-1]] + ([some()] if rng.randint(2) else [])
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(16))
 def test_networks_drawn_by_chance(float64, quick, seed):
     rng = np.random.RandomState(seed)
     network = draw(rng)
     randomize(network, rng)
-    check(network, rng)
+    check(network, rng, batches_for(network, rng, 4))
+
+
+def test_threads_fold_networks_of_their_own(float64, quick):
+    def fold(seed):
+        rng = np.random.RandomState(seed)
+        network = randomize(batch_norm(DenseLayer(
+            Marker(dense(InputLayer((None, 5)))), 3)), rng)
+        folded, report = fold_batch_norm(network, return_report=True)
+        return network, folded, [entry.into for entry in report]
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(fold, range(12)))
+    rng = np.random.RandomState(1)
+    for network, folded, layers in found[::4]:
+        assert layers == get_all_layers(network)[1::2]
+        batches = batches_for(network, rng)
+        expected, actual = (
+            compiled(each, get_output(each, deterministic=True))(*batches)
+            for each in (network, folded))
+        assert_close(actual, expected, "float64")
 
 
 # --- precision, and objects of all kinds -----------------------------------
