@@ -3,7 +3,6 @@
 #define BNLASAGNE_AVERAGES_H
 
 #include <algorithm>
-#include <cmath>
 
 #include "vectors.h"
 
@@ -11,16 +10,21 @@ namespace bnlasagne {
 
 template <typename T> bool all_finite(const T* values, Index n) {
     bool finite = true;
-    for (Index i = 0; i < n; ++i) finite &= bool(std::isfinite(values[i]));
+    for (Index i = 0; i < n; ++i) finite &= is_finite(values[i]);
     return finite;
 }
 
-/* Without a statistic, the average stays. */
+/* Without a statistic, the average stays. With all the weight, the statistic
+ * replaces it, whatever it is. */
 template <typename T>
 void move_average(const T* average, const T* statistic, double alpha, Index n,
                   T* to) {
     if (!statistic) {
         std::copy(average, average + n, to);
+        return;
+    }
+    if (alpha == 1) {
+        std::copy(statistic, statistic + n, to);
         return;
     }
     for (Index i = 0; i < n; ++i)

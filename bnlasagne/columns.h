@@ -28,27 +28,50 @@ template <typename T> struct Workspace {
     Table<T> sums, constants;
     Table<double> results;
     explicit Workspace(Index width)
-        : sums(3, width), constants(7, width), results(2, width) {}
+        : sums(3, width), constants(9, width), results(2, width) {}
 };
 
-/* Calls f(V(), j) for each vector, or single value, of a number of columns. */
-template <typename T, typename F> inline void each_column(Index n, F f) {
+/* Calls work.column<V>(at, j, rows) for each vector, or single value, of a
+ * group of rows of a tile. */
+template <typename T, typename Rows, typename Work>
+inline void each_column(Tile tile, Index stride, Index m, Rows rows,
+                        const Work& work) {
     typedef typename Vector<T>::type V;
+    const Index at = m * stride + tile.column;
     Index j = 0;
-    for (; j + Vector<T>::size <= n; j += Vector<T>::size) f(V(), j);
-    for (; j < n; ++j) f(T(), j);
+    for (; j + Vector<T>::size <= tile.width; j += Vector<T>::size)
+        work.template column<V>(at + j, j, rows);
+    for (; j < tile.width; ++j) work.template column<T>(at + j, j, rows);
 }
 
-/* Calls f(row, rows) for groups of rows, with a constant that the compiler can
- * unroll loops by, and for the less that are left: what belongs to a column is
- * loaded once per group. */
-template <int ROWS, typename F>
-inline void each_group(Index begin, Index end, F f) {
+/* The same for all groups of rows, with a constant that the compiler can unroll
+ * loops by, and for the less that are left: what belongs to a column is loaded
+ * once per group. */
+template <typename T, int ROWS, typename Work>
+inline void each_group(Tile tile, Index stride, const Work& work) {
     typedef std::integral_constant<Index, ROWS> Rows;
-    Index m = begin;
-    for (; m + ROWS <= end; m += ROWS) f(m, Rows());
-    if (m < end) f(m, end - m);
+    Index m = tile.begin;
+    for (; m + ROWS <= tile.end; m += ROWS)
+        each_column<T>(tile, stride, m, Rows(), work);
+    if (m < tile.end) each_column<T>(tile, stride, m, tile.end - m, work);
 }
+
+template <typename T, typename F> struct SumColumns {
+    T *first, *second;
+    Index stride;
+    F terms;
+    template <typename V, typename Rows>
+    void column(Index at, Index j, Rows rows) const {
+        V one = load<V>(first + j), two = load<V>(second + j);
+        for (Index r = 0; r < rows; ++r) {
+            const Index here = at + r * stride;
+            terms.fetch_at(here + rows * stride);
+            terms(here, j, one, two);
+        }
+        store(first + j, one);
+        store(second + j, two);
+    }
+};
 
 /* Adds two terms for each value of a tile to sums for each of its columns. */
 template <typename T, typename F>
@@ -56,37 +79,27 @@ inline void sum_columns(Tile tile, Index stride, T* first, T* second,
                         F terms) {
     std::fill(first, first + tile.width, T(0));
     std::fill(second, second + tile.width, T(0));
-    each_group<4>(tile.begin, tile.end, [&](Index m, auto rows) {
-        const Index at = m * stride + tile.column;
-        each_column<T>(tile.width, [&](auto zero, Index j) {
-            typedef decltype(zero) V;
-            V one = load<V>(first + j), two = load<V>(second + j);
-            for (Index r = 0; r < rows; ++r) {
-                const Index here = at + r * stride + j;
-                terms.fetch_at(here + rows * stride);
-                terms(here, j, one, two);
-            }
-            store(first + j, one);
-            store(second + j, two);
-        });
-    });
+    const SumColumns<T, F> work = {first, second, stride, terms};
+    each_group<T, 4>(tile, stride, work);
 }
 
 template <typename T> struct AddColumnValue {
     const T* x;
+    T unit;
     void fetch_at(Index at) const { fetch(x + at); }
     template <typename V>
     void operator()(Index at, Index, V& first, V&) const {
-        first += load<V>(x + at);
+        first += load<V>(x + at) * unit;
     }
 };
 
 template <typename T> struct AddColumnDeviation {
     const T *x, *near;
+    T unit;
     void fetch_at(Index at) const { fetch(x + at); }
     template <typename V>
     void operator()(Index at, Index j, V& first, V& second) const {
-        V deviation = load<V>(x + at) - load<V>(near + j);
+        V deviation = load<V>(x + at) * unit - load<V>(near + j);
         first += deviation;
         second += deviation * deviation;
     }
@@ -94,27 +107,28 @@ template <typename T> struct AddColumnDeviation {
 
 /* Where the constants of columns lie. */
 template <typename T> struct AffineColumns {
-    const T *centre, *scale, *shift;
+    const T *unit, *centre, *scale, *shift;
     explicit AffineColumns(const T* const* constants)
-        : centre(constants[0]), scale(constants[1]), shift(constants[2]) {}
+        : unit(constants[0]), centre(constants[1]), scale(constants[2]),
+          shift(constants[3]) {}
     /* Those of a column, or of a vector of them. */
     template <typename V> Affine<V> at(Index j) const {
-        Affine<V> affine = {load<V>(centre + j), load<V>(scale + j),
-                            load<V>(shift + j)};
+        Affine<V> affine = {load<V>(unit + j), load<V>(centre + j),
+                            load<V>(scale + j), load<V>(shift + j)};
         return affine;
     }
 };
 
 template <typename T> struct GradientColumns {
     AffineColumns<T> affine;
-    const T *mean, *a, *b, *c;
+    const T *unit, *mean, *a, *b, *c;
     explicit GradientColumns(const T* const* constants)
-        : affine(constants), mean(constants[3]), a(constants[4]),
-          b(constants[5]), c(constants[6]) {}
+        : affine(constants), unit(constants[4]), mean(constants[5]),
+          a(constants[6]), b(constants[7]), c(constants[8]) {}
     template <typename V> Gradient<V> at(Index j) const {
         Gradient<V> gradient = {
-            affine.template at<V>(j), load<V>(mean + j), load<V>(a + j),
-            load<V>(b + j), load<V>(c + j)};
+            affine.template at<V>(j), load<V>(unit + j), load<V>(mean + j),
+            load<V>(a + j), load<V>(b + j), load<V>(c + j)};
         return gradient;
     }
 };
@@ -129,7 +143,7 @@ template <typename T, bool RECTIFY> struct AddColumnGradient {
         V value = load<V>(x + at);
         V g = reaching<RECTIFY>(load<V>(dy + at), affine(value));
         first += g;
-        second += g * (value - affine.centre);
+        second += g * affine.deviation(value);
     }
 };
 
@@ -143,16 +157,16 @@ template <typename F> inline void each_block_of_rows(Tile tile, F f) {
     }
 }
 
-/* Mean, and sum of squares about it, of each column. */
+/* Mean, and sum of squares about it, of each column, in the given unit. */
 template <typename T>
-void column_moments(const T* x, Index stride, Tile tile,
+void column_moments(const T* x, Index stride, Tile tile, T unit,
                     const Workspace<T>& work, double* mean, double* m2) {
     const Index width = tile.width;
     T *first = work.sums[0], *second = work.sums[1], *near = work.sums[2];
     Tile sample = tile;
     sample.end = std::min(tile.end, tile.begin + SAMPLE_ROWS);
     const T size = static_cast<T>(sample.end - sample.begin);
-    sum_columns(sample, stride, first, second, AddColumnValue<T>{x});
+    sum_columns(sample, stride, first, second, AddColumnValue<T>{x, unit});
     BNLASAGNE_INDEPENDENT
     for (Index j = 0; j < width; ++j) {
         near[j] = first[j] / size;
@@ -162,7 +176,7 @@ void column_moments(const T* x, Index stride, Tile tile,
     double count = 0;
     each_block_of_rows(tile, [&](Tile block) {
         sum_columns(block, stride, first, second,
-                    AddColumnDeviation<T>{x, near});
+                    AddColumnDeviation<T>{x, near, unit});
         const double n = static_cast<double>(block.end - block.begin);
         const double inverse = 1 / n, part = n / (count + n);
         const double both = count * part;
@@ -201,58 +215,69 @@ void column_gradient_sums(const T* x, const T* dy, Index stride, Tile tile,
     });
 }
 
-/* Writes results(constants, zero, at, ahead) to each place of a tile: with the
- * constants of the place's column, a zero of the type to compute in, and how
- * far ahead the same column comes again. All of a group are computed before any
- * is stored: where rows are a multiple of a page apart, a load would wait for
- * the store to the same place in the row before. */
-template <typename Columns, typename T, typename F>
-inline void write_columns(T* y, Index stride, Tile tile,
-                          const T* const* constants, F results) {
-    const Columns columns(constants);
-    auto write = [&](Index m, auto rows) {
-        const Index at = m * stride + tile.column;
-        each_column<T>(tile.width, [&](auto zero, Index j) {
-            typedef decltype(zero) V;
-            const auto constant = columns.template at<V>(j);
-            V values[4];
-            for (Index r = 0; r < rows; ++r)
-                values[r] = results(constant, zero, at + r * stride + j,
-                                    rows * stride);
-            for (Index r = 0; r < rows; ++r)
-                store(y + at + r * stride + j, values[r]);
-        });
-    };
+template <typename T, typename F> struct WriteColumns {
+    T* y;
+    Index stride;
+    F results;
+    /* All of a group are computed before any is stored: where rows are a
+     * multiple of a page apart, a load would wait for the store to the same
+     * place in the row before. */
+    template <typename V, typename Rows>
+    void column(Index at, Index j, Rows rows) const {
+        const auto constants = results.columns.template at<V>(j);
+        V values[4];
+        for (Index r = 0; r < rows; ++r) {
+            const Index here = at + r * stride;
+            results.fetch_at(here + rows * stride);
+            values[r] = results.template result<V>(here, constants);
+        }
+        for (Index r = 0; r < rows; ++r)
+            store(y + at + r * stride, values[r]);
+    }
+};
+
+/* Writes results.result<V>(at, constants) to each place of a tile. */
+template <typename T, typename F>
+inline void write_columns(T* y, Index stride, Tile tile, F results) {
+    const WriteColumns<T, F> work = {y, stride, results};
     if (tile.width <= NARROW)
-        each_group<1>(tile.begin, tile.end, write);
+        each_group<T, 1>(tile, stride, work);
     else
-        each_group<4>(tile.begin, tile.end, write);
+        each_group<T, 4>(tile, stride, work);
 }
+
+template <typename T, bool RECTIFY> struct NormalizeColumns {
+    const T* x;
+    AffineColumns<T> columns;
+    void fetch_at(Index at) const { fetch(x + at); }
+    template <typename V> V result(Index at, const Affine<V>& affine) const {
+        return rectified<RECTIFY>(affine(load<V>(x + at)));
+    }
+};
 
 template <typename T, bool RECTIFY>
 void column_normalize(const T* x, T* y, Index stride, Tile tile,
                       const T* const* constants) {
-    write_columns<AffineColumns<T>>(
-        y, stride, tile, constants,
-        [=](const auto& affine, auto zero, Index at, Index ahead) {
-            typedef decltype(zero) V;
-            fetch(x + at + ahead);
-            return rectified<RECTIFY>(affine(load<V>(x + at)));
-        });
+    write_columns(y, stride, tile, NormalizeColumns<T, RECTIFY>{
+        x, AffineColumns<T>(constants)});
 }
+
+template <typename T, bool RECTIFY> struct GradientOfColumns {
+    const T *x, *dy;
+    GradientColumns<T> columns;
+    void fetch_at(Index at) const { fetch(x + at), fetch(dy + at); }
+    template <typename V>
+    V result(Index at, const Gradient<V>& gradient) const {
+        return gradient.template operator()<RECTIFY>(load<V>(x + at),
+                                                     load<V>(dy + at));
+    }
+};
 
 template <typename T, bool RECTIFY>
 void column_gradient(const T* x, const T* dy, T* dx, Index stride, Tile tile,
                      const T* const* constants) {
-    write_columns<GradientColumns<T>>(
-        dx, stride, tile, constants,
-        [=](const auto& gradient, auto zero, Index at, Index ahead) {
-            typedef decltype(zero) V;
-            fetch(x + at + ahead);
-            fetch(dy + at + ahead);
-            return gradient.template operator()<RECTIFY>(
-                load<V>(x + at), load<V>(dy + at));
-        });
+    write_columns(dx, stride, tile, GradientOfColumns<T, RECTIFY>{
+        x, dy, GradientColumns<T>(constants)});
 }
 
 }  // namespace bnlasagne

@@ -7,14 +7,20 @@ Throughout, the arguments other than `x` are of size 1, and broadcastable,
 along the axes that are normalized over; `gamma` and `beta` may be None.
 """
 
+import functools
+
+import numpy as np
 import theano
 import theano.tensor as T
 
 __all__ = [
     "batch_statistics",
+    "constant_like",
+    "double_on_purpose",
     "normalize",
     "normalize_batch",
     "pool",
+    "power_of_two",
     "safe_sqrt",
     "scale_and_shift",
     "standardization",
@@ -42,8 +48,12 @@ def normalize_batch(x, gamma, beta, epsilon, axes):
     mean, std : Theano variables
         The statistics of the batch; `std` is the biased standard deviation.
     """
-    deviation, mean, std = standardization(x, axes)
-    return scale_and_shift(deviation, std, gamma, beta, epsilon), mean, std
+    dtype = x.dtype
+    deviation, mean, std = standardization(_not_half(x), axes)
+    output = scale_and_shift(deviation, std, *map(_not_half, (gamma, beta)),
+                             epsilon)
+    return (_as_half(output, dtype, gamma, beta), _as_half(mean, dtype),
+            _as_half(std, dtype))
 
 
 def normalize(x, mean, std, gamma, beta, epsilon):
@@ -63,7 +73,10 @@ def normalize(x, mean, std, gamma, beta, epsilon):
     Theano variable
         Of the shape of `x`.
     """
-    return scale_and_shift(x - mean, std, gamma, beta, epsilon)
+    found, (mean, std, gamma, beta) = [x, mean, std, gamma, beta], map(
+        _not_half, (mean, std, gamma, beta))
+    output = scale_and_shift(_not_half(x) - mean, std, gamma, beta, epsilon)
+    return _as_half(output, *found)
 
 
 def batch_statistics(x, axes):
@@ -81,9 +94,15 @@ def batch_statistics(x, axes):
     mean, std : Theano variables
         Of the shape of `x`, but of size 1 along the axes.
     """
-    return standardization(x, axes)[1:]
+    _, mean, std = standardization(_not_half(x), axes)
+    return _as_half(mean, x.dtype), _as_half(std, x.dtype)
 
 
+# Variables that are of double precision whatever the user's floatX is.
+double_on_purpose = theano.configparser.change_flags(warn_float64="ignore")
+
+
+@double_on_purpose
 def pool(parts):
     """Statistics of several batches, as if they were one.
 
@@ -104,13 +123,21 @@ def pool(parts):
               for value in part] for part in parts]
     divisor = T.maximum(T.cast(count, "float64"), 1)
     mean = sum(n * mean for n, mean, _ in parts) / divisor
-    squares = sum(n * (T.sqr(std) + T.sqr(part_mean - mean))
-                  for n, part_mean, std in parts)
-    return count, mean, safe_sqrt(squares / divisor)
+    deviations = [(n, std, part_mean - mean) for n, part_mean, std in parts]
+    unit = power_of_two(functools.reduce(T.maximum, [
+        T.maximum(abs(std), abs(deviation))
+        for _, std, deviation in deviations]))
+    squares = sum(n * (T.sqr(std * unit) + T.sqr(deviation * unit))
+                  for n, std, deviation in deviations)
+    return count, mean, safe_sqrt(squares / divisor) / unit
 
 
 def standardization(x, axes):
     """Deviation from the mean, mean and standard deviation."""
+    # In a unit in which neither sums nor squares overflow or underflow.
+    unit = power_of_two(abs(theano.gradient.disconnected_grad(x)).max(
+        axes, keepdims=True))
+    x = x * unit
     mean = x.mean(axes, keepdims=True)
     # Where the mean is large, what rounds it off is not small against the
     # standard deviation: take it from the deviations. Their mean is zero by
@@ -119,18 +146,67 @@ def standardization(x, axes):
         (x - mean).mean(axes, keepdims=True))
     deviation = x - mean - rounding
     variance = T.sqr(deviation).mean(axes, keepdims=True)
-    return deviation, mean + rounding, safe_sqrt(variance)
+    return (deviation / unit, (mean + rounding) / unit,
+            safe_sqrt(variance) / unit)
 
 
 def safe_sqrt(variance):
     """Square root whose gradient is zero, not infinite, at zero."""
-    is_zero = T.eq(variance, 0)
-    return T.switch(is_zero, 0, T.sqrt(T.switch(is_zero, 1, variance)))
+    zero, one = constant_like(0, variance), constant_like(1, variance)
+    is_zero = T.eq(variance, zero)
+    return T.switch(is_zero, zero, T.sqrt(T.switch(is_zero, one, variance)))
 
 
 def scale_and_shift(deviation, std, gamma, beta, epsilon):
-    factor = 1 / (std + T.cast(epsilon, std.dtype))
+    """Divide by the standard deviation, with epsilon; scale and shift."""
+    divisor = std + T.cast(epsilon, std.dtype)
+    # Gradients divide by its square.
+    unit = power_of_two(divisor, np.finfo(std.dtype).maxexp // 4)
+    factor = T.inv(divisor * unit)
     if gamma is not None:
         factor = gamma * factor
-    output = deviation * factor
+    output = deviation * unit * factor
     return output if beta is None else output + beta
+
+
+def power_of_two(sizes, free=0):
+    """Powers of two that bring sizes to about 1; 1 where a size is 0.
+
+    Multiplying by them rounds nothing. They count as constants in gradients.
+
+    Parameters
+    ----------
+    sizes : Theano variable
+    free : int
+        Powers of two that sizes may keep, up and down.
+    """
+    sizes = abs(theano.gradient.disconnected_grad(sizes))
+    zero, one = constant_like(0, sizes), constant_like(1, sizes)
+    most = np.finfo(sizes.dtype).maxexp - 2
+    power = T.floor(T.log2(T.switch(T.gt(sizes, zero), sizes, one)))
+    power = T.clip(power, constant_like(-most, sizes),
+                   constant_like(most, sizes))
+    if free:
+        power -= T.clip(power, constant_like(-free, sizes),
+                        constant_like(free, sizes))
+    return T.exp2(-power)
+
+
+def constant_like(value, variable):
+    """A number of the variable's type, whatever Theano's `cast_policy`."""
+    return T.constant(np.asarray(value, variable.dtype))
+
+
+# Statistics of half precision overflow soon: they are computed in single.
+
+def _not_half(variable):
+    if variable is None or variable.dtype != "float16":
+        return variable
+    return T.cast(variable, "float32")
+
+
+def _as_half(result, *inputs):
+    """The result, in half precision if all inputs are."""
+    dtypes = {getattr(each, "dtype", each) for each in inputs
+              if each is not None}
+    return T.cast(result, "float16") if dtypes == {"float16"} else result

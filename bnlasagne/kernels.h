@@ -16,9 +16,8 @@
  *   merged in a fixed order: the bits do not depend on the number of threads.
  * - Sums are taken in the array's own type over short blocks of deviations
  *   from a value near the mean, and merged in double (Chan et al., 1979).
- *
- * Never compile this with -ffast-math: it switches denormals off for the whole
- * process, and lets NaN through.
+ * - Where squares overflow or underflow, moments are taken again in another
+ *   unit. Deviations and gradients have units of their own: see Affine.
  */
 #ifndef BNLASAGNE_KERNELS_H
 #define BNLASAGNE_KERNELS_H
@@ -32,6 +31,9 @@
 #include "vectors.h"
 
 #ifdef _OPENMP
+#ifndef _WIN32
+#include <unistd.h>
+#endif
 #define BNLASAGNE_PRAGMA(text) _Pragma(#text)
 #else
 #define BNLASAGNE_PRAGMA(text)
@@ -141,8 +143,21 @@ template <typename Job> void take_part(Job& job) {
     }
 }
 
+/* The process that imported the package, as the Ops say. */
+static Index home = 0;
+
+/* OpenMP's threads do not survive a fork: a child that waited for them would
+ * hang. It works alone, to the same bits. */
+inline bool has_threads() {
+#if defined(_OPENMP) && !defined(_WIN32)
+    return getpid() == home;
+#else
+    return true;
+#endif
+}
+
 template <typename Job> void run(Job& job) {
-    if (!job.plan.parallel) return take_part(job);
+    if (!job.plan.parallel || !has_threads()) return take_part(job);
     BNLASAGNE_PRAGMA(omp parallel)
     take_part(job);
 }
@@ -153,6 +168,47 @@ struct Statistics {
     Statistics(double* memory, Index C)
         : mean(memory), std(memory + C), inverse(memory + 2 * C) {}
 };
+
+/* Square root of a sum of squares; no square overflows or underflows. */
+inline double root_of_squares(double a, double b, double c) {
+    const double most = a > b ? (a > c ? a : c) : (b > c ? b : c);
+    const double unit = most > 0 ? most : 1;
+    a /= unit, b /= unit, c /= unit;
+    return unit * std::sqrt(a * a + b * b + c * c);
+}
+
+/* Whether the squares that a channel's moments were summed from, in the type T,
+ * neither overflowed nor got lost. Deviations from a mean of some size are zero
+ * or large enough. */
+enum Squares { SOUND, TOO_LARGE, TOO_SMALL };
+template <typename T> Squares judge(double mean, double m2, double count) {
+    typedef std::numeric_limits<T> Limits;
+    const double least = Limits::min(), precision = Limits::epsilon();
+    if (!is_finite(m2)) return TOO_LARGE;
+    return m2 < count / precision * least
+           && std::fabs(mean) < 16 * std::sqrt(least) / precision
+        ? TOO_SMALL : SOUND;
+}
+
+/* A unit in which squares that were too large, or too small, are not. */
+template <typename T> T other_unit(Squares squares) {
+    const int power = std::numeric_limits<T>::max_exponent / 4 * 3;
+    return static_cast<T>(
+        power_of_two<T>(squares == TOO_LARGE ? -power : power));
+}
+
+/* The unit, a power of two, in which the deviations of a batch are about 1. Of
+ * a channel of a single value, it keeps the mean in range. */
+template <typename T> inline double unit_of(double mean, double std) {
+    const double least = std::fabs(mean) * 1e-30;
+    return power_of_two<T>(-exponent(std < least ? least : std));
+}
+
+/* The rest of a power that a factor of the type T takes without trouble. */
+inline std::int64_t excess(std::int64_t power) {
+    const std::int64_t most = 64;
+    return power > most ? power - most : power < -most ? power + most : 0;
+}
 
 /* Repeats each channel's constant for its S columns. */
 template <typename T>
@@ -191,31 +247,42 @@ template <typename T> struct Job {
     }
 
     Affine<T> affine(Index c) const {
-        Affine<T> made = {constants[0][c], constants[1][c], constants[2][c]};
+        Affine<T> made = {constants[0][c], constants[1][c], constants[2][c],
+                          constants[3][c]};
         return made;
     }
 
     Gradient<T> gradient(Index c) const {
-        Gradient<T> made = {affine(c), constants[3][c], constants[4][c],
-                            constants[5][c], constants[6][c]};
+        Gradient<T> made = {affine(c), constants[4][c], constants[5][c],
+                            constants[6][c], constants[7][c],
+                            constants[8][c]};
         return made;
     }
 
-    /* Sets constants 0 to 2, those of Affine. */
+    /* Sets constants 0 to 3, those of Affine. */
     void set_affine(Index begin, Index end, const T* gamma, const T* beta) {
-        T *centre = constants[0], *scale = constants[1];
-        T* shift = constants[2];
-        const double *mean = statistics.mean, *inverse = statistics.inverse;
+        T *units = constants[0], *centre = constants[1];
+        T *scale = constants[2], *shift = constants[3];
+        const double *mean = statistics.mean, *std = statistics.std;
+        const double *inverse = statistics.inverse;
         BNLASAGNE_INDEPENDENT
         for (Index c = begin; c < end; ++c) {
-            const double factor = gamma[c] * inverse[c];
-            const T near = static_cast<T>(mean[c]);
+            const double unit = unit_of<T>(mean[c], std[c]);
+            const double factor = gamma[c] * (inverse[c] / unit);
+            const T near = static_cast<T>(mean[c] * unit);
             // An infinite mean leaves no number as the rest.
-            const double rest = mean[c] - static_cast<double>(near);
+            const double rest = mean[c] * unit - static_cast<double>(near);
+            units[c] = static_cast<T>(unit);
             centre[c] = near;
             scale[c] = static_cast<T>(factor);
             shift[c] = static_cast<T>(beta[c] - rest * factor);
         }
+    }
+
+    /* What rounding took off a channel's mean, in the deviations' unit. */
+    double rest(Index c) const {
+        return statistics.mean[c] * constants[0][c]
+               - static_cast<double>(constants[1][c]);
     }
 
     /* Points to the first n constants of a tile's columns: those of the
@@ -243,26 +310,66 @@ template <typename T, bool RECTIFY> struct Forward : Job<T> {
     Forward(const Shape& shape, const T* x, const T* gamma, const T* beta,
             double epsilon, T* y, T* mean, T* std, double* memory,
             Passes passes = BOTH)
-        : Job<T>(shape, memory, 3, passes), x(x), gamma(gamma), beta(beta),
+        : Job<T>(shape, memory, 4, passes), x(x), gamma(gamma), beta(beta),
           epsilon(epsilon), y(y), mean(mean), std(std) {}
 
+    /* Finds means, and norms: roots of the sums of squared deviations. */
     void first(Index unit, Index piece, const Work& work) {
-        double *means = found[2 * piece], *m2 = found[2 * piece + 1];
+        const Index channel = unit * plan.channels;
+        const Index channels = std::min(plan.channels, shape.C - channel);
+        double* means = found[2 * piece] + channel;
+        double* norms = found[2 * piece + 1] + channel;
+        find(unit, piece, T(1), work, means, norms);
+        const double count = static_cast<double>(
+            (plan.end(piece) - plan.begin(piece))
+            * (plan.along_rows ? 1 : shape.S));
+        bool sound = true;
+        for (Index c = 0; c < channels; ++c)
+            sound &= judge<T>(means[c], norms[c], count) == SOUND;
+        if (!sound)
+            find_again(unit, piece, channels, count, work, means, norms);
+        else
+            for (Index c = 0; c < channels; ++c)
+                norms[c] = std::sqrt(norms[c]);
+    }
+
+    /* Finds the channels' means and sums of squared deviations, of values in
+     * the given unit. */
+    void find(Index unit, Index piece, T in, const Work& work, double* means,
+              double* m2) {
         if (plan.along_rows)
             return row_moments(x, shape, unit, plan.begin(piece),
-                               plan.end(piece), means + unit, m2 + unit);
+                               plan.end(piece), in, means, m2);
         const Tile tile = plan.tile(unit, piece, shape);
-        const Index channel = unit * plan.channels;
-        const bool merge = shape.S > 1;
-        double* to = merge ? work.results[0] : means + channel;
-        double* to_m2 = merge ? work.results[1] : m2 + channel;
-        column_moments(x, shape.columns(), tile, work, to, to_m2);
-        if (merge)
-            merge_columns(tile, to, to_m2, means + channel, m2 + channel);
-        for (Index c = channel; c < channel + tile.width / shape.S; ++c)
-            if (!std::isfinite(m2[c]))
-                wide_moments(x, shape, c, tile.begin * shape.S,
-                             tile.end * shape.S, means + c, m2 + c);
+        if (shape.S == 1)
+            return column_moments(x, shape.columns(), tile, in, work, means,
+                                  m2);
+        double *mean = work.results[0], *squares = work.results[1];
+        column_moments(x, shape.columns(), tile, in, work, mean, squares);
+        merge_columns(tile, mean, squares, means, m2);
+    }
+
+    /* Replaces sums of squares by norms, where need be by those that are found
+     * in another unit. */
+    void find_again(Index unit, Index piece, Index channels, double count,
+                    const Work& work, double* means, double* norms) {
+        Table<double> others(3, channels);
+        double *kinds = others[0], *mean = others[1], *m2 = others[2];
+        for (Index c = 0; c < channels; ++c) {
+            kinds[c] = judge<T>(means[c], norms[c], count);
+            if (kinds[c] == SOUND) norms[c] = std::sqrt(norms[c]);
+        }
+        const Squares unsound[] = {TOO_LARGE, TOO_SMALL};
+        for (Squares kind : unsound) {
+            if (!std::count(kinds, kinds + channels, kind)) continue;
+            const T in = other_unit<T>(kind);
+            find(unit, piece, in, work, mean, m2);
+            for (Index c = 0; c < channels; ++c) {
+                if (kinds[c] != kind) continue;
+                means[c] = mean[c] / in;
+                norms[c] = std::sqrt(m2[c]) / in;
+            }
+        }
     }
 
     /* Moments of channels from those of their columns, of as many values. */
@@ -283,11 +390,11 @@ template <typename T, bool RECTIFY> struct Forward : Job<T> {
     }
 
     void settle(Index begin, Index end) {
-        const double *means = found[0], *m2 = found[1];
-        const double count = this->count;
+        const double *means = found[0], *norms = found[1];
+        const double root = std::sqrt(this->count);
         BNLASAGNE_INDEPENDENT
         for (Index c = begin; c < end; ++c) {
-            const double deviation = std::sqrt(m2[c] / count);
+            const double deviation = norms[c] / root;
             statistics.mean[c] = means[c];
             statistics.std[c] = deviation;
             statistics.inverse[c] = 1 / (deviation + epsilon);
@@ -299,20 +406,22 @@ template <typename T, bool RECTIFY> struct Forward : Job<T> {
 
     /* Merges the moments of all pieces into those of the first. */
     void merge(Index begin, Index end) {
-        double *means = found[0], *m2 = found[1];
+        double *means = found[0], *norms = found[1];
         double count = static_cast<double>(plan.end(0));
         for (Index piece = 1; piece < plan.pieces; ++piece) {
             const double *other = found[2 * piece];
-            const double *other_m2 = found[2 * piece + 1];
+            const double *other_norms = found[2 * piece + 1];
             double n = static_cast<double>(plan.end(piece)
                                            - plan.begin(piece));
             const double part = n / (count + n);
-            const double both = count * part * (plan.along_rows ? 1 : shape.S);
+            const double both = std::sqrt(
+                count * part * (plan.along_rows ? 1 : shape.S));
             BNLASAGNE_INDEPENDENT
             for (Index c = begin; c < end; ++c) {
                 const double delta = other[c] - means[c];
                 means[c] += delta * part;
-                m2[c] += other_m2[c] + delta * delta * both;
+                norms[c] = root_of_squares(norms[c], other_norms[c],
+                                           std::fabs(delta) * both);
             }
             count += n;
         }
@@ -324,8 +433,8 @@ template <typename T, bool RECTIFY> struct Forward : Job<T> {
                 x, y, shape, unit, plan.begin(piece), plan.end(piece),
                 this->affine(unit));
         const Tile tile = plan.tile(unit, piece, shape);
-        const T* constants[3];
-        this->point(constants, 3, tile, work);
+        const T* constants[4];
+        this->point(constants, 4, tile, work);
         column_normalize<T, RECTIFY>(x, y, shape.columns(), tile, constants);
     }
 };
@@ -342,7 +451,7 @@ template <typename T, bool RECTIFY> struct Backward : Job<T> {
     Backward(const Shape& shape, const T* x, const T* gamma, const T* beta,
              const T* dy, double* memory, T* dx, T* dgamma, T* dbeta,
              Passes passes = BOTH)
-        : Job<T>(shape, memory, 7, passes), x(x), gamma(gamma), dy(dy),
+        : Job<T>(shape, memory, 9, passes), x(x), gamma(gamma), dy(dy),
           dx(dx), dgamma(dgamma), dbeta(dbeta) {
         this->set_affine(0, shape.C, gamma, beta);
     }
@@ -358,8 +467,8 @@ template <typename T, bool RECTIFY> struct Backward : Job<T> {
             return;
         }
         const Tile tile = plan.tile(unit, piece, shape);
-        const T* constants[3];
-        this->point(constants, 3, tile, work);
+        const T* constants[4];
+        this->point(constants, 4, tile, work);
         const Index channel = unit * plan.channels;
         const bool merge = shape.S > 1;
         double* to = merge ? work.results[0] : sum + channel;
@@ -400,43 +509,43 @@ template <typename T, bool RECTIFY> struct Backward : Job<T> {
     void set_param_gradients(Index begin, Index end) {
         const double *sums = found[0], *products = found[1];
         const bool empty = shape.count() == 0;
-        const T* centre = this->constants[0];
         BNLASAGNE_INDEPENDENT
         for (Index c = begin; c < end; ++c) {
-            const double rest = statistics.mean[c]
-                                - static_cast<double>(centre[c]);
-            const double product = products[c] - rest * sums[c];
+            const double unit = this->constants[0][c];
+            const double product = products[c] - this->rest(c) * sums[c];
             dgamma[c] = static_cast<T>(
-                empty ? 0 : product * statistics.inverse[c]);
+                empty ? 0 : product * (statistics.inverse[c] / unit));
             dbeta[c] = static_cast<T>(sums[c]);
         }
     }
 
-    /* Sets constants 3 to 6. */
+    /* Sets constants 4 to 8. */
     void settle(Index begin, Index end) {
         const double *sums = found[0], *products = found[1];
         const double count = this->count;
-        const T* centre = this->constants[0];
-        T *mean = this->constants[3], *a = this->constants[4];
-        T *b = this->constants[5], *c_ = this->constants[6];
+        T *units = this->constants[4], *mean = this->constants[5];
+        T *a = this->constants[6], *b = this->constants[7];
+        T* c_ = this->constants[8];
         BNLASAGNE_INDEPENDENT
         for (Index c = begin; c < end; ++c) {
+            const double unit = this->constants[0][c];
             const double inverse = statistics.inverse[c];
-            const double std = statistics.std[c];
-            const double rest = statistics.mean[c]
-                                - static_cast<double>(centre[c]);
+            const double std = statistics.std[c] * unit;
+            const double rest = this->rest(c);
             const double product = products[c] - rest * sums[c];
             const double factor = gamma[c] * inverse;
+            const double own = power_of_two<T>(excess(exponent(factor)));
             // The standard deviation has no gradient where it is zero.
-            const double slope = std == 0
-                ? 0 : -factor * inverse * product / (count * std);
-            const double average = sums[c] / count;
+            const double slope = std == 0 ? 0
+                : -factor * (product / count * (inverse / unit / std));
+            const double average = sums[c] / count * own;
             const T near = static_cast<T>(average);
+            units[c] = static_cast<T>(own);
             mean[c] = near;
-            a[c] = static_cast<T>(factor);
+            a[c] = static_cast<T>(factor / own);
             b[c] = static_cast<T>(slope);
             c_[c] = static_cast<T>(
-                -factor * (average - static_cast<double>(near))
+                -factor / own * (average - static_cast<double>(near))
                 - slope * rest);
         }
     }
@@ -447,8 +556,8 @@ template <typename T, bool RECTIFY> struct Backward : Job<T> {
                 x, dy, dx, shape, unit, plan.begin(piece), plan.end(piece),
                 this->gradient(unit));
         const Tile tile = plan.tile(unit, piece, shape);
-        const T* constants[7];
-        this->point(constants, 7, tile, work);
+        const T* constants[9];
+        this->point(constants, 9, tile, work);
         column_gradient<T, RECTIFY>(x, dy, dx, shape.columns(), tile,
                                     constants);
     }
@@ -490,7 +599,9 @@ void find_moments(Shape shape, const T* x, double* moments) {
                           statistics.get(), FIRST);
     run(job);
     moments[0] = job.count;
-    job.get_found(moments + 1, moments + 1 + shape.C);
+    double* m2 = moments + 1 + shape.C;
+    job.get_found(moments + 1, m2);
+    for (Index c = 0; c < shape.C; ++c) m2[c] *= m2[c];
 }
 
 template <typename T, bool RECTIFY>
@@ -504,7 +615,9 @@ void forward_by(Shape shape, const T* x, const T* gamma, const T* beta,
     Forward<T, RECTIFY> job(shape, x, gamma, beta, epsilon, y, mean, std,
                             statistics.get(), SECOND);
     job.count = moments[0];
-    job.set_found(moments + 1, moments + 1 + C);
+    std::unique_ptr<double[]> norms(new double[C]);
+    for (Index c = 0; c < C; ++c) norms[c] = std::sqrt(moments[1 + C + c]);
+    job.set_found(moments + 1, norms.get());
     run(job);
 }
 
@@ -555,28 +668,34 @@ void apply(Shape shape, const T* x, const T* mean, const T* std,
            const T* gamma, const T* beta, double epsilon, T* y) {
     shape = walkable(shape);
     const Index C = shape.C, S = shape.S, width = shape.columns();
-    Table<T> constants(3, C);
-    std::copy(mean, mean + C, constants[0]);
-    std::copy(beta, beta + C, constants[2]);
-    T* scale = constants[1];
+    Table<T> constants(4, C);
+    T *units = constants[0], *centre = constants[1], *scale = constants[2];
+    std::copy(beta, beta + C, constants[3]);
     BNLASAGNE_INDEPENDENT
-    for (Index c = 0; c < C; ++c)
-        scale[c] = static_cast<T>(gamma[c] / (std[c] + epsilon));
-    const bool parallel = shape.size() * Index(sizeof(T)) > SMALL;
+    for (Index c = 0; c < C; ++c) {
+        // The batch may be far from the statistics: most often, its unit is 1.
+        const double factor = gamma[c] / (std[c] + epsilon);
+        const double unit = power_of_two<T>(excess(exponent(factor)));
+        units[c] = static_cast<T>(unit);
+        centre[c] = static_cast<T>(mean[c] * unit);
+        scale[c] = static_cast<T>(factor / unit);
+    }
+    const bool parallel = shape.size() * Index(sizeof(T)) > SMALL
+                          && has_threads();
     (void)parallel;
     if (S >= Vector<T>::size) {
         BNLASAGNE_PRAGMA(omp parallel for schedule(static) if (parallel))
         for (Index row = 0; row < shape.M * C; ++row) {
             const Index c = row % C;
-            const Affine<T> affine = {constants[0][c], scale[c],
-                                      constants[2][c]};
+            const Affine<T> affine = {units[c], centre[c], scale[c],
+                                      constants[3][c]};
             normalize_run<T, RECTIFY>(x + row * S, y + row * S, S, affine);
         }
         return;
     }
-    Table<T> columns(3, S == 1 ? 0 : width);
-    const T* all[3];
-    for (int k = 0; k < 3; ++k) {
+    Table<T> columns(4, S == 1 ? 0 : width);
+    const T* all[4];
+    for (int k = 0; k < 4; ++k) {
         if (S > 1) spread(constants[k], width, S, columns[k]);
         all[k] = S > 1 ? columns[k] : constants[k];
     }

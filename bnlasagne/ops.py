@@ -10,18 +10,19 @@ plain expressions.
 """
 
 import contextlib
+import contextvars
 import hashlib
 import os
 import re
+from collections import OrderedDict
 
 import numpy as np
 import theano
 import theano.tensor as T
 from theano.gof import ParamsType
-from theano.gof.op import OpenMPOp
 from theano.tensor.opt import in2out
 
-from . import expressions
+from . import compilers, expressions
 
 __all__ = [
     "BatchNormalize",
@@ -44,7 +45,8 @@ __all__ = [
 
 # Which one is built
 
-_forced_plain = 0
+# Each thread has its own.
+_forced_plain = contextvars.ContextVar("plain_expressions", default=False)
 
 
 @contextlib.contextmanager
@@ -63,12 +65,11 @@ def plain_expressions():
     >>> with plain_expressions():
     ...     output = get_output(layer)
     """
-    global _forced_plain
-    _forced_plain += 1
+    token = _forced_plain.set(True)
     try:
         yield
     finally:
-        _forced_plain -= 1
+        _forced_plain.reset(token)
 
 
 def are_usable(*variables):
@@ -86,7 +87,7 @@ def are_usable(*variables):
         True on the CPU, in single or double precision, all of it alike, but
         not within :func:`plain_expressions`.
     """
-    return (not _forced_plain
+    return (not _forced_plain.get()
             and theano.config.device.startswith("cpu")
             and len({variable.dtype for variable in variables}) == 1
             and all(isinstance(variable.type, T.TensorType)
@@ -165,6 +166,7 @@ def shuffled(variable, order):
     return variable.dimshuffle(*order)
 
 
+@expressions.double_on_purpose
 def double(scalar):
     """A number or scalar variable in double precision, whatever floatX is."""
     if not isinstance(scalar, theano.Variable):
@@ -185,17 +187,24 @@ def _source(*names):
     return re.sub('#include "[^"]*"', "", "".join(map(_read, names)))
 
 
-_KERNELS = _source("vectors.h", "rows.h", "columns.h", "kernels.h",
-                   "arrays.h")
-_AVERAGES = _source("vectors.h", "averages.h", "arrays.h")
-_OPENMP = []
-
-
-def _has_openmp():
-    """Whether the compiler has OpenMP; found out once."""
-    if not _OPENMP:
-        _OPENMP.append(bool(OpenMPOp.test_gxx_support()))
-    return _OPENMP[0]
+_ARRAYS = _source("arrays.h")
+_KERNELS = _source("vectors.h", "rows.h", "columns.h", "kernels.h")
+_AVERAGES = _source("vectors.h", "averages.h")
+# What the compiler is tried with: most of what the Ops call, in one width.
+_TRIAL = _KERNELS + _source("averages.h") + """
+using namespace bnlasagne;
+template void forward<float, true>(
+    Shape, const float*, const float*, const float*, double, float*, float*,
+    float*, double*);
+template void backward<float, true>(
+    Shape, const float*, const float*, const float*, const float*, double*,
+    float*, float*, float*);
+template void apply<float, true>(
+    Shape, const float*, const float*, const float*, const float*,
+    const float*, double, float*);
+template void move_average<float>(
+    const float*, const float*, double, Index, float*);
+"""
 
 
 class _CompiledOp(theano.Op):
@@ -203,27 +212,37 @@ class _CompiledOp(theano.Op):
 
     source = _KERNELS
     # ``{x}`` stands for the C++ name of the input or output of that name.
-    code = ""
+    code = begin = ""
     inputs = outputs = []
 
     def c_support_code(self):
-        return self.source
+        return self.source + _ARRAYS
 
     def c_compile_args(self):
-        # GCC warns that vectors longer than the machine has are passed in
-        # another way; between functions of this file it does not matter.
-        args = ["-std=gnu++14", "-O3", "-Wno-psabi"]
-        # What nothing here looks at, and no result depends on, but would keep
-        # the compiler from vectorizing square roots and choices.
-        args += ["-fno-math-errno", "-fno-trapping-math"]
-        return args + ["-fopenmp"] if _has_openmp() else args
+        return compilers.arguments(_TRIAL) or []
+
+    def c_no_compile_args(self):
+        return compilers.unsafe_arguments()
 
     def c_code_cache_version(self):
-        digest = hashlib.sha256((self.source + self.code).encode()).hexdigest()
-        return (int(digest[:8], 16), 3)
+        text = self.c_support_code() + self.begin + self.code
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        return (int(digest[:8], 16), 4)
+
+    def make_c_thunk(self, *args, **kwargs):
+        compilers.require(_TRIAL)
+        try:
+            return super().make_c_thunk(*args, **kwargs)
+        except Exception as error:
+            if not compilers.is_error(error):
+                raise
+            # The compiler took the trial, but not this.
+            compilers.give_up(_TRIAL, error)
+            return compilers.require(_TRIAL)
 
     def c_code(self, node, name, inputs, outputs, sub):
-        code = self.code
+        compilers.require(_TRIAL)
+        code = self.begin + self.code
         names = dict(zip(self.inputs + self.outputs, inputs + outputs))
         for name, variable in names.items():
             code = code.replace("{" + name + "}", variable)
@@ -254,8 +273,12 @@ class FusedOp(_CompiledOp):
     # layers, and compiled once.
     params_type = ParamsType(
         first=theano.scalar.int64, end=theano.scalar.int64,
-        rectify=theano.scalar.bool, inplace=theano.scalar.bool)
+        rectify=theano.scalar.bool, inplace=theano.scalar.bool,
+        home=theano.scalar.int64)
     overwrites = None
+    # The kernels start no threads in other processes, which are its forks.
+    home = os.getpid()
+    begin = "home = {params}->home;"
 
     def __init__(self, first, end, rectify=False, inplace=False):
         self.first = int(first)
@@ -304,14 +327,23 @@ class FusedOp(_CompiledOp):
 
         The inputs may depend on each other; as arguments they do not.
         """
-        arguments = [variable.type() for variable in inputs]
-        known = {
-            expression: gradient for expression, gradient
+        arguments = [_argument_like(variable) for variable in inputs]
+        known = OrderedDict(
+            (expression, gradient) for expression, gradient
             in zip(self._expression(arguments), output_gradients)
-            if not isinstance(gradient.type, theano.gradient.DisconnectedType)}
+            if not isinstance(gradient.type, theano.gradient.DisconnectedType))
         gradients = theano.grad(
             None, arguments, known_grads=known, disconnected_inputs="ignore")
         return theano.clone(gradients, replace=dict(zip(arguments, inputs)))
+
+
+def _argument_like(variable):
+    """A new variable, with the test value of another if that has one."""
+    argument = variable.type()
+    if theano.config.compute_test_value != "off":
+        with contextlib.suppress(AttributeError):
+            argument.tag.test_value = theano.gof.op.get_test_value(variable)
+    return argument
 
 
 def without_warnings(function):
@@ -325,6 +357,13 @@ def without_warnings(function):
     return perform
 
 
+def _unit_of(sizes):
+    """Powers of two, of double precision, that bring sizes to about 1."""
+    # Not to the ends of the range: what they multiply may be there, too.
+    powers = np.clip(np.frexp(sizes)[1].astype(int), -700, 700)
+    return np.ldexp(1., np.where(np.isfinite(sizes), -powers, 0))
+
+
 class BatchNormalize(FusedOp):
     """Normalize a batch by its own statistics.
 
@@ -336,6 +375,7 @@ class BatchNormalize(FusedOp):
     inputs = ["x", "gamma", "beta", "epsilon"]
     outputs = ["y", "mean", "std", "statistics"]
 
+    @expressions.double_on_purpose
     def make_node(self, x, gamma, beta, epsilon):
         inputs = self.check_inputs(x, [gamma, beta])
         x = inputs[0]
@@ -353,6 +393,7 @@ class BatchNormalize(FusedOp):
         return [[True, True, True, True], [True, False, False, False],
                 [True, False, False, False], [True, False, False, True]]
 
+    @expressions.double_on_purpose
     def L_op(self, inputs, outputs, output_gradients):
         x, gamma, beta, epsilon = inputs
         _, mean, std, statistics = outputs
@@ -363,17 +404,19 @@ class BatchNormalize(FusedOp):
         else:
             op = BatchNormalizeGrad(self.first, self.end, self.rectify)
             dx, dgamma, dbeta = op(x, gamma, beta, epsilon,
-                                   dy.astype(x.dtype), statistics)
+                                   T.cast(dy, x.dtype), statistics)
             depsilon = theano.gradient.grad_not_implemented(
                 self, 3, epsilon, "epsilon is taken to be a constant")
         count = T.prod([x.shape[axis] for axis in self.axes(x.ndim)])
-        count = count.astype(x.dtype)
+        count = T.cast(count, x.dtype)
         if not isinstance(dmean.type, theano.gradient.DisconnectedType):
             dx = dx + dmean / count
         if not isinstance(dstd.type, theano.gradient.DisconnectedType):
-            is_zero = T.eq(std, 0)
+            zero, one = (expressions.constant_like(value, x)
+                         for value in (0, 1))
+            is_zero = T.eq(std, zero)
             direction = T.switch(
-                is_zero, 0, (x - mean) / T.switch(is_zero, 1, std))
+                is_zero, zero, (x - mean) / T.switch(is_zero, one, std))
             dx = dx + dstd * direction / count
         return [dx, dgamma, dbeta, depsilon]
 
@@ -381,11 +424,13 @@ class BatchNormalize(FusedOp):
     def perform(self, x, gamma, beta, epsilon):
         axes = self.axes(x.ndim)
         count = np.prod([x.shape[axis] for axis in axes])
-        mean = x.sum(axes, dtype=np.float64, keepdims=True) / count
-        deviation = x - mean
+        unit = _unit_of(np.abs(x).max(axes, initial=0, keepdims=True))
+        mean = (x * unit).sum(axes, keepdims=True) / count
+        deviation = x * unit - mean
         std = np.sqrt(np.square(deviation).sum(axes, keepdims=True) / count)
+        mean, std = mean / unit, std / unit
         inverse = 1 / (std + epsilon)
-        y = deviation * (gamma * inverse) + beta
+        y = deviation * (gamma * (inverse / unit)) + beta
         if self.rectify:
             y = np.where(y < 0, 0, y)
         return y, mean, std, [
@@ -423,6 +468,7 @@ class BatchNormalizeGrad(FusedOp):
     outputs = ["dx", "dgamma", "dbeta"]
     overwrites = 4
 
+    @expressions.double_on_purpose
     def make_node(self, x, gamma, beta, epsilon, dy, statistics):
         inputs = self.check_inputs(x, [gamma, beta])
         inputs += [epsilon, T.as_tensor_variable(dy), statistics]
@@ -440,8 +486,10 @@ class BatchNormalizeGrad(FusedOp):
         y, _, _ = expressions.normalize_batch(
             x, gamma, beta, T.cast(epsilon, x.dtype), self.axes(x.ndim))
         if self.rectify:
-            dy = T.switch(T.gt(y, 0), dy, 0)
-        return theano.grad(None, [x, gamma, beta], known_grads={y: dy},
+            zero = expressions.constant_like(0, x)
+            dy = T.switch(T.gt(y, zero), dy, zero)
+        return theano.grad(None, [x, gamma, beta],
+                           known_grads=OrderedDict([(y, dy)]),
                            disconnected_inputs="ignore")
 
     def connection_pattern(self, node):
@@ -449,6 +497,7 @@ class BatchNormalizeGrad(FusedOp):
         # the gradient with respect to the batch.
         return [[True] * 3] * 3 + [[False] * 3, [True] * 3, [False] * 3]
 
+    @expressions.double_on_purpose
     def L_op(self, inputs, outputs, output_gradients):
         gradients = self._plain_gradient(inputs, output_gradients)
         disconnected = theano.gradient.DisconnectedType()
@@ -463,13 +512,15 @@ class BatchNormalizeGrad(FusedOp):
             statistic.reshape(gamma.shape) for statistic in statistics)
         if x.size == 0:
             inverse = np.zeros(gamma.shape)
-        deviation = x - mean
+        unit = _unit_of(np.maximum(std, 1e-30 * np.abs(mean)))
+        deviation = x * unit - mean * unit
         if self.rectify:
-            dy = np.where(deviation * (gamma * inverse) + beta > 0, dy, 0)
+            dy = np.where(deviation * (gamma * (inverse / unit)) + beta > 0,
+                          dy, 0)
         count = np.prod([x.shape[axis] for axis in axes])
         dbeta = dy.sum(axes, dtype=np.float64, keepdims=True)
-        dgamma = (dy * deviation).sum(axes, keepdims=True) * inverse
-        direction = np.where(std == 0, 0, dgamma / (count * std))
+        dgamma = (dy * deviation).sum(axes, keepdims=True) * (inverse / unit)
+        direction = np.where(std == 0, 0, dgamma / count / (std * unit))
         dx = gamma * inverse * (dy - dbeta / count - deviation * direction)
         return dx, dgamma, dbeta
 
@@ -503,6 +554,7 @@ class Normalize(FusedOp):
     outputs = ["y"]
     overwrites = 0
 
+    @expressions.double_on_purpose
     def make_node(self, x, mean, std, gamma, beta, epsilon):
         inputs = self.check_inputs(x, [mean, std, gamma, beta])
         inputs.append(double(epsilon))
@@ -514,8 +566,10 @@ class Normalize(FusedOp):
     def _expression(self, inputs):
         inputs = inputs[:5] + [T.cast(inputs[5], inputs[0].dtype)]
         y = expressions.normalize(*inputs)
-        return [T.switch(T.lt(y, 0), 0, y) if self.rectify else y]
+        zero = expressions.constant_like(0, y)
+        return [T.switch(T.lt(y, zero), zero, y) if self.rectify else y]
 
+    @expressions.double_on_purpose
     def L_op(self, inputs, outputs, output_gradients):
         return self._plain_gradient(inputs, output_gradients)
 
@@ -590,6 +644,8 @@ class MoveAverage(_CompiledOp):
     def perform(self, average, alpha, count, *statistics):
         if count < 2 or not all(map(np.all, map(np.isfinite, statistics))):
             return average.copy(),
+        if alpha == 1:
+            return statistics[0],
         return (1 - alpha) * average + alpha * statistics[0],
 
     @property

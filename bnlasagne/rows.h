@@ -71,19 +71,21 @@ inline TwoSums sum_values(Shape shape, Index c, Index begin, Index end,
 template <typename T> struct AddValue {
     typedef typename Vector<T>::type V;
     const T* x;
+    T unit;
     void fetch_at(Index at) const { fetch(x + at); }
     void operator()(Index at, Index n, V& first, V&) const {
-        first += load_some<V>(x + at, n, T(0));
+        first += load_some<V>(x + at, n, T(0)) * unit;
     }
 };
 
+/* Of values in another unit, a power of two. */
 template <typename T> struct AddDeviation {
     typedef typename Vector<T>::type V;
     const T* x;
-    T near;
+    T unit, near;
     void fetch_at(Index at) const { fetch(x + at); }
     void operator()(Index at, Index n, V& first, V& second) const {
-        V deviation = load_some<V>(x + at, n, near) - near;
+        V deviation = load_some<V>(x + at, n, near / unit) * unit - near;
         first += deviation;
         second += deviation * deviation;
     }
@@ -95,11 +97,11 @@ template <typename T, bool RECTIFY> struct AddGradient {
     Affine<T> affine;
     void fetch_at(Index at) const { fetch(x + at), fetch(dy + at); }
     void operator()(Index at, Index n, V& first, V& second) const {
-        V value = load_some<V>(x + at, n, affine.centre);
+        V value = load_some<V>(x + at, n, T(0));
         V g = reaching<RECTIFY>(load_some<V>(dy + at, n, T(0)),
                                 affine(value));
         first += g;
-        second += g * (value - affine.centre);
+        second += g * affine.deviation(value);
     }
 };
 
@@ -110,36 +112,21 @@ inline void each_block(Shape shape, Index begin, Index end, F f) {
     for (; begin < end; begin += block) f(begin, std::min(begin + block, end));
 }
 
-/* Slow, but no float overflows. */
-template <typename T>
-void wide_moments(const T* x, Shape shape, Index c, Index begin, Index end,
-                  double* mean, double* m2) {
-    double sum = 0, squares = 0;
-    each_run(shape, c, begin, end, [&](Index at, Index n) {
-        for (Index i = 0; i < n; ++i) sum += x[at + i];
-    });
-    *mean = sum / static_cast<double>(end - begin);
-    each_run(shape, c, begin, end, [&](Index at, Index n) {
-        for (Index i = 0; i < n; ++i) squares += (x[at + i] - *mean)
-                                                 * (x[at + i] - *mean);
-    });
-    *m2 = squares;
-}
-
-/* Mean, and sum of squares about it. */
+/* Mean, and sum of squares about it, of values in the given unit. */
 template <typename T>
 void row_moments(const T* x, Shape shape, Index c, Index begin, Index end,
-                 double* mean, double* m2) {
+                 T unit, double* mean, double* m2) {
     const Index sample = std::min(SAMPLE, end - begin);
     T near = static_cast<T>(
-        sum_values<T>(shape, c, begin, begin + sample, AddValue<T>{x}).first
+        sum_values<T>(shape, c, begin, begin + sample,
+                      AddValue<T>{x, unit}).first
         / static_cast<double>(sample));
     double count = 0;
     *mean = near;
     *m2 = 0;
     each_block(shape, begin, end, [&](Index from, Index to) {
         TwoSums sums = sum_values<T>(shape, c, from, to,
-                                     AddDeviation<T>{x, near});
+                                     AddDeviation<T>{x, unit, near});
         const double n = static_cast<double>(to - from), all = count + n;
         const double distance = sums.first / n;
         const double own = sums.second - sums.first * distance;
@@ -149,8 +136,6 @@ void row_moments(const T* x, Shape shape, Index c, Index begin, Index end,
         near = static_cast<T>(*mean);
         count = all;
     });
-    if (!std::isfinite(*m2))
-        wide_moments(x, shape, c, begin, end, mean, m2);
 }
 
 /* Writes results(i, n) for the n values from number i on of some neighbours,
@@ -201,7 +186,7 @@ void row_gradient(const T* x, const T* dy, T* dx, Shape shape, Index c,
                   Index begin, Index end, Gradient<T> gradient) {
     typedef typename Vector<T>::type V;
     each_run(shape, c, begin, end, [&](Index at, Index n) {
-        write_run(dx + at, n, [=](Index i, Index some) {
+        write_run(dx + at, n, [=](Index i, Index some) -> V {
             V value = load_some<V>(x + at + i, some, T(0));
             V above = load_some<V>(dy + at + i, some, T(0));
             return gradient.template operator()<RECTIFY>(value, above);

@@ -3,8 +3,17 @@
 #define BNLASAGNE_VECTORS_H
 
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
+#include <limits>
 #include <memory>
+
+/* NaN and infinity have to be seen, sums must not be rearranged, and linking
+ * with -ffast-math switches denormals off for the whole process. */
+#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) \
+    || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error "bnlasagne cannot be compiled with -ffast-math"
+#endif
 
 /* Tells the compiler that the arrays of a loop do not overlap. */
 #define BNLASAGNE_INDEPENDENT _Pragma("GCC ivdep")
@@ -56,6 +65,41 @@ inline void store_some(T* to, Index n, V vector) {
         std::memcpy(to, &vector, n * sizeof(T));
 }
 
+/* ---- Exponents ---------------------------------------------------------- */
+
+/* The bits of a number in double precision: sign, 11 bits of exponent. */
+const int EXPONENT_AT = 52, EXPONENT_OF_ONE = 1023, EXPONENT_OF_NAN = 2047;
+
+/* Two to this power, which is within the range of T. */
+template <typename T> inline double power_of_two(std::int64_t power) {
+    const std::int64_t limit = std::numeric_limits<T>::max_exponent - 2;
+    power = power < -limit ? -limit : power > limit ? limit : power;
+    const std::int64_t bits = (power + EXPONENT_OF_ONE) << EXPONENT_AT;
+    double value;
+    std::memcpy(&value, &bits, sizeof(value));
+    return value;
+}
+
+inline std::int64_t biased_exponent(double value) {
+    std::int64_t bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    return (bits >> EXPONENT_AT) & EXPONENT_OF_NAN;
+}
+
+/* The power of two next to a number, below it; 0 of numbers without one. */
+inline std::int64_t exponent(double value) {
+    const std::int64_t biased = biased_exponent(value);
+    return biased == 0 || biased == EXPONENT_OF_NAN
+        ? 0 : biased - EXPONENT_OF_ONE;
+}
+
+/* By its bits, so that no flag of the compiler's can deny it. */
+inline bool is_finite(double value) {
+    return biased_exponent(value) != EXPONENT_OF_NAN;
+}
+
+/* ---- Sums and memory ---------------------------------------------------- */
+
 /* The sum of a vector's lanes. */
 template <typename T, typename V> inline double total(V vector) {
     const Index size = Vector<T>::size;
@@ -100,26 +144,33 @@ template <bool RECTIFY, typename V> inline V reaching(V dy, V y) {
     return RECTIFY ? (y > V() ? dy : V()) : dy;
 }
 
-/* y = (x - centre) * scale + shift. The centre is the mean rounded to the
- * array's type, so that the subtraction does not round where x is near the
- * mean; what rounding took off the mean is in the shift.
+/* y = (x * unit - centre) * scale + shift. The unit is a power of two, so that
+ * it rounds nothing, and costs nothing where multiplying and subtracting are
+ * one instruction. It brings deviations to about 1: then nothing in between
+ * overflows or underflows unless the result does.
+ *
+ * The centre is the mean rounded to the array's type, so that the subtraction
+ * does not round where x is near the mean; what rounding took off the mean is
+ * in the shift.
  *
  * K is a single value, or a vector of those of several channels. */
 template <typename K> struct Affine {
-    K centre, scale, shift;
+    K unit, centre, scale, shift;
+    template <typename V> V deviation(V x) const { return x * unit - centre; }
     template <typename V> V operator()(V x) const {
-        return (x - centre) * scale + shift;
+        return deviation(x) * scale + shift;
     }
 };
 
-/* dx = a * (g - mean) + b * (x - centre) + c, with g the gradient that reaches
- * the normalized value, and c what rounding took off the others. */
+/* dx = a * (g * unit - mean) + b * deviation + c, with g the gradient that
+ * reaches the normalized value, a unit of its own, and c what rounding took
+ * off the others. */
 template <typename K> struct Gradient {
     Affine<K> affine;
-    K mean, a, b, c;
+    K unit, mean, a, b, c;
     template <bool RECTIFY, typename V> V operator()(V x, V dy) const {
         V g = reaching<RECTIFY>(dy, affine(x));
-        return a * (g - mean) + b * (x - affine.centre) + c;
+        return a * (g * unit - mean) + b * affine.deviation(x) + c;
     }
 };
 
