@@ -11,6 +11,7 @@ starts over.
 import collections
 import contextlib
 
+import lasagne
 import numpy as np
 import theano
 import theano.tensor as T
@@ -20,6 +21,8 @@ from .collectives import Average, is_synchronized
 from .communication import channel_of
 from .distributed import outline
 from .exact import ExactFunction
+from .flags import own_expressions
+from .labels import label
 from .tracking import application_of
 from .updates import (
     check_applied,
@@ -101,6 +104,11 @@ class GradientAccumulator:
     """
 
     def __init__(self, params, layers=None, combine="pool", comm=None):
+        if isinstance(params, lasagne.layers.Layer):
+            raise TypeError(
+                "GradientAccumulator: params must be a list of shared "
+                "variables, got the layer %s. Pass get_all_params(network, "
+                "trainable=True)." % label(params))
         self.params = list(params)
         for param in self.params:
             if not isinstance(param, theano.compile.SharedVariable):
@@ -119,6 +127,7 @@ class GradientAccumulator:
         self._moments = _Moments()
         self._has_step = False
 
+    @own_expressions()
     def function(self, inputs, loss, size=None, outputs=None, term=None,
                  **kwargs):
         """Compile a function that takes a micro-batch.
@@ -167,6 +176,7 @@ class GradientAccumulator:
                     updates.update(self._moments.after(move, is_there))
             return part.compile(part.inputs, part.outputs, updates)
 
+    @own_expressions()
     def exact_function(self, inputs, loss, size=None, outputs=None, term=None,
                        **kwargs):
         """Compile a function that takes all micro-batches of a step.
@@ -213,6 +223,7 @@ class GradientAccumulator:
                               term, kwargs)
             return ExactFunction(part, self._moments)
 
+    @own_expressions()
     def step_function(self, rule, inputs=(), mode=None, **kwargs):
         """Compile the function that makes a step.
 
@@ -242,6 +253,12 @@ class GradientAccumulator:
             If there are no functions that accumulate, or a parameter takes
             part in none of their losses.
         """
+        if not isinstance(inputs, (list, tuple)):
+            raise TypeError(
+                "GradientAccumulator.step_function(): inputs must be a list "
+                "of Theano variables, got %r. Pass arguments of the rule by "
+                "name, such as step_function(sgd, learning_rate=0.1)."
+                % (inputs,))
         gradients = self._gradients()
         check_applied(self._wanted, self._moments.steps,
                       "GradientAccumulator.step_function()")
@@ -450,19 +467,15 @@ class _Part(object):
     def held_back(self):
         """Shared variables that move with the step, not the micro-batch.
 
-        The running averages, and what schedules their weights.
+        These are aliases, of running averages and of what their weights
+        depend on.
         """
         given = collections.OrderedDict(self.kwargs.get("updates") or {})
         roots = theano.gof.graph.inputs(
             [self.loss] + self.extra() + [
                 value for value in given.values()
                 if isinstance(value, theano.Variable)])
-        averages = [root for root in roots if application_of(root) is not None]
-        weights = theano.gof.graph.inputs(
-            [move.alpha for taken in self.steps.values() for move in taken])
-        return averages + [
-            weight for weight in weights
-            if isinstance(weight, theano.compile.SharedVariable)]
+        return [root for root in roots if application_of(root) is not None]
 
 
 class _Term(object):

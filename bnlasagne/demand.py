@@ -10,7 +10,7 @@ import theano.tensor as T
 from theano.compile.ops import Shape, Shape_i
 from theano.scan_module.scan_op import Scan
 
-__all__ = ["needed"]
+__all__ = ["inputs_by_value", "needed"]
 
 
 def needed(outputs):
@@ -31,12 +31,17 @@ def needed(outputs):
         if variable not in found:
             found.add(variable)
             if variable.owner is not None:
-                stack.extend(_inputs_by_value(variable.owner))
+                stack.extend(inputs_by_value(variable.owner))
     return found
 
 
-def _inputs_by_value(node):
-    """The inputs of a node whose values, not only shapes, it uses."""
+def inputs_by_value(node):
+    """The inputs of a node whose values, not only shapes, it uses.
+
+    Returns
+    -------
+    list of Theano variables
+    """
     op = node.op
     if isinstance(op, (Shape, Shape_i)):
         return []

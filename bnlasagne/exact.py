@@ -28,6 +28,7 @@ from theano.gof.graph import io_toposort
 from theano.gof.vm import VM_Linker
 from theano.scan_module.scan_op import Scan
 
+from .demand import inputs_by_value, needed
 from .labels import label
 from .moments import Moments
 from .tracking import TrackAverages, application_of
@@ -69,7 +70,7 @@ class ExactFunction:
         self._last = part.compile(
             part.inputs, [loss] + outputs, updates)
 
-    def __call__(self, micro_batches):
+    def __call__(self, micro_batches, *others):
         """Accumulate.
 
         Parameters
@@ -97,6 +98,12 @@ class ExactFunction:
         -----
         Whatever ends it early leaves all as it was.
         """
+        if others:
+            raise TypeError(
+                "%s takes all micro-batches of a step in one list, got %d "
+                "arguments. For a single one, write accumulate([(data, "
+                "labels)]); for several, accumulate([(data_1, labels_1), "
+                "(data_2, labels_2)])." % (_CALLER, 1 + len(others)))
         passes = _Passes(micro_batches, self._part, self._random)
         state = self._part.term.state() + self._random
         before = [variable.get_value() for variable in state]
@@ -210,12 +217,15 @@ class _Graph(object):
         self._depths = {}
         measured = {tuple(move.statistics) for steps in part.steps.values()
                     for move in steps}
+        computed = needed(outputs)
         for node in io_toposort([], outputs):
-            _check(node)
             self._depths.update(dict.fromkeys(node.outputs, max(
-                [self._depths.get(variable, 0) for variable in node.inputs]
-                or [0])))
-            if isinstance(node.op, TrackAverages):
+                [self._depths.get(variable, 0)
+                 for variable in inputs_by_value(node)] or [0])))
+            is_computed = not computed.isdisjoint(node.outputs)
+            if is_computed:
+                _check(node)
+            if is_computed and isinstance(node.op, TrackAverages):
                 self._apply(node, measured)
             else:
                 self._copy(node)
@@ -265,8 +275,8 @@ def _check(node):
             "what the ranks exchange is not divided into micro-batches. Build "
             "it without comm, or use function()." % label(node.op.layer))
     if isinstance(node.op, Scan) and any(
-            isinstance(inner.op, TrackAverages)
-            for inner in io_toposort([], node.op.outputs)):
+            variable.owner and isinstance(variable.owner.op, TrackAverages)
+            for variable in needed(node.op.outputs)):
         raise ValueError(
             "GradientAccumulator.exact_function(): there is batch "
             "normalization in a loop, where its statistics are out of reach. "

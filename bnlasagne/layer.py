@@ -21,6 +21,7 @@ from .conventions import (
     statistics_of,
     stored_std,
 )
+from .flags import own_expressions
 from .labels import label
 from .tracking import track
 from .values import Setting, as_numbers, settable, value_of
@@ -72,10 +73,6 @@ def own_statistics():
         yield
     finally:
         _unsynchronized.reset(before)
-
-
-# Variables that are of double precision on purpose, whatever floatX is.
-_own_doubles = theano.configparser.change_flags(warn_float64="ignore")
 
 
 class BatchNormLayer(lasagne.layers.Layer):
@@ -296,7 +293,7 @@ class BatchNormLayer(lasagne.layers.Layer):
         _check_flags(kwargs, self)
         use, update = self._flags(deterministic, batch_norm_use_averages,
                                   batch_norm_update_averages)
-        with _own_doubles:
+        with own_expressions(test_values=True):
             x = self._prepare(input)
             output = self._apply(x, use, update)
         for recorded in _recorders.get():
@@ -528,7 +525,7 @@ class BatchNormLayer(lasagne.layers.Layer):
 
     @property
     def inv_std(self):
-        with _own_doubles:
+        with own_expressions(test_values=True):
             std = T.as_tensor_variable(self.std)
             inverse = 1 / (std + T.cast(self.epsilon, std.dtype))
         # Where another layer gets it, it finds the statistic in it; and users

@@ -32,9 +32,12 @@ import theano
 from theano.gof.graph import ancestors, io_toposort
 
 from .communication import channel_of
-from .labels import numbered_labels
+from .demand import inputs_by_value, needed
+from .flags import own_expressions
+from .labels import label, numbered_labels
 from .layer import applications, own_statistics
 from .moments import Moments, PooledMoments
+from .networks import all_layers, checked_layers
 
 __all__ = [
     "PopulationStatistics",
@@ -58,6 +61,7 @@ class PopulationStatistics(collections.OrderedDict):
         self.replaced = collections.OrderedDict()
 
 
+@own_expressions()
 def update_population_statistics(network, batches, method="layerwise", ddof=0,
                                  keep=None, progress=None, comm=None,
                                  **kwargs):
@@ -222,11 +226,7 @@ def _is_one_pass(method):
 
 
 def _check_arguments(network, progress):
-    layers = network if isinstance(network, (list, tuple)) else [network]
-    for layer in layers:
-        if not isinstance(layer, lasagne.layers.Layer):
-            raise TypeError("update_population_statistics(): network must be "
-                            "a Layer or a list of them, got %r." % (layer,))
+    checked_layers(network, _CALLER)
     if progress is not None and not callable(progress):
         raise TypeError("update_population_statistics(): progress must be "
                         "None or a callable such as tqdm.tqdm, got %r."
@@ -295,18 +295,16 @@ class _Graph(object):
 
     Attributes
     ----------
-    inputs : OrderedDict
-        The input layers, each with a variable of its own.
+    inputs : dict
+        The input layers, each with its variable: its own, as other parts of
+        the network may refer to that, or be sized by it.
     groups : list of _Group
     layers : list of BatchNormLayer
         In the order in which they are first applied.
     """
 
     def __init__(self, network, one_pass, kwargs):
-        self.inputs = collections.OrderedDict(
-            (layer, layer.input_var.type(name=layer.name))
-            for layer in lasagne.layers.get_all_layers(network)
-            if isinstance(layer, lasagne.layers.InputLayer))
+        self.inputs = _input_variables(network)
         for name in ("inputs", "batch_norm_use_averages",
                      "batch_norm_update_averages"):
             if name in kwargs:
@@ -314,18 +312,19 @@ class _Graph(object):
                                 "get_output() itself." % name)
         kwargs = dict({"deterministic": True}, **kwargs)
         with applications() as recorded, own_statistics():
-            lasagne.layers.get_output(
+            outputs = lasagne.layers.get_output(
                 network, inputs=dict(self.inputs),
                 batch_norm_use_averages=not one_pass,
                 batch_norm_update_averages=False, **kwargs)
-        recorded = [application for application in recorded
+        recorded = [application for application in _computed(recorded, outputs)
                     if not application.layer.frozen]
         if not recorded:
             raise ValueError(
                 "update_population_statistics(): the network has no batch "
                 "normalization layer, or frozen ones only.")
-        self.groups = _groups(recorded)
-        self.layers = list(collections.OrderedDict.fromkeys(
+        self.groups = _groups(recorded, numbered_labels(
+            all_layers(checked_layers(network, _CALLER))))
+        self.layers = list(dict.fromkeys(
             application.layer for application in recorded))
         for group in self.groups:
             for application in group.applications:
@@ -333,7 +332,7 @@ class _Graph(object):
 
     def _check_roots(self, application, group):
         inputs = set(self.inputs.values())
-        for variable in ancestors([application.input]):
+        for variable in ancestors([application.input], blockers=inputs):
             if variable.owner is None and variable not in inputs and not (
                     isinstance(variable, (theano.Constant,
                                           theano.compile.SharedVariable))):
@@ -343,17 +342,33 @@ class _Graph(object):
                     "layer is applied to is out of reach." % (group, variable))
 
 
-def _groups(recorded):
+def _input_variables(network):
+    """The input layers of a network, and a variable for each."""
+    variables = {}
+    for layer in lasagne.layers.get_all_layers(network):
+        if isinstance(layer, lasagne.layers.InputLayer):
+            # Layers on one variable may be given different arrays.
+            variables[layer] = layer.input_var.type(name=layer.name) \
+                if layer.input_var in variables.values() else layer.input_var
+    return variables
+
+
+def _computed(recorded, outputs):
+    """Those of some applications that are not just there for their shape."""
+    outputs = outputs if isinstance(outputs, list) else [outputs]
+    computed, present = needed(outputs), set(ancestors(outputs))
+    return [application for application in recorded
+            if application.output in computed
+            or application.output not in present]
+
+
+def _groups(recorded, labels):
     """Applications by the statistics that they share."""
-    groups = collections.OrderedDict()
+    groups = {}
     owner = {}
-    layers = list(collections.OrderedDict.fromkeys(
-        application.layer for application in recorded))
     for application in recorded:
         layer = application.layer
-        text = label(layer)
-        if layer.name is None:
-            text += " number %d of %d" % (layers.index(layer) + 1, len(layers))
+        text = labels.get(layer) or label(layer)
         for variable in (layer.mean, layer.std):
             if not isinstance(variable, theano.compile.SharedVariable):
                 raise ValueError(
@@ -455,7 +470,7 @@ def _depths(groups):
     """How many groups, one on the other, each group is the last of."""
     by_statistic = {variable: group for group in groups
                     for variable in group.stored}
-    below = {group: {by_statistic[variable] for variable in ancestors(
+    below = {group: {by_statistic[variable] for variable in needed(
         [application.input for application in group.applications])
         if variable in by_statistic} for group in groups}
     depths = {}
@@ -488,15 +503,13 @@ def _levels(graph, depths):
     targets = [application.input for group in graph.groups
                for application in group.applications]
     for node in io_toposort([], targets):
-        if any(variable in levels for variable in node.inputs):
-            level = max(levels.get(variable, depth.get(variable, 0))
-                        for variable in node.inputs)
-            levels.update((output, level) for output in node.outputs)
-        else:
-            # A statistic in another shape.
-            known = max([depth.get(variable, 0) for variable in node.inputs]
-                        or [0])
-            depth.update((output, known) for output in node.outputs)
+        level = max([levels.get(variable, depth.get(variable, 0))
+                     for variable in inputs_by_value(node)] or [0])
+        # Without an input of the network: a statistic in another shape.
+        known = levels if any(variable in levels for variable
+                              in node.inputs) else depth
+        for output in node.outputs:
+            known.setdefault(output, level)
     return levels
 
 

@@ -3,6 +3,7 @@
 import lasagne
 import numpy as np
 import theano
+import theano.tensor as T
 
 __all__ = ["CumulativeAverage"]
 
@@ -65,9 +66,8 @@ class CumulativeAverage:
         self.alpha = theano.shared(lasagne.utils.floatX(1), "alpha")
         number = self._number + 1
         self._number.default_update = number
-        with theano.configparser.change_flags(warn_float64="ignore"):
-            self.alpha.default_update = (
-                1 / number.astype("float64")).astype(self.alpha.dtype)
+        # Of integers, the quotient is of type floatX, but computed in double.
+        self.alpha.default_update = T.true_div(1, number)
         self.count = count
 
     @classmethod

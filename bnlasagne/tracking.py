@@ -380,11 +380,11 @@ class Move(_Move):
 
     def advance(self, value):
         statistic = self.statistics[self.index]
+        alpha = T.cast(self.alpha, statistic.dtype)
+        one = _constant(1, statistic.dtype)
         # By itself, or what is not finite in the average would stay in it.
-        moved = T.switch(
-            T.eq(self.alpha, _constant(1., "float64")), statistic,
-            (_constant(1., "float64") - self.alpha) * value
-            + self.alpha * statistic)
+        moved = T.switch(T.eq(alpha, one), statistic,
+                         (one - alpha) * value + alpha * statistic)
         moved = T.switch(self._is_usable(), moved, value).astype(value.dtype)
         return value.type.filter_variable(
             T.patternbroadcast(moved, value.broadcastable))

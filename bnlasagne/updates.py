@@ -38,6 +38,7 @@ from theano.gof.graph import io_toposort
 from theano.scan_module.scan_op import Scan
 
 from .demand import needed
+from .flags import own_expressions
 from .labels import label
 from .networks import all_layers
 from .tracking import (
@@ -69,8 +70,7 @@ class ResolveAverages(toolbox.Feature):
     """
 
     # Whatever the user asks Theano to check in the user's own expressions.
-    @theano.configparser.change_flags(warn_float64="ignore",
-                                      compute_test_value="off")
+    @own_expressions()
     def on_attach(self, fgraph):
         _resolve(fgraph, _aliases(fgraph.inputs))
         # What was to do is done, nothing is left to listen for.

@@ -51,10 +51,10 @@ def test_functions_that_update_nothing_do_not_count(rng, floatX):
 def test_many_batches(floatX):
     """The weight is right where single precision no longer counts."""
     average = CumulativeAverage()
-    average._number.set_value(2 ** 25)
+    average.count = 2 ** 25 - 1
     function = theano.function([], average.alpha)
     for _ in range(3):
         function()
-    assert average._number.get_value() == 2 ** 25 + 3
-    expected = np.dtype(floatX).type(1 / (2 ** 25 + 3))
-    assert average.alpha.get_value() == expected
+    assert average.count == 2 ** 25 + 2
+    assert average.alpha.dtype == floatX
+    assert_allclose(average.alpha.get_value(), 1 / (2 ** 25 + 3), rtol=2e-7)

@@ -1,0 +1,31 @@
+"""Keep Theano's checks of the user's expressions off the package's own."""
+
+import contextlib
+
+import theano
+
+__all__ = ["own_expressions"]
+
+
+@contextlib.contextmanager
+def own_expressions(test_values=False):
+    """Build expressions that the user's flags of Theano do not ask about.
+
+    Those are ``warn_float64``, as some variables are of double precision on
+    purpose, and ``compute_test_value``, as some variables have no test value.
+
+    Parameters
+    ----------
+    test_values : bool
+        Whether test values are computed all the same.
+    """
+    flags = {"warn_float64": "ignore"}
+    if not test_values:
+        flags["compute_test_value"] = "off"
+    # Mostly there is nothing to change, and so nothing that another thread
+    # could see. Theano's own context manager cannot be entered twice.
+    changed = {name: value for name, value in flags.items()
+               if getattr(theano.config, name) != value}
+    with theano.configparser.change_flags(**changed) if changed \
+            else contextlib.nullcontext():
+        yield
