@@ -154,6 +154,73 @@ def test_pickle(layers):
     assert len(get_all_params(network, trainable=True)) == 4
 
 
+class Marker(BatchNormLayer):
+    def get_output_for(self, input, **kwargs):
+        return super(Marker, self).get_output_for(input, **kwargs)
+
+
+class Scaled(BatchNormLayer):
+    """Has a parameter of its own."""
+
+    def __init__(self, incoming, **kwargs):
+        super(Scaled, self).__init__(incoming, **kwargs)
+        self.scale = self.add_param(np.full(3, 2.0), (3,), "scale")
+
+    def get_output_for(self, input, **kwargs):
+        return self.scale * super(Scaled, self).get_output_for(input, **kwargs)
+
+
+class ByBatch(BatchNormLayer):
+    """Normalizes by the batch, in tests as well."""
+
+    def get_output_for(self, input, **kwargs):
+        kwargs.update(batch_norm_use_averages=False,
+                      batch_norm_update_averages=False)
+        return super(ByBatch, self).get_output_for(input, **kwargs)
+
+
+class OfExamples(BatchNormLayer):
+    """Normalizes each example, in a way of its own."""
+
+    def get_output_for(self, input, **kwargs):
+        return (input - input.mean(1, keepdims=True)) / input.std(
+            1, keepdims=True)
+
+
+class Raises(BatchNormLayer):
+    def get_output_for(self, input, deterministic=False, **kwargs):
+        if not deterministic:
+            raise KeyError("what")
+        return super(Raises, self).get_output_for(input, deterministic=True)
+
+
+@pytest.mark.parametrize("kind", [Marker, Scaled])
+def test_subclasses(rng, kind):
+    batch = rng.normal(size=(5, 3))
+    layer = kind(InputLayer((None, 3)), mean=2, std=3)
+    expected = run(layer, batch, deterministic=True)
+    freeze_batch_norm(layer)
+    assert layer.frozen
+    assert_array_equal(run(layer, batch), expected)
+    assert_array_equal(values(layer)[0], np.full((1, 3), 2))
+
+
+@pytest.mark.parametrize("kind", [ByBatch, OfExamples, Raises])
+def test_subclasses_that_cannot_be_frozen(rng, layers, kind):
+    batch = rng.normal(size=(5, 3))
+    other = kind(layers[1], name="own")
+    expected = run(other, batch, deterministic=True)
+    with pytest.warns(UserWarning, match="%s 'own' cannot be frozen"
+                      % kind.__name__):
+        freeze_batch_norm(other, params=True)
+    assert not other.frozen and layers[0].frozen and layers[1].frozen
+    assert get_all_params(other, trainable=True) == [other.beta, other.gamma]
+    assert_allclose(run(other, batch, deterministic=True), expected)
+    unfreeze_batch_norm(other)
+    with pytest.raises(ValueError, match="no other batch normalization layer"):
+        freeze_batch_norm(other, treat_as_input=layers)
+
+
 @pytest.mark.parametrize("function", [freeze_batch_norm, unfreeze_batch_norm])
 def test_wrong_arguments(function):
     with pytest.raises(TypeError, match="network must be a Layer"):

@@ -3,13 +3,14 @@
 from collections import namedtuple
 from functools import partial
 
-from bnlasagne import BatchNormLayer, batch_norm
+from bnlasagne import BatchNormLayer, batch_norm, fold_batch_norm
 
 import lasagne
 import numpy as np
 import pytest
 import reference
 import theano
+import theano.tensor as T
 from common import LATER, needs_compiler
 from folded import (
     LEAKY,
@@ -312,3 +313,83 @@ def test_without_beta_or_gamma(rng, float64, quick, x, left_out):
     network = randomize(BatchNormLayer(dense(first), **options), rng)
     folded, report = check(network, rng)
     assert kinds(folded) == ["Input", "Dense"]
+
+
+# --- what a layer does not tell --------------------------------------------
+
+def plain_convolution(*args, **options):
+    return T.nnet.conv2d(*args, **options)
+
+
+def padding_convolution(x, W, **options):
+    """Pads by itself."""
+    for name in ("input_shape", "image_shape"):
+        options.pop(name, None)
+    shape = [x.shape[0], x.shape[1], x.shape[2] + 2, x.shape[3] + 2]
+    padded = T.set_subtensor(T.zeros(shape)[:, :, 1:-1, 1:-1], x)
+    return T.nnet.conv2d(padded, W, **options)
+
+
+def correlation(*args, **options):
+    return T.nnet.conv2d(*args, **dict(options, filter_flip=False))
+
+
+def convolution_of_centred_filters(x, W, **options):
+    return T.nnet.conv2d(x, W - W.mean((1, 2, 3), keepdims=True), **options)
+
+
+def squared_convolution(*args, **options):
+    return T.nnet.conv2d(*args, **options) ** 2
+
+
+class OtherConvolution(lasagne.layers.Conv2DLayer):
+    """Convolves by other weights, in all versions of Lasagne."""
+
+    def convolve(self, input, **kwargs):
+        return 2 * super(OtherConvolution, self).convolve(input, **kwargs)
+
+    def get_output_for(self, input, **kwargs):
+        output = super(OtherConvolution, self).get_output_for(input, **kwargs)
+        return output if LATER else 2 * output
+
+
+def norm_and_conv(after, kind=lasagne.layers.Conv2DLayer, **options):
+    def conv(incoming):
+        return kind(incoming, 3, 3, nonlinearity=None, **options)
+
+    incoming = InputLayer((None, 2, 6, 5))
+    if after:
+        return conv(BatchNormLayer(incoming))
+    return BatchNormLayer(conv(incoming))
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("convolution", [
+    padding_convolution, correlation, convolution_of_centred_filters,
+    squared_convolution,
+    partial(T.nnet.conv2d, filter_dilation=(2, 2))])
+def test_convolutions_that_are_not_known(float64, after, convolution):
+    network = norm_and_conv(after, convolution=convolution)
+    folded, report = fold_batch_norm(network, return_report=True)
+    assert into(report) == [None]
+    assert ("%s it is not known to be linear: it does not compute what "
+            "Lasagne's Conv2DLayer computes" % ("after" if after else "before")
+            ) in str(report[0])
+    assert kinds(folded) == kinds(network)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_class_that_convolves_otherwise(float64, after):
+    network = norm_and_conv(after, OtherConvolution)
+    _, report = fold_batch_norm(network, return_report=True)
+    assert "OtherConvolution" in str(report[0]) and into(report) == [None]
+
+
+@needs_compiler
+@pytest.mark.filterwarnings("ignore:.*image_shape")
+@pytest.mark.parametrize("after", [False, True])
+def test_another_name_for_the_convolution(rng, float64, after):
+    network = norm_and_conv(after, convolution=plain_convolution)
+    _, report = check(randomize(network, rng), rng,
+                      mode=theano.Mode("cvm", "fast_compile"))
+    assert None not in into(report)

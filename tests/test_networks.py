@@ -1,6 +1,8 @@
 """The layers of a network, and copies of networks."""
 
 from collections import namedtuple
+from copy import deepcopy
+from functools import partial
 
 from bnlasagne import BatchNormLayer, batch_norm
 from bnlasagne.networks import all_layers, copy_network, replace_layer
@@ -24,6 +26,7 @@ from lasagne.layers import (
     get_output,
 )
 from numpy.testing import assert_array_equal
+from theano.gof.graph import ancestors, inputs
 from theano.sandbox.rng_mrg import MRG_RandomStreams
 from theano.tensor.shared_randomstreams import RandomStreams
 
@@ -303,6 +306,142 @@ def test_bound_methods(x):
     fill(copy, 7)
     output = theano.function([x.input_var], get_output(copy))
     assert np.all(output(np.ones((1, 4))) == 7)
+
+
+# --- functions -------------------------------------------------------------
+
+everywhere = None
+
+
+def of_closure(layer):
+    def inner():
+        return layer.b
+    return lambda: inner()
+
+
+def of_default(layer):
+    return lambda layers=(layer,), *, more={"a": layer}: (
+        layers[0].b + 0 * more["a"].b)
+
+
+def of_global(layer):
+    global everywhere
+    everywhere = {"here": [layer]}
+    return lambda: helper()
+
+
+def helper():
+    return everywhere["here"][0].b
+
+
+def of_partial(layer):
+    return partial(lambda b, factor: factor * b, layer.b, factor=1)
+
+
+def of_method(layer):
+    return Returns(layer).get
+
+
+def of_object(layer):
+    return Returns(layer)
+
+
+def of_parameter(layer):
+    b = layer.b
+    return lambda: b
+
+
+class Returns(object):
+    def __init__(self, layer):
+        self.layer = layer
+
+    def get(self):
+        return self.layer.b
+
+    __call__ = get
+
+
+@pytest.mark.parametrize("make", [
+    of_closure, of_default, of_global, of_partial, of_method, of_object,
+    of_parameter])
+def test_functions_get_copies(x, make):
+    layer, network = DenseLayer(x, 4), Layer(x)
+    network.function = make(layer)
+    if make in (of_partial, of_parameter):
+        network.layer = layer
+    copies = copy_network([network])
+    # Both are evaluated with what functions find when they are called.
+    for original, expected in [(True, layer.b), (False, copies[layer].b)]:
+        function = (network if original else copies[network]).function
+        assert [each for each in inputs([function()]) if isinstance(
+            each, theano.compile.SharedVariable)] == [expected]
+
+
+def test_functions_of_nothing_else_stay(x):
+    def double(x, factor=2):
+        return factor * T.dot(x, numbers) * np.float64(1)
+
+    numbers = np.ones((4, 4))
+    network = DenseLayer(x, 4, nonlinearity=double)
+    network.others = [
+        partial(double, factor=3), lasagne.nonlinearities.rectify, np.sqrt,
+        T.sqr, Layer, Returns(None)]
+    network.recursive = lambda: network and network.recursive
+    copy = copy_network([network])[network]
+    assert copy.nonlinearity is double
+    assert copy.others == network.others
+    assert copy.recursive is not network.recursive
+    assert copy.recursive.__closure__[0].cell_contents is copy
+
+
+def test_functions_that_use_inputs_stay(x):
+    network = Layer(DenseLayer(x, 4))
+    network.function = lambda output: output + x.input_var
+    assert copy_network([network])[network].function is network.function
+
+
+# --- variables -------------------------------------------------------------
+
+def test_data_is_not_copied():
+    """Neither the input, nor the data that it is a slice of."""
+    data = theano.shared(np.ones((6, 4)))
+    layer = InputLayer((None, 4), data[:3])
+    network = DenseLayer(layer, 4)
+    network.sizes = [layer.input_var.shape[0], data.shape[0] + network.b[0]]
+    copy = copy_network([network])[network]
+    assert copy.sizes[0] is network.sizes[0]
+    assert set(inputs(copy.sizes)) & {data, network.b} == {data}
+
+
+def test_expressions_share_their_parts(x):
+    network = DenseLayer(x, 4)
+    part = T.exp(network.W)
+    network.parts = [part, part.sum(), part + network.W]
+    copy = copy_network([network])[network]
+    assert copy.parts[0] in ancestors([copy.parts[1]])
+    assert copy.parts[0] in ancestors([copy.parts[2]])
+    assert not {part, network.W} & set(ancestors(copy.parts))
+
+
+@pytest.mark.parametrize("copied", [
+    lambda layer: copy_network([layer])[layer], deepcopy])
+def test_applications_within_attributes(copied):
+    """A copied application moves the averages of the copy."""
+    x = InputLayer((None, 4), theano.shared(np.ones((2, 4))))
+    layer = BatchNormLayer(x)
+    layer.alpha = layer.also = theano.shared(0.25)
+    network = Layer(layer)
+    network.output = get_output(layer)
+    copy = copied(network)
+    before = values(network)
+    alias, = {each for each in inputs([copy.output])
+              if getattr(each.tag, "average", None) is copy.input_layer.mean}
+    assert alias.container is copy.input_layer.mean.container
+    assert copy.input_layer.also is copy.input_layer.alpha
+    theano.function([], copy.output)()
+    assert_array_equal(copy.input_layer.mean.get_value(), np.full((1, 4), .25))
+    for value, now in zip(before, values(network)):
+        assert_array_equal(now, value)
 
 
 # --- random numbers --------------------------------------------------------
