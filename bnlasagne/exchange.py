@@ -9,7 +9,6 @@ import lasagne
 import numpy as np
 
 from .frameworks import Keras, Torch
-from .layer import label
 from .matching import check, match
 from .networks import checked_layers, inputs_of
 from .slots import LinearSlot, distinct, params_of, slots_of
@@ -254,7 +253,7 @@ def _named_by_layers(framework, slots, epsilon, caller):
         if slot.layer.name is None or names[slot.layer.name] > 1:
             raise ValueError("%s: %s has no name, or that of another. Name "
                              "all layers with parameters, or pass `like`."
-                             % (caller, label(slot.layer)))
+                             % (caller, slot.label))
     return collections.OrderedDict(
         (slot.layer.name + framework.separator + slot.names[role],
          value.view(framework.array))

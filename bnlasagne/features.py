@@ -8,7 +8,8 @@ by pixel.
 import lasagne
 import numpy as np
 
-from .layer import BatchNormLayer, label
+from .labels import label
+from .layer import BatchNormLayer
 from .linear import Dense, linear_of
 from .networks import inputs_of
 

@@ -7,7 +7,6 @@ import re
 import reprlib
 
 from .comparison import Row, check_rows, described
-from .layer import label
 from .slots import BatchNormSlot, LinearSlot, distinct
 from .values import as_numbers
 
@@ -72,7 +71,7 @@ def match(framework, slots, weights, caller):
                          if kinds[module][0] is kind],
                         found, framework, caller)
     for module, slot in found.items():
-        _log.info("%s gets the weights of %s", label(slot.layer), module)
+        _log.info("%s gets the weights of %s", slot.label, module)
     modules = {slot: module for module, slot in found.items()}
     return [_pair(slot, groups.get(modules.get(slot), {})) for slot in slots
             ] + [_pair(None, groups[module]) for module in groups
@@ -148,7 +147,7 @@ def _matched_by_names(slots, kinds, framework, caller):
                 "%s: the name of %s is the end of several names in the %s: "
                 "%s. Give the layer the whole name of its module, or pass "
                 "fewer weights."
-                % (caller, label(slot.layer), framework.what,
+                % (caller, slot.label, framework.what,
                    " and ".join("%r" % module for module in modules)))
     # In the order of the modules.
     found = {modules[0]: slot for slot, modules in claims.items()}
@@ -276,7 +275,7 @@ def check(pairs, optional, framework, caller):
 def _row(slot, role, found, expected):
     theirs = "" if found is None else described(*found)
     ours = "" if expected is None else "%s, %s: %s" % (
-        label(slot.layer), role, expected.shape)
+        slot.label, role, expected.shape)
     fits = found is not None and expected is not None and slot.fits(
         role, found[1].shape, expected.shape)
     return Row(theirs, ours, fits)
@@ -295,12 +294,12 @@ def _hints(slot, missing, extra, keys, framework):
                 slot.names[role] for role in options),
             joint.join(_distinct(framework.lacking(slot, role)
                                  for role in options)),
-            label(slot.layer), joint.join("%s=None" % role
+            slot.label, joint.join("%s=None" % role
                                           for role in options))
     if extra:
         yield "%r has a %s. Build %s without %s." % (
             module, " and a ".join(slot.names[role] for role in extra),
-            label(slot.layer),
+            slot.label,
             " and ".join("%s=None" % role for role in extra))
     if "mean" in missing and "var" in missing:
         yield "%r has no %s and no %s. %s" % (

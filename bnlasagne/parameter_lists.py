@@ -11,7 +11,8 @@ import reprlib
 import lasagne
 
 from .comparison import Row, check_rows, described
-from .layer import BatchNormLayer, label
+from .labels import numbered_labels
+from .layer import BatchNormLayer
 from .networks import all_layers, checked_layers
 from .values import Setting, as_numbers, settable
 
@@ -109,20 +110,24 @@ def set_lasagne_values(network, values):
         [_FROM_HERE] if as_here == [value.shape for value in values] else [])
     setting = Setting("set_lasagne_values()")
     statistics = collections.OrderedDict()
-    for slot, value in zip(slots, values):
+    labels = numbered_labels(all_layers(checked_layers(network, "")))
+    for number, (slot, value) in enumerate(zip(slots, values)):
         if slot.role in ("mean", "std"):
             found = statistics.setdefault(slot.layer, {})
             found[_LATER_NAMES[slot.role]] = value
         else:
-            setting.add(slot.param, value.reshape(
-                slot.param.get_value(borrow=True).shape), slot.name)
+            setting.add(
+                slot.param,
+                value.reshape(slot.param.get_value(borrow=True).shape),
+                "array %d, for %s," % (number, slot.name))
     for layer, found in statistics.items():
         converted = layer.converted_statistics(
             found.get("mean", 0), inv_std=found.get("inv_std", 1))
         # One of them may be another layer's.
-        for role, (param, value) in zip(("mean", "std"), converted):
-            if _LATER_NAMES[role] in found:
-                setting.add(param, value, "%s: %s" % (label(layer), role))
+        for name, (param, value) in zip(("mean", "inv_std"), converted):
+            if name in found:
+                setting.add(param, value,
+                            "%s: %s" % (labels[layer], name))
     setting.carry_out()
 
 
@@ -141,12 +146,12 @@ _Param.__doc__ = """A parameter, and where it is in a network."""
 def _lasagne_params(network, caller):
     """Parameters in the order of a network with Lasagne's later layer."""
     outputs = checked_layers(network, caller)
-    owners = {}
-    for layer in all_layers(outputs):
+    owners, labels = {}, numbered_labels(all_layers(outputs))
+    for layer in labels:
         for role in _LATER_NAMES if isinstance(layer, BatchNormLayer) else ():
             param = getattr(layer, role)
             if param is not None:
-                name = "%s: %s" % (label(layer), role)
+                name = "%s: %s" % (labels[layer], role)
                 owners.setdefault(settable(param, name), (layer, role))
     slots = []
     for param in lasagne.layers.get_all_params(outputs):

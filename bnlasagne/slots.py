@@ -5,7 +5,8 @@ import collections
 import lasagne
 import numpy as np
 
-from .layer import BatchNormLayer, label
+from .labels import numbered_labels
+from .layer import BatchNormLayer
 from .linear import LocallyConnected, NetworkInNetwork, is_linear, linear_of
 from .values import settable, value_of
 
@@ -24,12 +25,15 @@ class LinearSlot(object):
     Attributes
     ----------
     layer : Layer
+    label : str
+        For messages.
     names : dict of str to str
         Of its parameters there.
     """
 
-    def __init__(self, layer, linear, framework):
+    def __init__(self, layer, label, linear, framework):
         self.layer = layer
+        self.label = label
         self.names = {role: framework.names[role] for role in ("W", "b")}
         self._linear = linear
         self._framework = framework
@@ -38,9 +42,9 @@ class LinearSlot(object):
         """Weights for there, by the names of parameters here."""
         found = collections.OrderedDict()
         found["W"] = np.ascontiguousarray(self._framework.to_theirs(
-            self._linear, _value(self.layer, "W")))
+            self._linear, _value(self, "W")))
         if self.layer.b is not None:
-            found["b"] = _value(self.layer, "b")
+            found["b"] = _value(self, "b")
         return found
 
     def neutral(self):
@@ -77,20 +81,21 @@ class LinearSlot(object):
         """Have the layer set to weights from there."""
         W = self._framework.to_ours(self._linear, values["W"],
                                     self._W_shape())
-        setting.add(_settable(self.layer, "W"), W, _name(self.layer, "W"))
+        setting.add(_settable(self, "W"), W, _name(self, "W"))
         if self.layer.b is not None:
-            setting.add(_settable(self.layer, "b"), values["b"],
-                        _name(self.layer, "b"))
+            setting.add(_settable(self, "b"), values["b"],
+                        _name(self, "b"))
 
     def _W_shape(self):
-        return _value(self.layer, "W").shape
+        return _value(self, "W").shape
 
 
 class BatchNormSlot(object):
     """A batch normalization layer, as :class:`LinearSlot`."""
 
-    def __init__(self, layer, framework):
+    def __init__(self, layer, label, framework):
         self.layer = layer
+        self.label = label
         self.names = {role: framework.names[role]
                       for role in ("gamma", "beta", "mean", "var")}
         self._order = framework.feature_order(layer)
@@ -100,7 +105,7 @@ class BatchNormSlot(object):
         statistics = self.layer.get_statistics(epsilon)
         for role in ("gamma", "beta"):
             if getattr(self.layer, role) is not None:
-                found[role] = _value(self.layer, role).reshape(
+                found[role] = _value(self, role).reshape(
                     statistics.mean.shape)
         found.update(mean=statistics.mean, var=statistics.var)
         if self._order is None:
@@ -131,33 +136,34 @@ class BatchNormSlot(object):
             values = {role: value[order] for role, value in values.items()}
         for role in ("gamma", "beta"):
             if role in values:
-                setting.add(_settable(self.layer, role), values[role].reshape(
-                    self.layer.param_shape()), _name(self.layer, role))
+                setting.add(_settable(self, role), values[role].reshape(
+                    self.layer.param_shape()), _name(self, role))
         # Deviations from the mean are the same without the bias as with it.
         for role, (variable, value) in zip(
                 ("mean", "std"), self.layer.converted_statistics(
                     values["mean"] - bias, var=values["var"],
                     epsilon=epsilon)):
-            setting.add(variable, value, _name(self.layer, role))
+            setting.add(variable, value, _name(self, role))
 
 
 def slots_of(layers, framework, caller):
     """The layers of a network that have weights, from input to output."""
     layers = lasagne.layers.get_all_layers(layers)
     framework.check(layers)
-    slots = []
+    slots, labels = [], numbered_labels(layers)
     for layer in layers:
         linear = linear_of(layer)
         if isinstance(layer, BatchNormLayer):
-            slots.append(BatchNormSlot(layer, framework))
+            slots.append(BatchNormSlot(layer, labels[layer], framework))
         elif linear is not None and not isinstance(linear, LocallyConnected):
-            slots.append(LinearSlot(layer, linear, framework))
+            slots.append(LinearSlot(layer, labels[layer], linear,
+                                    framework))
         elif layer.get_params():
             raise ValueError(
                 "%s: %s has parameters, but its weights are not known there. "
                 "Known are dense, network-in-network, convolutional and "
                 "bnlasagne's batch normalization layers."
-                % (caller, label(layer)))
+                % (caller, labels[layer]))
     return slots
 
 
@@ -175,13 +181,13 @@ def distinct(slots):
     return list(found.values())
 
 
-def _value(layer, name):
-    return value_of(getattr(layer, name), _name(layer, name))
+def _value(slot, name):
+    return value_of(getattr(slot.layer, name), _name(slot, name))
 
 
-def _settable(layer, name):
-    return settable(getattr(layer, name), _name(layer, name))
+def _settable(slot, name):
+    return settable(getattr(slot.layer, name), _name(slot, name))
 
 
-def _name(layer, name):
-    return "%s: %s" % (label(layer), name)
+def _name(slot, name):
+    return "%s: %s" % (slot.label, name)

@@ -17,7 +17,8 @@ import numpy as np
 import theano
 
 from .comparison import Row, check_rows
-from .layer import BatchNormLayer, label
+from .labels import label
+from .layer import BatchNormLayer
 from .networks import all_layers, checked_layers
 from .schedules import CumulativeAverage
 from .values import Setting, converted

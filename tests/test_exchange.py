@@ -171,7 +171,8 @@ def test_filters_of_one_position(rng, float64, framework, shape):
     weights = named("0", OrderedDict([
         ("weight", W), ("bias", np.zeros(5))]), framework)
     if len(shape) == 3:
-        with pytest.raises(ValueError, match=r"! 0.*NINLayer, W: "):
+        with pytest.raises(ValueError, match=r"! 0.*NINLayer \(layer 1\), "
+                                             "W: "):
             framework.set(layer, weights)
         return
     framework.set(layer, weights)

@@ -128,9 +128,10 @@ def test_list_of_the_gist(rng, float64, matrix):
 
 
 @pytest.mark.parametrize("number, value, error, expected", [
-    (1, np.full(5, np.nan), ValueError, r"^set_lasagne_values\(\): n.beta must"
-                                        " be .* got 5 NaN among 5 values"),
-    (6, np.array([1, np.nan]), ValueError, r"\(\): b must be .* got 1 NaN"),
+    (1, np.full(5, np.nan), ValueError, r"^set_lasagne_values\(\): array 1, "
+                                        "for n.beta, must be .* got 5 NaN"),
+    (6, np.array([1, np.nan]), ValueError, r"\(\): array 6, for b, must be "),
+    (3, np.full(5, 1e300), ValueError, "BatchNormLayer 'n': mean must be "),
     (4, np.zeros(5), ValueError, "BatchNormLayer 'n': inv_std must be finite "
                                  "and positive"),
     (4, np.full(5, np.nan), ValueError, "'n': inv_std must be finite"),
@@ -139,7 +140,8 @@ def test_list_of_the_gist(rng, float64, matrix):
     (6, np.array([None, None]), TypeError, "array 6 must be an array of num"),
 ])
 def test_lasagne_wrong_values(rng, matrix, number, value, error, expected):
-    network = DenseLayer(batch_norm(DenseLayer(matrix, 5), name="n"), 2)
+    with theano.configparser.change_flags(floatX="float32"):
+        network = DenseLayer(batch_norm(DenseLayer(matrix, 5), name="n"), 2)
     values = lasagne_values(rng)
     values[number] = value
     before = bits(network)
