@@ -1,4 +1,4 @@
-"""How standard deviations and variances of others translate; NumPy only.
+"""Translate standard deviations and variances between conventions.
 
 A batch normalization layer divides by something that is stored as a standard
 deviation, a variance or an inverse standard deviation, with a small constant
@@ -44,8 +44,8 @@ def divisor_of(std, var, inv_std, epsilon, own_epsilon):
     std, var, inv_std : float64 arrays or None
         One of them is given.
     epsilon : number or None
-        The constant that the layer adds which they come from. `inv_std` has
-        it in it already. None: these are statistics as such, of data.
+        Epsilon of the layer that the statistics come from. Not used with
+        `inv_std`, which includes it. None: these are statistics of data.
     own_epsilon : float
         Added to the standard deviations of data.
 

@@ -1,4 +1,4 @@
-"""The order of features that were images, with channels first and last.
+"""Put features that were images in order: channels first or last.
 
 Lasagne's convolutional layers have channels second, so that images are
 flattened channel by channel. Where channels are last, they are flattened pixel

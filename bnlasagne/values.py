@@ -34,11 +34,11 @@ def as_numbers(name, value):
     Raises
     ------
     TypeError
-        If it is something else, such as text, truth values or objects.
+        If the value is something else, such as text, truth values or objects.
     """
     try:
         with warnings.catch_warnings():
-            # That is how NumPy tells of lists of different lengths.
+            # NumPy warns of lists of different lengths.
             warnings.simplefilter("error")
             array = _as_array(value)
     except Exception as error:
@@ -163,7 +163,7 @@ def value_of(variable, name):
                               % (name, source, reason))
     if isinstance(variable, theano.compile.SharedVariable):
         return np.array(variable.get_value())
-    # Called once: without C, it is there sooner.
+    # It is called once, and compiles sooner without C.
     function = theano.function([], variable,
                                mode=theano.Mode("py", "fast_compile"))
     return np.array(function())
