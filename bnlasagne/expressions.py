@@ -135,8 +135,7 @@ def pool(parts):
 def standardization(x, axes):
     """Deviation from the mean, mean and standard deviation."""
     # In a unit in which neither sums nor squares overflow or underflow.
-    unit = power_of_two(abs(theano.gradient.disconnected_grad(x)).max(
-        axes, keepdims=True))
+    unit = power_of_two(_largest(theano.gradient.disconnected_grad(x), axes))
     x = x * unit
     mean = x.mean(axes, keepdims=True)
     # Where the mean is large, what rounds it off is not small against the
@@ -148,6 +147,20 @@ def standardization(x, axes):
     variance = T.sqr(deviation).mean(axes, keepdims=True)
     return (deviation / unit, (mean + rounding) / unit,
             safe_sqrt(variance) / unit)
+
+
+class _Maximum(theano.scalar.basic.Maximum):
+    """The larger one of two numbers that are not negative."""
+
+    # So an empty batch has a maximum, without a C++ compiler, too.
+    identity = 0
+
+
+def _largest(x, axes):
+    """The largest absolute value along some axes."""
+    maximum = T.elemwise.CAReduce(
+        _Maximum(theano.scalar.upcast_out, name="maximum"), list(axes))
+    return T.makeKeepDims(x, maximum(abs(x)), list(axes))
 
 
 def safe_sqrt(variance):
