@@ -1,7 +1,7 @@
 """Processes that work together, over MPI.
 
-The one module that knows mpi4py. It imports it only where the user asks for
-it; everywhere else, a communicator that the user made is at hand.
+It imports mpi4py only where the user asks for it; everywhere else, a
+communicator that the user made is at hand.
 
 What can go wrong with collective communication is that ranks do not meet: one
 makes a step more than the others, or another function, or ends. Each would
@@ -24,12 +24,13 @@ import warnings
 
 import numpy as np
 
+from .compat import launched_rank
+
 __all__ = [
     "Channel",
     "RanksDisagree",
     "channel_of",
     "channel_of_world",
-    "is_launched",
     "world",
 ]
 
@@ -154,22 +155,13 @@ def channel_of_world():
     try:
         comm = world()
     except ImportError as error:
-        if is_launched():
+        if launched_rank():
             raise
         # One process alone takes no other rank.
         warnings.warn(_LOADED_ALONE % error, stacklevel=2)
         return None
     return channel_of(comm, "pickle")
 
-
-def is_launched():
-    """Whether ``mpiexec`` or the like started this process as a rank."""
-    return any(map(os.environ.get, _LAUNCHED))
-
-
-# How MPICH and its relatives, Open MPI, and all that follow PMIx, tell a
-# process its rank.
-_LAUNCHED = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
 
 _LOADED_ALONE = (
     "A network is loaded that was built with comm=world(). In this process "

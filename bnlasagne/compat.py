@@ -41,7 +41,7 @@ import types
 import warnings
 from collections import namedtuple
 
-__all__ = ["apply", "max_pool_2d", "prepare"]
+__all__ = ["apply", "launched_rank", "max_pool_2d", "prepare"]
 
 # What setup.py asks pip for (a test compares the two).
 _REQUIREMENTS = (
@@ -416,7 +416,7 @@ _COMPILEDIR_FORMAT = (
 )
 
 
-def _rank():
+def launched_rank():
     """The number of this process, as text; empty without ``mpiexec``."""
     return next(filter(None, map(os.environ.get, _RANKS)), "")
 
@@ -429,7 +429,7 @@ def _own_compile_directory():
     Theano locks the directory while it compiles, and each process would wait
     for all others, again and again. It reads its flags while it is imported.
     """
-    rank = _rank()
+    rank = launched_rank()
     before = os.environ.get("THEANO_FLAGS")
     if not rank.isdigit() or _is_format_set():
         yield
@@ -466,7 +466,7 @@ def _hidden_mpi4py():
     Importing ``mpi4py.MPI`` starts MPI. That is wanted by programs that
     ``mpiexec`` started, and in all others by those that ask for it.
     """
-    if "mpi4py.MPI" in sys.modules or (_rank() and _can_start_mpi()):
+    if "mpi4py.MPI" in sys.modules or (launched_rank() and _can_start_mpi()):
         yield
         return
     # The package itself may fail, too.
