@@ -28,6 +28,7 @@ from .networks import (
     copy_network,
     inputs_of,
     layers_in,
+    of_library,
     references_of,
     replace_layer,
     variables_of,
@@ -588,6 +589,13 @@ def _may_be_discrete(layer):
     """Whether a layer's output may be of integers, not floats."""
     if isinstance(layer, lasagne.layers.InputLayer):
         return layer.input_var.dtype in T.discrete_dtypes
+    # A function of the user's may round, or compare.
+    functions = [getattr(layer, name, None)
+                 for name in ("function", "nonlinearity")]
+    if not all(of_library(each) for each in [type(layer)] + functions
+               if each is not None):
+        output = lasagne.layers.get_output(layer, deterministic=True)
+        return output.dtype in T.discrete_dtypes
     # What parameters take part in is of their type.
     return not layer.params and any(map(_may_be_discrete, inputs_of(layer)))
 

@@ -14,6 +14,8 @@ import theano
 import theano.tensor as T
 from theano.scan_module.scan_utils import equal_computations
 
+from .networks import of_library
+
 __all__ = [
     "Linear",
     "computes_like",
@@ -370,8 +372,7 @@ def _plain(layer, base):
 def _knows_convolution(layer):
     """Whether a layer convolves by a function of Theano's or Lasagne's."""
     function = getattr(layer, "convolution", None)
-    return function is None or (getattr(function, "__module__", None) or ""
-                                ).split(".")[0] in ("theano", "lasagne")
+    return function is None or of_library(function)
 
 
 def overrides(layer, base, *methods):

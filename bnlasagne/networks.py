@@ -18,6 +18,7 @@ __all__ = [
     "copy_network",
     "inputs_of",
     "layers_in",
+    "of_library",
     "references_of",
     "replace_layer",
     "variables_of",
@@ -385,7 +386,7 @@ class _DeepMapping(_Mapping):
         if isinstance(value, functools.partial):
             return self._partial
         if callable(value) and not isinstance(value, type) and hasattr(
-                value, "__dict__") and not _in_library(type(value)):
+                value, "__dict__") and not of_library(type(value)):
             return self._object
         return None
 
@@ -459,7 +460,8 @@ def _same(new, old):
     return len(new) == len(old) and all(map(_same, new, old))
 
 
-def _in_library(thing):
+def of_library(thing):
+    """Whether a function, a class or an object comes from a known package."""
     module = getattr(thing, "__module__", None) or ""
     return module.split(".")[0] in _LIBRARIES
 
@@ -473,7 +475,7 @@ def _content(cell):
 
 def _globals_of(function):
     """What a function refers to by global variables of its module."""
-    if _in_library(function):
+    if of_library(function):
         return {}
     names = function.__globals__
     found = {name: names[name] for name in _names(function.__code__)
