@@ -72,7 +72,13 @@ class ResolveAverages(toolbox.Feature):
     # Whatever the user asks Theano to check in the user's own expressions.
     @own_expressions()
     def on_attach(self, fgraph):
-        _resolve(fgraph, _aliases(fgraph.inputs))
+        aliases = _aliases(fgraph.inputs)
+        # For a test value, Theano compiles the step of a loop by itself: each
+        # of its states moves on, with nothing to chain.
+        aliases.update((variable, _Alias(variable, None))
+                       for variable in fgraph.inputs
+                       if variable not in aliases)
+        _resolve(fgraph, aliases)
         # What was to do is done, nothing is left to listen for.
         raise toolbox.AlreadyThere("running averages are resolved")
 

@@ -2,7 +2,7 @@
 
 import pickle
 
-from bnlasagne import BatchNormLayer, batch_norm, plain_expressions
+from bnlasagne import BatchNormLayer, batch_norm, plain_expressions, tracking
 
 import lasagne
 import numpy as np
@@ -460,3 +460,160 @@ def test_updates_out_of_reach_are_refused(layer, batches, quick):
         [x], [layer.get_output_for(x, batch_norm_update_averages=False)])
     assert_allclose(theano.function([x], op(x))(batches[0]),
                     reference.normalize_batch(batches[0], (0,)))
+
+
+# Loops over gradients: what is applied outside of a loop moves averages once
+
+def outside(layer, x):
+    """A function of the layer's output, and its derivative by NumPy."""
+    return T.tanh(layer.get_output_for(x))
+
+
+def jacobian_of_tanh(batch):
+    """By central differences, of the first row of the output."""
+    def row(x):
+        return np.tanh(reference.normalize_batch(x, (0,)))[0]
+
+    columns = []
+    for index in np.ndindex(*batch.shape):
+        step = np.zeros_like(batch)
+        step[index] = 1e-5
+        columns.append((row(batch + step) - row(batch - step)) / 2e-5)
+    return np.stack(columns, -1).reshape((3,) + batch.shape)
+
+
+LOOPS = {
+    "jacobian": lambda y, x: theano.gradient.jacobian(y[0], x),
+    "scan": lambda y, x: theano.scan(
+        lambda i, row: T.grad(row[i], x), [T.arange(3)],
+        non_sequences=[y[0]])[0],
+    "scan that is passed nothing": lambda y, x: theano.scan(
+        lambda i: T.grad(y[0][i], x), [T.arange(3)])[0],
+    "scan in a scan": lambda y, x: theano.scan(
+        lambda i: theano.scan(lambda j: T.grad(y[0][j], x), [T.arange(3)])[0],
+        [T.arange(2)])[0][1],
+}
+
+
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=list(LOOPS))
+def test_gradients_in_a_loop(layer, batches, loop_mode, loop):
+    x = T.matrix()
+    function = theano.function([x], loop(outside(layer, x), x),
+                               mode=loop_mode)
+    assert_allclose(function(batches[0]), jacobian_of_tanh(batches[0]),
+                    rtol=1e-6, atol=1e-8)
+    assert_followed(layer, batches[0])
+    function(batches[1])
+    assert_followed(layer, *batches[:2])
+
+
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=list(LOOPS))
+def test_gradients_in_a_loop_and_outside_count_once(
+        layer, batches, quick, loop):
+    x = T.matrix()
+    output = outside(layer, x)
+    outputs = [loop(output, x), T.grad(output.sum(), x), output]
+    theano.function([x], outputs)(batches[0])
+    assert_followed(layer, batches[0])
+
+
+def test_hessian(layer, batches, quick):
+    x = T.matrix()
+    scale = theano.shared(np.ones(3))
+    loss = T.tanh(layer.get_output_for(x) * scale).sum()
+    hessian = theano.function([x], theano.gradient.hessian(loss, scale))
+    normalized = reference.normalize_batch(batches[0], (0,))
+    tanh = np.tanh(normalized)
+    assert_allclose(hessian(batches[0]), np.diag(np.sum(
+        -2 * tanh * (1 - tanh ** 2) * normalized ** 2, axis=0)), atol=1e-12)
+    assert_followed(layer, batches[0])
+
+
+def test_loop_over_gradients_of_a_loop_of_layers(layer, steps, quick):
+    """Of an application in a loop and another outside of all loops."""
+    x = T.tensor3()
+    inside, _ = theano.scan(layer.get_output_for, sequences=[x])
+    output = outside(layer, 2 * x[0])
+    gradients, _ = theano.scan(lambda i: T.grad(output[i].sum(), x),
+                               [T.arange(2)])
+    theano.function([x], [inside, gradients])(steps)
+    assert_followed(layer, *list(steps) + [2 * steps[0]])
+
+
+def test_default_updates_are_there_after_a_loop(layer, batches, quick):
+    """They are taken away only while the loop is built, errors included."""
+    x = T.matrix()
+    output = layer.get_output_for(x)
+    theano.gradient.jacobian(output[0], x)
+    with pytest.raises(ZeroDivisionError):
+        theano.scan(lambda i: output[i] * (1 / 0), [T.arange(3)])
+    theano.function([x], output)(batches[0])
+    assert_followed(layer, batches[0])
+
+
+# Derivatives forward
+
+def test_rop(rng, batches, quick):
+    x, direction = T.matrices("xv")
+    layer = BatchNormLayer((None, 3), alpha=ALPHA)
+    with plain_expressions():
+        output = layer.get_output_for(x)
+        derivative = T.Rop(output, x, direction)
+    v = rng.normal(size=batches[0].shape)
+    found = theano.function([x, direction], derivative)(batches[0], v)
+    ends = [reference.normalize_batch(batches[0] + step * v, (0,))
+            for step in (1e-5, -1e-5)]
+    assert_allclose(found, (ends[0] - ends[1]) / 2e-5, rtol=1e-6, atol=1e-8)
+
+
+# Graphs that come from another process, and copies of functions
+
+def test_loaded_applications_come_first(layer, batches, mode, monkeypatch):
+    x, y = T.matrices(2)
+    for _ in range(5):
+        layer.get_output_for(x)
+    content = pickle.dumps((layer, x, layer.get_output_for(x)), -1)
+    monkeypatch.setattr(tracking, "_applications", tracking._Applications())
+    layer, x, first = pickle.loads(content)
+    second = layer.get_output_for(y)
+    theano.function([x, y], [second, first], mode=mode)(*batches[:2])
+    assert_followed(layer, *batches[:2])
+
+
+@pytest.mark.parametrize("tested", [False, True])
+def test_copy_with_other_averages(layer, batches, mode, tested):
+    x = T.matrix()
+    outputs = [layer.get_output_for(x)] + [
+        layer.get_output_for(x, deterministic=True)] * tested
+    function = theano.function([x], outputs, mode=mode)
+    other = BatchNormLayer((None, 3), alpha=ALPHA)
+    copy = function.copy(swap={layer.mean: other.mean, layer.std: other.std})
+    copy(batches[0])
+    assert_followed(layer)
+    assert_followed(other, batches[0])
+    if tested:
+        mean, std = other.mean.get_value(), other.std.get_value()
+        assert_allclose(copy(batches[1])[1],
+                        reference.normalize(batches[1], mean, std))
+    function(batches[2])
+    assert_followed(layer, batches[2])
+
+
+# What was stored before
+
+@every_mode
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_a_batch_of_weight_1_replaces_what_is_not_finite(
+        batches, mode, poison):
+    layer = BatchNormLayer((None, 3), alpha=theano.shared(0.5))
+    x = T.matrix()
+    function = theano.function([x], layer.get_output_for(x), mode=mode)
+    for average in (layer.mean, layer.std):
+        average.set_value(np.full((1, 3), poison))
+    function(batches[0])
+    assert not np.any(np.isfinite(layer.mean.get_value()))
+    layer.alpha.set_value(1)
+    function(batches[0])
+    for average, value in zip((layer.mean, layer.std),
+                              reference.statistics(batches[0], (0,))):
+        assert_allclose(average.get_value(), value)
