@@ -15,6 +15,7 @@ import theano.tensor as T
 
 __all__ = [
     "batch_statistics",
+    "cast",
     "constant_like",
     "double_on_purpose",
     "normalize",
@@ -134,33 +135,21 @@ def pool(parts):
 
 def standardization(x, axes):
     """Deviation from the mean, mean and standard deviation."""
-    # In a unit in which neither sums nor squares overflow or underflow.
-    unit = power_of_two(_largest(theano.gradient.disconnected_grad(x), axes))
-    x = x * unit
-    mean = x.mean(axes, keepdims=True)
+    size = abs(theano.gradient.disconnected_grad(x)).max(axes, keepdims=True)
+    # Units in which sums do not overflow, and squares do not underflow either.
+    # Gradients are multiplied by a unit after they are divided by it: so they
+    # are no further from 1 than they have to be.
+    unit = power_of_two(size, np.finfo(x.dtype).maxexp - 32)
+    mean = (x * unit).mean(axes, keepdims=True) / unit
     # Where the mean is large, what rounds it off is not small against the
     # standard deviation: take it from the deviations. Their mean is zero by
     # definition, so it has no gradient.
     rounding = theano.gradient.disconnected_grad(
-        (x - mean).mean(axes, keepdims=True))
+        ((x - mean) * unit).mean(axes, keepdims=True) / unit)
     deviation = x - mean - rounding
-    variance = T.sqr(deviation).mean(axes, keepdims=True)
-    return (deviation / unit, (mean + rounding) / unit,
-            safe_sqrt(variance) / unit)
-
-
-class _Maximum(theano.scalar.basic.Maximum):
-    """The larger one of two numbers that are not negative."""
-
-    # So an empty batch has a maximum, without a C++ compiler, too.
-    identity = 0
-
-
-def _largest(x, axes):
-    """The largest absolute value along some axes."""
-    maximum = T.elemwise.CAReduce(
-        _Maximum(theano.scalar.upcast_out, name="maximum"), list(axes))
-    return T.makeKeepDims(x, maximum(abs(x)), list(axes))
+    unit = power_of_two(size)
+    variance = T.sqr(deviation * unit).mean(axes, keepdims=True)
+    return deviation, mean + rounding, safe_sqrt(variance) / unit
 
 
 def safe_sqrt(variance):
@@ -210,12 +199,48 @@ def constant_like(value, variable):
     return T.constant(np.asarray(value, variable.dtype))
 
 
+# Other types
+
+class _GradientOfOwnType(theano.Op):
+    """Identity whose gradient is of the input's type.
+
+    That of Theano's cast is of the type that was cast to.
+    """
+
+    __props__ = ()
+    # No C code, so the empty __props__ costs no compilation.
+    view_map = {0: [0]}
+
+    def make_node(self, x):
+        return theano.Apply(self, [x], [x.type()])
+
+    def perform(self, node, inputs, output_storage):
+        output_storage[0][0] = inputs[0]
+
+    def infer_shape(self, node, shapes):
+        return shapes
+
+    def grad(self, inputs, output_gradients):
+        return [T.cast(output_gradients[0], inputs[0].dtype)]
+
+
+_gradient_of_own_type = _GradientOfOwnType()
+T.opt.register_canonicalize(
+    theano.gof.OpRemove(_gradient_of_own_type), "fast_compile", "fast_run",
+    name="bnlasagne_remove_gradient_of_own_type")
+
+
+def cast(variable, dtype):
+    """Like Theano's cast, but gradients have the type of the variable."""
+    return T.cast(_gradient_of_own_type(variable), dtype)
+
+
 # Statistics of half precision overflow soon: they are computed in single.
 
 def _not_half(variable):
     if variable is None or variable.dtype != "float16":
         return variable
-    return T.cast(variable, "float32")
+    return cast(variable, "float32")
 
 
 def _as_half(result, *inputs):

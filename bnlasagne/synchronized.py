@@ -119,37 +119,8 @@ def _in_shape(moments, x, axes):
 
 # As plain expressions
 
-class _GradientOfOwnType(theano.Op):
-    """Identity whose gradient is of the input's type.
-
-    That of Theano's cast is of the type that was cast to.
-    """
-
-    __props__ = ()
-    # No C code, so the empty __props__ costs no compilation.
-    view_map = {0: [0]}
-
-    def make_node(self, x):
-        return theano.Apply(self, [x], [x.type()])
-
-    def perform(self, node, inputs, output_storage):
-        output_storage[0][0] = inputs[0]
-
-    def infer_shape(self, node, shapes):
-        return shapes
-
-    def grad(self, inputs, output_gradients):
-        return [T.cast(output_gradients[0], inputs[0].dtype)]
-
-
-_gradient_of_own_type = _GradientOfOwnType()
-T.opt.register_canonicalize(
-    theano.gof.OpRemove(_gradient_of_own_type), "fast_compile", "fast_run",
-    name="bnlasagne_remove_gradient_of_own_type")
-
-
 def _plain_moments(x, axes):
-    x = T.cast(_gradient_of_own_type(x), "float64")
+    x = expressions.cast(x, "float64")
     deviation, mean, _ = expressions.standardization(x, axes)
     count = T.prod([T.cast(x.shape[axis], "float64") for axis in axes])
     return T.concatenate([T.shape_padleft(count), T.flatten(mean),
