@@ -26,6 +26,11 @@ def numbered_labels(layers):
         alone does not tell it from others.
     """
     labels = [label(layer) for layer in layers]
-    return {layer: text if layer.name is not None and labels.count(text) == 1
+
+    def is_clear(layer, text):
+        return getattr(layer, "name", None) is not None and (
+            labels.count(text) == 1)
+
+    return {layer: text if is_clear(layer, text)
             else "%s (layer %d)" % (text, number)
             for number, (layer, text) in enumerate(zip(layers, labels))}

@@ -683,7 +683,19 @@ class BatchNormLayer(lasagne.layers.Layer):
         """A parameter, broadcastable where it must be, or None."""
         if param is None:
             return None
+        if isinstance(param, theano.compile.SharedVariable):
+            self._check_axes_of(param)
         return T.patternbroadcast(param, self._broadcastable())
+
+    def _check_axes_of(self, param):
+        shape = np.shape(param.get_value(
+            borrow=True, return_internal_type=True))
+        if any(shape[axis] != 1 for axis in self.axes):
+            raise ValueError(
+                "%s: parameter %s has shape %s, but with axes=%s it must have "
+                "size 1 on these. Pass axes= when the layer is made, and do "
+                "not change layer.axes afterwards."
+                % (label(self), param, shape, tuple(self.axes)))
 
     # Checks of the constructor's arguments
 

@@ -1,5 +1,7 @@
 """Weights of the batches in running averages."""
 
+import numbers
+
 import lasagne
 import numpy as np
 import theano
@@ -98,12 +100,14 @@ class CumulativeAverage:
 
     @count.setter
     def count(self, count):
-        if not np.ndim(count) == 0 or not 0 <= count == int(count):
+        if not (isinstance(count, numbers.Real) and 0 <= count < np.inf
+                and count == int(count)):
             raise ValueError("CumulativeAverage: count must be a whole number "
                              "of batches, 0 or more, got %r." % (count,))
-        self._number.set_value(int(count) + 1)
-        self.alpha.set_value(
-            np.asarray(1 / (int(count) + 1), self.alpha.dtype))
+        number = int(count) + 1
+        for variable, value in ((self._number, number),
+                                (self.alpha, 1 / number)):
+            variable.set_value(np.asarray(value, variable.dtype))
 
     def reset(self):
         """Forget all batches: the next one replaces the averages."""

@@ -1,9 +1,11 @@
 """BatchNormLayer: parameters, arguments, flags, stored statistics."""
 
+import concurrent.futures
 import pickle
 
 import bnlasagne
 from bnlasagne import BatchNormLayer, batch_norm
+from bnlasagne.layer import applications
 
 import lasagne
 import numpy as np
@@ -378,3 +380,141 @@ def test_network_pickles(rng, floatX, quick):
 def test_what_the_package_exports():
     for name in bnlasagne.__all__:
         assert hasattr(bnlasagne, name)
+
+
+# Names of other frameworks and of Lasagne's later layer
+
+@pytest.mark.parametrize("name, advice", [
+    ("momentum", "alpha"), ("eps", "epsilon"), ("axis", "axes"),
+    ("scale", "gamma=None"), ("center", "beta=None"), ("affine", "beta=None"),
+    ("track_running_stats", "batch_norm_update_averages"), ("var", "std")])
+def test_arguments_of_other_frameworks(name, advice):
+    dense = DenseLayer((None, 4), 3)
+    before = dict(vars(dense))
+    with pytest.raises(TypeError, match="no argument %s.*%s" % (name, advice)):
+        batch_norm(dense, **{name: 0.9})
+    assert vars(dense) == before
+
+
+@pytest.mark.parametrize("flag, meant", [
+    ("batch_norm_updates_averages", "batch_norm_update_averages"),
+    ("batch_norm_use_average", "batch_norm_use_averages")])
+def test_misspelled_flags(flag, meant):
+    layer = BatchNormLayer(InputLayer((None, 3)), name="bn")
+    with pytest.raises(TypeError, match="'bn'.*%s.*%s" % (flag, meant)):
+        get_output(layer, **{flag: False})
+
+
+def test_flags_of_other_layers_are_let_through():
+    get_output(BatchNormLayer(InputLayer((None, 3))), unroll=True)
+
+
+def test_inverse_standard_deviation(rng, floatX, quick):
+    std = rng.uniform(0.1, 2, 3)
+    layer = BatchNormLayer((None, 3), std=std, epsilon=0.25)
+    expected = 1 / (std + 0.25)
+    for value in (layer.inv_std.get_value(), layer.inv_std.eval()):
+        assert value.dtype == floatX
+        assert_allclose(value[0], expected, rtol=1e-6)
+    again = BatchNormLayer((None, 3), inv_std=expected, epsilon=0.25)
+    assert_allclose(again.std.get_value()[0], std, rtol=1e-5)
+    again = BatchNormLayer((None, 3), inv_std=lasagne.init.Constant(2))
+    assert_allclose(again.std.get_value(), 0.49, rtol=1e-5)
+    shared = BatchNormLayer((None, 3), inv_std=layer.inv_std, epsilon=0.25)
+    assert shared.std is layer.std
+
+
+@pytest.mark.parametrize("inv_std", [
+    0, -1, np.nan, T.row(), theano.shared(np.ones((1, 3))),
+    BatchNormLayer((None, 3), epsilon=1).inv_std])
+def test_wrong_inverse_standard_deviations(inv_std):
+    with pytest.raises(ValueError, match="'bn'.*inv_std"):
+        BatchNormLayer((None, 3), inv_std=inv_std, name="bn")
+
+
+def test_inverse_standard_deviation_cannot_be_set():
+    layer = BatchNormLayer((None, 3))
+    with pytest.raises(AttributeError, match=r"set_statistics\(mean, inv_st"):
+        layer.inv_std = np.ones(3)
+    with pytest.raises(AttributeError, match=r"set_lasagne_values\(\)"):
+        layer.inv_std.set_value(np.ones(3))
+
+
+# Setting parameters by vectors
+
+@pytest.mark.parametrize("shape", [(None, 3), (None, 3, 4, 5)])
+def test_set_values(rng, shape):
+    layer = BatchNormLayer(shape)
+    values = dict(zip(("mean", "std", "beta", "gamma"), rng.rand(4, 3)))
+    layer.set_values(**values)
+    for name, value in values.items():
+        param = getattr(layer, name).get_value()
+        assert param.shape == layer.param_shape()
+        assert_allclose(param.ravel(), value, rtol=1e-6)
+    layer.set_values(beta=0.5, gamma=np.full(layer.param_shape(), 2))
+    assert_array_equal(layer.beta.get_value().ravel(), [0.5] * 3)
+    assert_array_equal(layer.gamma.get_value().ravel(), [2] * 3)
+
+
+@pytest.mark.parametrize("values, error, message", [
+    ({"gamma": np.ones(4)}, ValueError, "'bn'.*gamma.*shape"),
+    ({"beta": np.ones(3)}, ValueError, "'bn'.*no parameter beta.*gamma"),
+    ({"alpha": 1}, ValueError, "'bn'.*no parameter alpha"),
+    ({"gamma": "a"}, TypeError, "'bn'.*gamma"),
+])
+def test_wrong_values_change_nothing(values, error, message):
+    layer = BatchNormLayer((None, 3), beta=None, name="bn")
+    with pytest.raises(error, match=message):
+        layer.set_values(mean=np.ones(3), **values)
+    assert_array_equal(layer.mean.get_value(), np.zeros((1, 3)))
+
+
+# Layers of older versions and of subclasses
+
+@pytest.mark.parametrize("missing", [
+    ["frozen", "channel", "r_max", "d_max"],  # the original class
+    ["channel"], ["r_max", "d_max"]])
+def test_pickles_of_older_classes(rng, floatX, quick, missing):
+    x = T.matrix()
+    layer = BatchNormLayer(InputLayer((None, 3), x), name="bn", alpha=0.25,
+                           nonlinearity=lasagne.nonlinearities.tanh)
+    old = BatchNormLayer.__new__(BatchNormLayer)
+    vars(old).update((name, value) for name, value in vars(layer).items()
+                     if name not in missing)
+    loaded = pickle.loads(pickle.dumps(old, -1))
+    assert not set(vars(loaded)) & set(missing)
+    batch = rng.normal(2, 3, (5, 3)).astype(floatX)
+    y = loaded.input_layer.input_var
+    actual = theano.function([y], get_output(loaded))(batch)
+    assert_allclose(actual, np.tanh(reference.normalize_batch(batch, (0,))),
+                    **TOLERANCE[floatX])
+    assert_allclose(loaded.mean.get_value()[0], 0.25 * batch.mean(axis=0),
+                    **TOLERANCE[floatX])
+    with bnlasagne.freeze_batch_norm(loaded):
+        assert loaded.frozen
+    bnlasagne.update_population_statistics(loaded, [batch])
+    bnlasagne.fold_batch_norm(loaded)
+
+
+def test_axes_that_were_changed_afterwards():
+    layer = BatchNormLayer(InputLayer((None, 3)), name="bn")
+    layer.axes = (1,)
+    for flag in (False, True):
+        with pytest.raises(ValueError, match=r"'bn'.*axes=\(1,\).*Pass axes="):
+            get_output(layer, deterministic=flag)
+
+
+# Threads
+
+def test_contexts_are_those_of_a_thread(quick):
+    def build():
+        x = T.matrix()
+        output = BatchNormLayer((None, 3)).get_output_for(x)
+        nodes = theano.function([x], output).maker.fgraph.apply_nodes
+        return {type(node.op).__name__ for node in nodes}
+
+    with bnlasagne.plain_expressions(), applications() as recorded:
+        with concurrent.futures.ThreadPoolExecutor(1) as threads:
+            assert "BatchNormalize" in threads.submit(build).result()
+        assert "BatchNormalize" not in build()
+    assert len(recorded) == 1

@@ -1,7 +1,17 @@
 """Weights of the batches in running averages."""
 
-from bnlasagne import BatchNormLayer, CumulativeAverage
+import copy
+import pickle
 
+from bnlasagne import (
+    BatchNormLayer,
+    CumulativeAverage,
+    GradientAccumulator,
+    get_batch_norm_updates,
+)
+from bnlasagne.networks import copy_network
+
+import lasagne
 import numpy as np
 import pytest
 import theano
@@ -58,3 +68,159 @@ def test_many_batches(floatX):
     assert average.count == 2 ** 25 + 2
     assert average.alpha.dtype == floatX
     assert_allclose(average.alpha.get_value(), 1 / (2 ** 25 + 3), rtol=2e-7)
+
+
+# What counts
+
+def counted(layer, x, batch, **kwargs):
+    """How many batches a function of the layer counts."""
+    schedule = CumulativeAverage.of(layer)
+    before = schedule.count
+    output = get_output(layer, **kwargs.pop("flags", {}))
+    outputs = kwargs.pop("outputs", lambda y: y)(output)
+    theano.function([x], outputs, **kwargs)(batch)
+    return schedule.count - before
+
+
+@pytest.fixture
+def cumulative(float64):
+    x = T.matrix()
+    return BatchNormLayer(InputLayer((None, 3), x),
+                          alpha=CumulativeAverage().alpha), x
+
+
+@pytest.mark.parametrize("kwargs, expected", [
+    ({}, 1),
+    ({"flags": {"batch_norm_update_averages": False}}, 0),
+    ({"flags": {"batch_norm_update_averages": "explicit"}}, 0),
+    ({"flags": {"deterministic": True}}, 0),
+    ({"no_default_updates": True}, 0),
+    ({"outputs": lambda y: y.shape}, 0),
+    ({"outputs": lambda y: T.grad(y.sum(), y)}, 0),
+    ({"outputs": lambda y: T.grad(T.sqr(y).sum(), y)}, 1),
+])
+def test_batches_count_if_averages_move(cumulative, rng, kwargs, expected):
+    layer, x = cumulative
+    assert counted(layer, x, rng.normal(size=(4, 3)), **kwargs) == expected
+
+
+def test_updates_given_by_the_user_take_the_place_of_weighted_ones(
+        cumulative, rng):
+    layer, x = cumulative
+    batch = rng.normal(size=(4, 3))
+    both = [(layer.mean, layer.mean + 1), (layer.std, layer.std * 2)]
+    one = both[:1]
+    assert counted(layer, x, batch, updates=one) == 1
+    assert counted(layer, x, batch, updates=both) == 0
+
+
+@pytest.mark.parametrize("flag", [True, "explicit"])
+@pytest.mark.parametrize("combine", ["chain", "pool"])
+def test_explicit_updates_count_with_the_averages(
+        cumulative, rng, flag, combine):
+    layer, x = cumulative
+    y = T.matrix()
+    outputs = [layer.get_output_for(each, batch_norm_update_averages=flag)
+               for each in (x, y)]
+    train = theano.function([x, y], outputs, updates=get_batch_norm_updates(
+        outputs, combine=combine))
+    look = theano.function([x, y], outputs, no_default_updates=True)
+    batches = rng.normal(size=(6, 4, 3))
+    for pair in zip(batches[::2], batches[1::2]):
+        train(*pair)
+        look(*pair)
+    assert CumulativeAverage.of(layer).count == 3
+    if combine == "pool":
+        assert_allclose(averages(layer)[0], batches.mean(axis=(0, 1)))
+
+
+def test_steps_of_a_loop_count(cumulative, rng):
+    layer, _ = cumulative
+    x = T.tensor3()
+    outputs, _ = theano.scan(layer.get_output_for, sequences=[x])
+    batches = rng.normal(size=(5, 4, 3))
+    theano.function([x], outputs)(batches)
+    assert CumulativeAverage.of(layer).count == 5
+    for found, expected in zip(averages(layer), plain_average(batches)):
+        assert_allclose(found, expected)
+
+
+def test_accumulated_steps_count(cumulative, rng):
+    layer, x = cumulative
+    accumulator = GradientAccumulator(layer.get_params(trainable=True))
+    accumulate = accumulator.function([x], T.sqr(get_output(layer)).mean())
+    step = accumulator.step_function(lasagne.updates.sgd, learning_rate=0.1)
+    for number in range(3):
+        accumulate(rng.normal(size=(4, 3)))
+        accumulate(rng.normal(size=(4, 3)))
+        assert CumulativeAverage.of(layer).count == number
+        step()
+    assert CumulativeAverage.of(layer).count == 3
+
+
+def test_schedule_of_the_users_own(rng, float64):
+    """Any shared variable with a default update moves as averages do."""
+    alpha = theano.shared(1.)
+    alpha.default_update = alpha * 0.5
+    x = T.matrix()
+    layer = BatchNormLayer(InputLayer((None, 3), x), alpha=alpha * 0.8)
+    train = theano.function([x], get_output(layer))
+    theano.function([x], get_output(layer, batch_norm_update_averages=False))(
+        rng.normal(size=(4, 3)))
+    assert alpha.get_value() == 1
+    batches = rng.normal(size=(2, 4, 3))
+    expected = np.zeros(3)
+    for weight, batch in zip((0.8, 0.4), batches):
+        train(batch)
+        expected += weight * (batch.mean(axis=0) - expected)
+    assert_allclose(averages(layer)[0], expected)
+    assert alpha.get_value() == 0.25
+
+
+# Going on after a restart
+
+def test_count_can_be_set(rng, cumulative):
+    layer, x = cumulative
+    batches = rng.normal(size=(5, 4, 3))
+    function = theano.function([x], get_output(layer))
+    layer.set_values(mean=batches[:3].mean(axis=(0, 1)))
+    CumulativeAverage.of(layer).count = 3
+    for batch in batches[3:]:
+        function(batch)
+    assert_allclose(averages(layer)[0], batches.mean(axis=(0, 1)))
+    assert CumulativeAverage(count=7).alpha.get_value() == 0.125
+
+
+@pytest.mark.parametrize("count", [-1, 0.5, np.nan, np.inf, "1", [1, 2]])
+def test_wrong_counts(count):
+    average = CumulativeAverage(4)
+    with pytest.raises(ValueError, match="count must be a whole number"):
+        average.count = count
+    assert average.count == 4
+
+
+@pytest.mark.parametrize("duplicate", [
+    lambda value: pickle.loads(pickle.dumps(value, -1)), copy.deepcopy,
+    lambda value: (copy_network([value[0]])[value[0]], None)],
+    ids=["pickle", "deepcopy", "copy_network"])
+def test_copies_have_a_schedule_of_their_own(cumulative, rng, duplicate):
+    layer, x = cumulative
+    average = CumulativeAverage.of(layer)
+    average.count = 4
+    other, schedule = duplicate((layer, average))
+    found = CumulativeAverage.of(other)
+    assert found.count == 4
+    assert found.alpha is other.alpha
+    assert schedule is None or schedule.alpha is other.alpha
+    y = T.matrix()
+    theano.function([y], other.get_output_for(y))(rng.normal(size=(4, 3)))
+    assert found.count == 5
+    assert average.count == 4
+    found.reset()
+    assert other.alpha.get_value() == 1
+    assert layer.alpha.get_value() == 0.2
+
+
+@pytest.mark.parametrize("alpha", [0.5, theano.shared(0.5), T.scalar()])
+def test_layers_without_a_schedule(alpha):
+    assert CumulativeAverage.of(BatchNormLayer((None, 3), alpha=alpha)) is None
