@@ -15,7 +15,8 @@ import theano
 import theano.tensor as T
 
 from .demand import needed
-from .layer import BatchNormLayer, label
+from .labels import numbered_labels
+from .layer import BatchNormLayer
 from .linear import (
     computes_like,
     is_linear,
@@ -193,8 +194,8 @@ class _Fold(object):
     def __init__(self, copies, outputs):
         self.outputs = [copies[layer] for layer in outputs]
         self._originals = {copy: layer for layer, copy in copies.items()}
-        self._numbers = {copy: number for number, copy
-                         in enumerate(copies.values())}
+        labels = numbered_labels(list(copies))
+        self._labels = {new: labels[layer] for layer, new in copies.items()}
         # Who takes a layer's output, once for each time it does; and who
         # refers to a layer in ways that are not known.
         self._consumers = collections.defaultdict(list)
@@ -236,7 +237,7 @@ class _Fold(object):
                 plan, where = self._plan(bn)
         except _LeftInPlace as reason:
             return Folding(original, None, "%s left in place: %s"
-                           % (self._name(bn), reason))
+                           % (self._labels[bn], reason))
         layer = plan.linear.layer
         self._replaced.setdefault(layer, set()).update(
             _sources(layer.W, layer.b))
@@ -245,7 +246,7 @@ class _Fold(object):
         self._successors[bn] = layer
         return Folding(original, self._originals[layer],
                        "%s folded into %s %s"
-                       % (self._name(bn), self._name(layer), where))
+                       % (self._labels[bn], self._labels[layer], where))
 
     def _plan(self, bn):
         """How to fold a layer, and where the one is that it goes into."""
@@ -291,13 +292,13 @@ class _Fold(object):
         linear = self._linear(layer, "before it")
         if not is_linear(layer):
             raise _LeftInPlace("%s before it has a nonlinearity, %s" % (
-                self._name(layer), _function_name(layer.nonlinearity)))
+                self._labels[layer], _function_name(layer.nonlinearity)))
         if layer in self.outputs:
             raise _LeftInPlace("the output of %s before it is returned, too"
-                               % self._name(layer))
+                               % self._labels[layer])
         if len(self._consumers[layer]) > 1:
             raise _LeftInPlace("the output of %s before it goes to %s" % (
-                self._name(layer), self._names(self._consumers[layer])))
+                self._labels[layer], self._names(self._consumers[layer])))
         self._check_axes(affine, linear.outputs_share(), layer)
         W, b = self._weights(linear)
         scale, shift = map(linear.of_output, (affine.scale, affine.shift))
@@ -319,7 +320,8 @@ class _Fold(object):
         linear = self._linear(layer, "after it")
         reason = linear.why_not_inputs()
         if reason:
-            raise _LeftInPlace("%s after it %s" % (self._name(layer), reason))
+            raise _LeftInPlace("%s after it %s"
+                               % (self._labels[layer], reason))
         self._check_axes(affine, linear.inputs_share(), layer)
         if _may_be_discrete(inputs_of(bn)[0]):
             raise _LeftInPlace("its input may be of whole numbers, which it "
@@ -346,19 +348,19 @@ class _Fold(object):
         if len(dtypes) > 1:
             raise _LeftInPlace("its parameters and the weights of %s are of "
                                "different types, %s" % (
-                                   self._name(layer),
+                                   self._labels[layer],
                                    ", ".join(sorted(dtypes))))
         if not all(np.all(np.isfinite(value.astype(layer.W.dtype)))
                    for value in (plan.W, plan.b)):
             raise _LeftInPlace("weights or bias of %s would not be finite"
-                               % self._name(layer))
+                               % self._labels[layer])
         # A subclass may use no bias, or no nonlinearity, if it had none yet.
         trial, base = copy.copy(layer), linear_base(layer)
         _carry_out(plan, trial)
         if not computes_like(trial, base):
             raise _LeftInPlace(
                 "%s does not use another bias or nonlinearity as Lasagne's %s "
-                "does" % (self._name(layer), base.__name__))
+                "does" % (self._labels[layer], base.__name__))
         return plan
 
     def _linear(self, layer, where):
@@ -366,7 +368,7 @@ class _Fold(object):
         if linear is None:
             base = linear_base(layer)
             raise _LeftInPlace("%s %s is not known to be linear%s" % (
-                self._name(layer), where, "" if base is None else
+                self._labels[layer], where, "" if base is None else
                 ": it does not compute what Lasagne's %s computes"
                 % base.__name__))
         self._check_unheld(layer)
@@ -383,24 +385,25 @@ class _Fold(object):
         """Values of a layer's parameters, those that it has."""
         present = [name for name in names
                    if getattr(layer, name, None) is not None]
+        of_layer = " of " + self._labels[layer]
         try:
-            return {name: np.asarray(value_of(
-                getattr(layer, name), "%s of %s" % (name, self._name(layer))),
-                "float64") for name in present}
+            return {name: np.asarray(
+                value_of(getattr(layer, name), name + of_layer), "float64")
+                for name in present}
         except NotConstant as reason:
             raise _LeftInPlace(str(reason)) from None
 
     def _check_unheld(self, layer):
         if self._holders[layer]:
             raise _LeftInPlace("%s is referred to by %s" % (
-                self._name(layer), self._names(self._holders[layer])))
+                self._labels[layer], self._names(self._holders[layer])))
 
     def _check_axes(self, affine, axes, layer):
         differ = [axis for axis in axes if affine.scale.shape[axis] != 1]
         if differ:
             raise _LeftInPlace(
                 "its statistics differ along axes %s, along which the weights "
-                "of %s do not" % (differ, self._name(layer)))
+                "of %s do not" % (differ, self._labels[layer]))
 
     def _bypass(self, bn):
         """Have what uses a layer use what it normalized."""
@@ -440,13 +443,8 @@ class _Fold(object):
                             variables_of(layer, ["nonlinearity"]))
         return found
 
-    def _name(self, layer):
-        if getattr(layer, "name", None) is not None:
-            return label(layer)
-        return "%s (layer %d)" % (label(layer), self._numbers[layer])
-
     def _names(self, layers):
-        names = collections.OrderedDict.fromkeys(map(self._name, layers))
+        names = dict.fromkeys(self._labels[layer] for layer in layers)
         return " and ".join(names) or "no other layer"
 
 

@@ -4,7 +4,8 @@ import copy
 import warnings
 
 from .demand import needed
-from .layer import BatchNormLayer, label
+from .labels import numbered_labels
+from .layer import BatchNormLayer
 from .linear import have_equal_graphs, output_of, overrides
 from .networks import all_layers, checked_layers
 from .tracking import average_of
@@ -70,7 +71,7 @@ def freeze_batch_norm(network, params=False, treat_as_input=None):
     >>> layer.frozen
     False
     """
-    layers = _freezable(_layers(network, treat_as_input, _FREEZE))
+    layers = _freezable(_layers(network, treat_as_input, _FREEZE), network)
     before = _Restore(layers)
     for layer in layers:
         layer.frozen = True
@@ -113,13 +114,14 @@ def unfreeze_batch_norm(network, treat_as_input=None):
 _FREEZE = "freeze_batch_norm()"
 
 
-def _freezable(layers):
-    """Leave out the layers that freezing would not do to what it should."""
+def _freezable(layers, network):
+    """The layers that freezing keeps as they are in tests; warn of others."""
     left = [layer for layer in layers if not uses_stored_statistics(layer)]
     if left:
+        labels = numbered_labels(all_layers(checked_layers(network, _FREEZE)))
         text = ("%s: %s cannot be frozen: get_output_for() of this subclass "
                 "does not normalize by the stored statistics for testing."
-                % (_FREEZE, ", ".join(map(label, left))))
+                % (_FREEZE, ", ".join(labels[layer] for layer in left)))
         if len(left) == len(layers):
             raise ValueError(text + " The network has no other batch "
                              "normalization layer.")

@@ -34,6 +34,7 @@ from theano.gof.graph import ancestors, io_toposort
 from .communication import channel_of
 from .demand import inputs_by_value, needed
 from .flags import own_expressions
+from .freezing import uses_stored_statistics
 from .labels import label, numbered_labels
 from .layer import applications, own_statistics
 from .moments import Moments, PooledMoments
@@ -317,11 +318,13 @@ class _Graph(object):
                 batch_norm_use_averages=not one_pass,
                 batch_norm_update_averages=False, **kwargs)
         recorded = [application for application in _computed(recorded, outputs)
-                    if not application.layer.frozen]
+                    if not application.layer.frozen
+                    and uses_stored_statistics(application.layer)]
         if not recorded:
             raise ValueError(
                 "update_population_statistics(): the network has no batch "
-                "normalization layer, or frozen ones only.")
+                "normalization layer that uses its stored statistics, or "
+                "frozen ones only.")
         self.groups = _groups(recorded, numbered_labels(
             all_layers(checked_layers(network, _CALLER))))
         self.layers = list(dict.fromkeys(

@@ -221,6 +221,24 @@ def test_subclasses_that_cannot_be_frozen(rng, layers, kind):
         freeze_batch_norm(other, treat_as_input=layers)
 
 
+@pytest.mark.parametrize("method", ["layerwise", "one_pass"])
+def test_population_statistics_of_subclasses(rng, method):
+    """Those that use their statistics get them; the others stay."""
+    batch = rng.normal(size=(50, 3))
+    marker = Marker(InputLayer((None, 3)))
+    by_batch = ByBatch(marker)
+    scaled = Scaled(by_batch)
+    found = update_population_statistics(scaled, [batch], method=method)
+    assert list(found) == [marker, scaled]
+    assert_allclose(values(marker), reference.statistics(batch, (0,)))
+    normed = reference.normalize_batch(batch, (0,))
+    assert_allclose(values(scaled), reference.statistics(
+        reference.normalize_batch(normed, (0,)), (0,)), atol=1e-15)
+    assert np.all(values(by_batch)[1] == 1)
+    with pytest.raises(ValueError, match="that uses its stored statistics"):
+        update_population_statistics(ByBatch(InputLayer((None, 3))), [batch])
+
+
 @pytest.mark.parametrize("function", [freeze_batch_norm, unfreeze_batch_norm])
 def test_wrong_arguments(function):
     with pytest.raises(TypeError, match="network must be a Layer"):
