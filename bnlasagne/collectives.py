@@ -571,7 +571,8 @@ class _Expression(object):
         that the function updates, from constants and from scalars. Then it has
         to be the same on all ranks; otherwise it depends on the rank's data.
     numbers : set of str
-        The constants in it, such as alpha or a learning rate, if it is common.
+        The constants in it, such as alpha or a learning rate, if it is common,
+        without 0 and 1.
     """
 
     def __init__(self, update, state):
@@ -595,7 +596,9 @@ class _Expression(object):
     def _take(self, variable, state):
         if isinstance(variable, theano.Constant):
             value = np.asarray(variable.data)
-            if value.size == 1 and value.dtype.kind == "f":
+            # Expressions are full of 0 and 1, which tell nothing.
+            if value.size == 1 and value.dtype.kind == "f" and (
+                    value.ravel()[0] not in (0, 1)):
                 self.numbers.add("%.9g" % value.ravel()[0])
         elif variable not in state and getattr(variable, "ndim", None) != 0:
             self.is_common = False
