@@ -13,11 +13,12 @@ import numpy as np
 import theano
 import theano.tensor as T
 
+from .flags import own_expressions
+
 __all__ = [
     "batch_statistics",
     "cast",
     "constant_like",
-    "double_on_purpose",
     "normalize",
     "normalize_batch",
     "pool",
@@ -99,11 +100,7 @@ def batch_statistics(x, axes):
     return _as_half(mean, x.dtype), _as_half(std, x.dtype)
 
 
-# Variables that are of double precision whatever the user's floatX is.
-double_on_purpose = theano.configparser.change_flags(warn_float64="ignore")
-
-
-@double_on_purpose
+@own_expressions(test_values=True)
 def pool(parts):
     """Statistics of several batches, as if they were one.
 

@@ -3,6 +3,8 @@
 import contextlib
 
 import theano
+from theano.compile.function_module import FunctionMaker
+from theano.tensor.var import TensorVariable
 
 __all__ = ["own_expressions"]
 
@@ -29,3 +31,18 @@ def own_expressions(test_values=False):
     with theano.configparser.change_flags(**changed) if changed \
             else contextlib.nullcontext():
         yield
+
+
+def _unchecked(cls, name):
+    """Keep ``warn_float64`` off the copies that a method of Theano makes."""
+    function = getattr(cls, name)
+    if not hasattr(function, "unchecked"):
+        wrapped = own_expressions(test_values=True)(function)
+        wrapped.unchecked = True
+        setattr(cls, name, wrapped)
+
+
+# Theano checks each new variable, also those that it makes itself while it
+# copies and compiles what the user built. The user is asked about the latter.
+_unchecked(TensorVariable, "clone")
+_unchecked(FunctionMaker, "__init__")

@@ -23,6 +23,7 @@ from theano.gof import ParamsType
 from theano.tensor.opt import in2out
 
 from . import compilers, expressions
+from .flags import own_expressions
 
 __all__ = [
     "BatchNormalize",
@@ -166,7 +167,7 @@ def shuffled(variable, order):
     return variable.dimshuffle(*order)
 
 
-@expressions.double_on_purpose
+@own_expressions(test_values=True)
 def double(scalar):
     """A number or scalar variable in double precision, whatever floatX is."""
     if not isinstance(scalar, theano.Variable):
@@ -375,7 +376,7 @@ class BatchNormalize(FusedOp):
     inputs = ["x", "gamma", "beta", "epsilon"]
     outputs = ["y", "mean", "std", "statistics"]
 
-    @expressions.double_on_purpose
+    @own_expressions(test_values=True)
     def make_node(self, x, gamma, beta, epsilon):
         inputs = self.check_inputs(x, [gamma, beta])
         x = inputs[0]
@@ -393,7 +394,7 @@ class BatchNormalize(FusedOp):
         return [[True, True, True, True], [True, False, False, False],
                 [True, False, False, False], [True, False, False, True]]
 
-    @expressions.double_on_purpose
+    @own_expressions(test_values=True)
     def L_op(self, inputs, outputs, output_gradients):
         x, gamma, beta, epsilon = inputs
         _, mean, std, statistics = outputs
@@ -468,7 +469,7 @@ class BatchNormalizeGrad(FusedOp):
     outputs = ["dx", "dgamma", "dbeta"]
     overwrites = 4
 
-    @expressions.double_on_purpose
+    @own_expressions(test_values=True)
     def make_node(self, x, gamma, beta, epsilon, dy, statistics):
         inputs = self.check_inputs(x, [gamma, beta])
         inputs += [epsilon, T.as_tensor_variable(dy), statistics]
@@ -497,7 +498,7 @@ class BatchNormalizeGrad(FusedOp):
         # the gradient with respect to the batch.
         return [[True] * 3] * 3 + [[False] * 3, [True] * 3, [False] * 3]
 
-    @expressions.double_on_purpose
+    @own_expressions(test_values=True)
     def L_op(self, inputs, outputs, output_gradients):
         gradients = self._plain_gradient(inputs, output_gradients)
         disconnected = theano.gradient.DisconnectedType()
@@ -554,7 +555,7 @@ class Normalize(FusedOp):
     outputs = ["y"]
     overwrites = 0
 
-    @expressions.double_on_purpose
+    @own_expressions(test_values=True)
     def make_node(self, x, mean, std, gamma, beta, epsilon):
         inputs = self.check_inputs(x, [mean, std, gamma, beta])
         inputs.append(double(epsilon))
@@ -569,7 +570,7 @@ class Normalize(FusedOp):
         zero = expressions.constant_like(0, y)
         return [T.switch(T.lt(y, zero), zero, y) if self.rectify else y]
 
-    @expressions.double_on_purpose
+    @own_expressions(test_values=True)
     def L_op(self, inputs, outputs, output_gradients):
         return self._plain_gradient(inputs, output_gradients)
 

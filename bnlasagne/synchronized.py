@@ -23,6 +23,7 @@ import theano.tensor as T
 
 from . import expressions, ops
 from .collectives import AllReduce, MergeMoments
+from .flags import own_expressions
 
 __all__ = [
     "normalize_batch",
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 
+@own_expressions(test_values=True)
 def statistics(x, axes, channel, name):
     """Statistics of a batch of which each rank has a part.
 
@@ -55,6 +57,7 @@ def statistics(x, axes, channel, name):
     return _of_moments(moments, x, axes)
 
 
+@own_expressions(test_values=True)
 def normalize_batch(x, gamma, beta, epsilon, axes, channel, name,
                     rectify=False):
     """Normalize a part of a batch by the statistics of all of it.
@@ -248,6 +251,7 @@ class NormalizeByMoments(_ByMoments):
     def connection_pattern(self, node):
         return [[True]] * 4 + [[False]]
 
+    @own_expressions(test_values=True)
     def L_op(self, inputs, outputs, output_gradients):
         x, moments = inputs[0], inputs[4]
         dy = output_gradients[0].astype(x.dtype)
