@@ -127,7 +127,8 @@ def references_of(layer):
     """The same as :func:`layers_in`, and the references within functions.
 
     A function refers to the values that it closes over, to its defaults and to
-    the global variables that it reads.
+    the global variables that it reads. The methods of a user's class are such
+    functions.
     """
     return [value for value in _leaves(layer, _DeepMapping)
             if isinstance(value, lasagne.layers.Layer)]
@@ -140,17 +141,15 @@ def variables_of(layer, names=None):
     ----------
     layer : Layer
     names : list of str or None
-        Attributes to look at. By default, all but `params`: a parameter may
-        be registered only.
+        Attributes to look at. By default, all but `params`, as a parameter
+        may be registered without being used; and the layer's methods.
     """
-    if names is None:
-        names = set(vars(layer)) - {"params"}
-    return [value for value in _leaves(layer, _DeepMapping, names)
+    return [value for value in _leaves(layer, _DeepMapping, names, ["params"])
             if isinstance(value, theano.Variable)]
 
 
-def _leaves(layer, kind, names=None):
-    """What attributes of a layer refer to, other than its inputs."""
+def _leaves(layer, kind, names=None, skip=()):
+    """What a layer refers to, other than its inputs."""
     found = []
 
     def add(value):
@@ -159,9 +158,11 @@ def _leaves(layer, kind, names=None):
 
     mapping = kind(add)
     for name, value in vars(layer).items():
-        if name not in ("input_layer", "input_layers") and (
+        if name not in ("input_layer", "input_layers", *skip) and (
                 names is None or name in names):
             mapping(value)
+    if kind is _DeepMapping and names is None:
+        mapping(_methods_of(layer))
     return found
 
 
@@ -238,6 +239,10 @@ class _Copier(object):
         for name, value in vars(layer).items():
             if name != "input_var":  # It may be shared, but is data.
                 vars(new)[name] = self._mapping(value)
+        for name, function in _methods_of(layer).items():
+            own = self._mapping(function)
+            if own is not function:
+                vars(new)[name] = types.MethodType(own, new)
         return new
 
     def _keep(self, input_var, params):
@@ -322,6 +327,16 @@ class _Copier(object):
         return self._variables[variable]
 
 
+def _methods_of(layer):
+    """The functions of classes that are the user's, by name."""
+    kind = type(layer)
+    return {name: value for base in kind.__mro__ if not of_library(base)
+            for name, value in vars(base).items()
+            if isinstance(value, types.FunctionType)
+            and not name.startswith("__") and name not in vars(layer)
+            and getattr(kind, name, None) is value}
+
+
 def _stays(layer):
     """Whether the copy of a network has the layer itself."""
     return isinstance(layer, lasagne.layers.InputLayer) and not layer.params
@@ -396,14 +411,14 @@ class _DeepMapping(_Mapping):
         return value if _same(new, value) else new
 
     def _method(self, method):
-        owner = self._kept(method.__self__)
-        return method if owner is method.__self__ \
-            else types.MethodType(method.__func__, owner)
+        old = [method.__func__, method.__self__]
+        new = self._kept(old)
+        return method if new is old else types.MethodType(*new)
 
     def _partial(self, partial):
-        old = partial.func, partial.args, partial.keywords
-        new = tuple(self._kept(each) for each in old)
-        return partial if _same(new, old) \
+        old = [partial.func, partial.args, partial.keywords]
+        new = self._kept(old)
+        return partial if new is old \
             else type(partial)(new[0], *new[1], **new[2])
 
     def _object(self, value):

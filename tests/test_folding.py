@@ -153,6 +153,16 @@ def global_layer(x):
                    lambda input: input + get_output(everywhere))
 
 
+def layer_of_a_method(x):
+    layer = dense(x)
+
+    class Adds(lasagne.layers.Layer):
+        def get_output_for(self, input, **kwargs):
+            return input + get_output(layer)
+
+    return Adds(BatchNormLayer(layer))
+
+
 def layer_of_a_function(x):
     layer = dense(x)
     return Applies(BatchNormLayer(layer),
@@ -294,6 +304,9 @@ LEFT = {
     "a function that applies the layer before": (
         layer_of_a_function,
         r"DenseLayer \(layer 1\) is referred to by Applies"),
+    "a method that applies the layer before": (
+        layer_of_a_method,
+        r"DenseLayer \(layer 1\) is referred to by Adds"),
     "a function that applies a global layer": (
         global_layer, r"DenseLayer \(layer 1\) is referred to by Applies"),
     "a patched layer before": (

@@ -377,6 +377,22 @@ def test_functions_get_copies(x, make):
             each, theano.compile.SharedVariable)] == [expected]
 
 
+def test_methods_get_copies(x):
+    layer = DenseLayer(x, 4)
+
+    class Adds(Layer):
+        def get_output_for(self, input, **kwargs):
+            return input + super(Adds, self).get_output_shape_for(
+                (1,))[0] + layer.b
+
+    network = Adds(layer)
+    copies = copy_network([network])
+    copy = copies[network]
+    assert type(copy) is Adds and vars(network).keys() < vars(copy).keys()
+    sources = inputs([copy.get_output_for(x.input_var)])
+    assert copies[layer].b in sources and layer.b not in sources
+
+
 def test_functions_of_nothing_else_stay(x):
     def double(x, factor=2):
         return factor * T.dot(x, numbers) * np.float64(1)
