@@ -185,3 +185,23 @@ def test_accumulation_of_a_network_sized_by_an_output(batch, quick):
                         for param in get_all_params(second)])
     for one, other in zip(*results):
         assert_allclose(one, other, rtol=1e-9, atol=1e-12)
+
+
+class SizedBy(lasagne.layers.Layer):
+    """Ones, as many as there are in another layer's output."""
+
+    def __init__(self, incoming, other):
+        super().__init__(incoming)
+        self.other = other
+
+    def get_output_for(self, input, **kwargs):
+        return input * T.ones_like(self.other.get_output_for(input, **kwargs))
+
+
+def test_population_of_a_layer_sized_by_another(batch, quick):
+    l_in = InputLayer((None, 3))
+    other = BatchNormLayer(l_in)
+    layer = BatchNormLayer(SizedBy(l_in, other))
+    found = update_population_statistics(layer, [batch])
+    assert list(found) == [layer]
+    assert_array_equal(other.mean.get_value(), np.zeros((1, 3)))
