@@ -132,7 +132,7 @@ def pool(parts):
 
 def standardization(x, axes):
     """Deviation from the mean, mean and standard deviation."""
-    size = abs(theano.gradient.disconnected_grad(x)).max(axes, keepdims=True)
+    size = _largest(theano.gradient.disconnected_grad(x), axes)
     # Units in which sums do not overflow, and squares do not underflow either.
     # Gradients are multiplied by a unit after they are divided by it: so they
     # are no further from 1 than they have to be.
@@ -147,6 +147,20 @@ def standardization(x, axes):
     unit = power_of_two(size)
     variance = T.sqr(deviation * unit).mean(axes, keepdims=True)
     return deviation, mean + rounding, safe_sqrt(variance) / unit
+
+
+class _Maximum(theano.scalar.basic.Maximum):
+    """The larger one of two numbers that are not negative."""
+
+    # So an empty batch has a maximum, without a C++ compiler, too.
+    identity = 0
+
+
+def _largest(x, axes):
+    """The largest absolute value along some axes."""
+    maximum = T.elemwise.CAReduce(
+        _Maximum(theano.scalar.upcast_out, name="maximum"), list(axes))
+    return T.makeKeepDims(x, maximum(abs(x)), list(axes))
 
 
 def safe_sqrt(variance):
