@@ -563,7 +563,8 @@ def _held_by(layer):
         below = inputs_of(layer)
         known += [each for each in layers_in(layer) if each in below]
     for each in known:
-        held.remove(each)
+        if each in held:
+            held.remove(each)
     return [each for each in held if each is not layer]
 
 

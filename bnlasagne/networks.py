@@ -196,46 +196,37 @@ def copy_network(layers):
     too; so is an object that can be called. What other objects refer to is not
     copied.
     """
-    found = _all_referred(layers)
-    copier = _Copier(found)
-    # Copying goes from inside to outside, which is another order.
-    return collections.OrderedDict((layer, copier.copy(layer))
-                                   for layer in found)
+    return _Copier().copy(_all_referred(layers))
 
 
 class _Copier(object):
-    """Copy layers and shared variables, each once.
+    """Copy layers and shared variables, each once."""
 
-    Parameters
-    ----------
-    layers : list of Layer
-        The layers whose parameters are to be copied, whatever else they are.
-    """
-
-    def __init__(self, layers):
-        self.layers = {}
+    def __init__(self):
+        self._layers = {}
         self._variables = {}
         self._containers = {}
         self._streams = {}
         self._mapping = _DeepMapping(self._own)
+
+    def copy(self, layers):
+        """Copies of layers, of which each may refer to each."""
         params = {source for layer in layers
                   for source in inputs(list(layer.params))}
-        for layer in layers:
+        new = [layer for layer in layers if layer not in self._layers]
+        for layer in new:
             if _stays(layer):
+                self._layers[layer] = layer
                 self._keep(layer.input_var, params)
+            else:
+                self._layers[layer] = copy.copy(layer)
+        for layer in new:
+            if self._layers[layer] is not layer:
+                self._fill(layer, self._layers[layer])
+        return collections.OrderedDict((layer, self._layers[layer])
+                                       for layer in layers)
 
-    def copy(self, layer):
-        if layer in self.layers:
-            return self.layers[layer]
-        # In their order: inputs first, however deep the network is.
-        for below in lasagne.layers.get_all_layers(layer)[:-1]:
-            self.copy(below)
-        if _stays(layer):
-            self.layers[layer] = layer
-            return layer
-        if layer in self.layers:  # One below refers to it.
-            return self.layers[layer]
-        new = self.layers[layer] = copy.copy(layer)
+    def _fill(self, layer, new):
         for name, value in vars(layer).items():
             if name != "input_var":  # It may be shared, but is data.
                 vars(new)[name] = self._mapping(value)
@@ -243,7 +234,6 @@ class _Copier(object):
             own = self._mapping(function)
             if own is not function:
                 vars(new)[name] = types.MethodType(own, new)
-        return new
 
     def _keep(self, input_var, params):
         """Have the copy refer to an input variable, not to a copy of it."""
@@ -255,7 +245,7 @@ class _Copier(object):
 
     def _own(self, value):
         if isinstance(value, lasagne.layers.Layer):
-            return self.copy(value)
+            return self._layer(value)
         if isinstance(value, theano.Variable):
             return self._variable(value)
         if isinstance(value, (MRG_RandomStreams, RandomStreams)):
@@ -265,6 +255,12 @@ class _Copier(object):
                     value, {id(value.state_updates): []})
             return self._streams[value]
         return value
+
+    def _layer(self, layer):
+        # An Op may name a layer that the network has not.
+        if layer not in self._layers:
+            self.copy(_all_referred([layer]))
+        return self._layers[layer]
 
     def _variable(self, variable):
         """The copy of a variable; itself, if nothing in it is copied."""
@@ -298,7 +294,7 @@ class _Copier(object):
                if isinstance(value, lasagne.layers.Layer)}
         if own:
             op = copy.copy(op)
-            vars(op).update((name, self.copy(layer))
+            vars(op).update((name, self._layer(layer))
                             for name, layer in own.items())
         return op
 
@@ -378,19 +374,20 @@ class _DeepMapping(_Mapping):
 
     def __init__(self, function):
         super(_DeepMapping, self).__init__(function)
-        self._open = set()
+        self._done = {}
 
     def _single(self, value):
         if isinstance(value, (lasagne.layers.Layer, theano.Variable)):
             return self._function(value)
         within = self._within(value)
-        if within is None or id(value) in self._open:
+        if within is None:
             return self._function(value)
-        self._open.add(id(value))
-        try:
-            return within(value)
-        finally:
-            self._open.remove(id(value))
+        if id(value) not in self._done:
+            # For now itself, should it refer to itself. It is kept in order
+            # that no other object gets its number.
+            self._done[id(value)] = value, value
+            self._done[id(value)] = value, within(value)
+        return self._done[id(value)][1]
 
     def _within(self, value):
         """What to do with a value that refers to others, or None."""

@@ -377,6 +377,15 @@ def test_functions_get_copies(x, make):
             each, theano.compile.SharedVariable)] == [expected]
 
 
+def test_layers_that_share_a_function(x):
+    """It refers to one of the layers that has it."""
+    first, second = Layer(x), Layer(x)
+    first.function = second.function = lambda: second
+    copies = copy_network([first])
+    assert copies[first].function is copies[second].function
+    assert copies[first].function() is copies[second] is not second
+
+
 def test_methods_get_copies(x):
     layer = DenseLayer(x, 4)
 
