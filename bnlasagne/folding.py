@@ -1,4 +1,4 @@
-"""Batch normalization folded into a linear layer beside it, for inference.
+"""Fold batch normalization into the linear layer beside it, for inference.
 
 For testing, a batch normalization layer computes ``scale * x + shift`` with
 constants. The linear layer before it, or after it, can do the same by other
@@ -65,7 +65,7 @@ class Folding(collections.namedtuple("Folding", "layer, into, text")):
 
 
 class _LeftInPlace(Exception):
-    """Folding would not be exact, or there is nothing to fold into."""
+    """The reason why a layer is left in place."""
 
 
 def fold_batch_norm(network, return_report=False):
@@ -167,28 +167,28 @@ def fold_batch_norm(network, return_report=False):
 
 
 _Affine = collections.namedtuple("_Affine", "scale, shift, offset, dtypes")
-_Affine.__doc__ = """What a batch normalization layer does to its input.
+_Affine.__doc__ = """Scale and shift by a batch normalization layer in tests.
 
 Attributes
 ----------
 scale, shift : arrays
-    Of the shape of its parameters.
+    They have an axis for each axis of the layer's input.
 offset : float
-    The largest mean, in what deviations from it are divided by.
+    The largest mean, in standard deviations with epsilon.
 dtypes : set of str
-    Of its parameters.
+    The types of the layer's parameters.
 """
 
 _LARGE_OFFSET = 100
 
 _Plan = collections.namedtuple("_Plan", "linear, W, b, nonlinearity")
-_Plan.__doc__ = """What a linear layer is to be."""
+_Plan.__doc__ = """New weights, bias and nonlinearity of a linear layer."""
 
 
 class _Fold(object):
-    """Folds the batch normalization layers of a copy, one after the other.
+    """Fold the batch normalization layers of a copy, one after the other.
 
-    All but the report is about layers of the copy.
+    Layers are those of the copy; the report has the layers of the original.
     """
 
     def __init__(self, copies, outputs):
@@ -196,8 +196,8 @@ class _Fold(object):
         self._originals = {copy: layer for layer, copy in copies.items()}
         labels = numbered_labels(list(copies))
         self._labels = {new: labels[layer] for layer, new in copies.items()}
-        # Who takes a layer's output, once for each time it does; and who
-        # refers to a layer in ways that are not known.
+        # For each layer, the layers that take its output, once for each time;
+        # and the layers that refer to it in ways that are not known.
         self._consumers = collections.defaultdict(list)
         self._holders = collections.defaultdict(list)
         for layer in copies.values():
@@ -206,9 +206,10 @@ class _Fold(object):
             for held in _held_by(layer):
                 self._holders[held].append(layer)
         self._reached = _reached_from(self.outputs, _used_by)
-        # For each folded layer, what its weights and bias were made of.
+        # For each folded layer, the shared variables that its weights and its
+        # bias were computed from.
         self._replaced = {}
-        # For each layer that is no more, the layer that does its work.
+        # For each layer that was removed, the layer that does its work.
         self._successors = collections.OrderedDict()
 
     def fold_all(self):
@@ -216,7 +217,7 @@ class _Fold(object):
         left = [layer for layer in self._originals if _is_batch_norm(layer)]
         report = collections.OrderedDict.fromkeys(left)
         changed = True
-        # Again, as what was in the way of one may have been folded since.
+        # Again: the layer that was in the way may have been folded since.
         while changed:
             report.update((bn, self._fold(bn)) for bn in left)
             remaining = [bn for bn in left if report[bn].into is None]
@@ -232,7 +233,7 @@ class _Fold(object):
     def _fold(self, bn):
         original = self._originals[bn]
         try:
-            # What would not be finite is left in place.
+            # Weights that would not be finite are refused later.
             with np.errstate(all="ignore"):
                 plan, where = self._plan(bn)
         except _LeftInPlace as reason:
@@ -249,7 +250,7 @@ class _Fold(object):
                        % (self._labels[bn], self._labels[layer], where))
 
     def _plan(self, bn):
-        """How to fold a layer, and where the one is that it goes into."""
+        """How to fold a layer, and where the linear layer is."""
         affine = self._affine(bn)
         reasons = []
         for plan, where in [(self._plan_before, "before it"),
@@ -406,7 +407,7 @@ class _Fold(object):
                 "of %s do not" % (differ, self._labels[layer]))
 
     def _bypass(self, bn):
-        """Have what uses a layer use what it normalized."""
+        """Connect the consumers of a layer to the layer before it."""
         below, = inputs_of(bn)
         for consumer in self._consumers[bn]:
             replace_layer(consumer, bn, below)
@@ -416,7 +417,7 @@ class _Fold(object):
                         for layer in self.outputs]
 
     def _register_used(self):
-        """Have folded layers register the parameters that are used still."""
+        """Have folded layers register the parameters in use, and no others."""
         layers = _reached_from(self.outputs, _referred_by)
         used = {layer: self._used(layer) for layer in layers}
         everywhere = set().union(*used.values())
@@ -437,7 +438,7 @@ class _Fold(object):
         """The variables of which a layer of the new network uses values."""
         found = needed(variables_of(layer))
         if layer in self._replaced:
-            # It may refer to what its weights were made of, to no avail.
+            # Its attributes may still have sources of its former weights.
             found -= self._replaced[layer]
             found |= needed(_variables(layer.W, layer.b) +
                             variables_of(layer, ["nonlinearity"]))
@@ -500,8 +501,7 @@ def _carry_out(plan, layer):
     layer.params = params
     layer.nonlinearity = lasagne.nonlinearities.identity \
         if plan.nonlinearity is None else plan.nonlinearity
-    # What batch_norm() left behind, to be refused a second time: this layer
-    # could be wrapped again.
+    # batch_norm() refuses to wrap a layer twice. This layer it can wrap again.
     vars(layer).pop("_normalized_by", None)
 
 

@@ -1,4 +1,4 @@
-"""Batch normalization that stays as it is while the rest is trained."""
+"""Freeze batch normalization while the rest of a network is trained."""
 
 import copy
 import warnings
@@ -115,7 +115,7 @@ _FREEZE = "freeze_batch_norm()"
 
 
 def _freezable(layers, network):
-    """The layers that freezing keeps as they are in tests; warn of others."""
+    """The layers that can be frozen; warn of the others."""
     left = [layer for layer in layers if not uses_stored_statistics(layer)]
     if left:
         labels = numbered_labels(all_layers(checked_layers(network, _FREEZE)))

@@ -1,4 +1,4 @@
-"""Lasagne's linear layers: what the axes of their weights mean.
+"""Describe the weights of Lasagne's linear layers.
 
 Each of these layers computes ``nonlinearity(W * x + b)`` for some product that
 is linear in `W` and in `x`. They differ in where `W` has its axes, and in
@@ -86,7 +86,7 @@ class Linear(object):
         return W * _along(scale, self.outputs, W.ndim)
 
     def why_not_inputs(self):
-        """What is in the way of :meth:`scale_inputs` and `shift`, or None."""
+        """The reason why inputs cannot be scaled and shifted, or None."""
         if any(self._padding()):
             return "pads its input with zeros, which would not be shifted"
         return None

@@ -1,4 +1,4 @@
-"""The layers of a network, and copies of networks."""
+"""List the layers of a network, and copy networks."""
 
 import collections
 import copy
