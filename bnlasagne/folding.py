@@ -15,6 +15,7 @@ import theano
 import theano.tensor as T
 
 from .demand import needed
+from .flags import own_expressions
 from .labels import numbered_labels
 from .layer import BatchNormLayer
 from .linear import (
@@ -593,7 +594,8 @@ def _may_be_discrete(layer):
                  for name in ("function", "nonlinearity")]
     if not all(of_library(each) for each in [type(layer)] + functions
                if each is not None):
-        output = lasagne.layers.get_output(layer, deterministic=True)
+        with own_expressions():
+            output = lasagne.layers.get_output(layer, deterministic=True)
         return output.dtype in T.discrete_dtypes
     # What parameters take part in is of their type.
     return not layer.params and any(map(_may_be_discrete, inputs_of(layer)))

@@ -14,6 +14,7 @@ import theano
 import theano.tensor as T
 from theano.scan_module.scan_utils import equal_computations
 
+from .flags import own_expressions
 from .networks import of_library
 
 __all__ = [
@@ -341,7 +342,7 @@ def have_equal_graphs(*layers):
 def output_of(layer, x=None, deterministic=True):
     """The output of a layer for an input, by default of one of its own."""
     # The input has no test value.
-    with theano.configparser.change_flags(compute_test_value="off"):
+    with own_expressions():
         return T.as_tensor_variable(layer.get_output_for(
             _input_of(layer) if x is None else x,
             deterministic=deterministic))
