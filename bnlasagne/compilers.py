@@ -7,25 +7,20 @@ directory, so that other processes need not try. If the compiler takes nothing,
 the Ops are computed by NumPy.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
-import tempfile
 import warnings
 
 import theano
+from theano.gof import compilelock
 from theano.gof.cmodule import GCC_compiler
 from theano.gof.utils import MethodNotDefined
 
-__all__ = [
-    "arguments",
-    "give_up",
-    "is_error",
-    "require",
-    "unsafe_arguments",
-]
+__all__ = ["arguments", "or_numpy", "require", "unsafe_arguments"]
 
 # C++11 is enough for the kernels, and the default of many compilers is newer.
 _STANDARD = "-std=gnu++11"
@@ -110,15 +105,28 @@ def require(program):
         raise MethodNotDefined("c_code")
 
 
-def is_error(exception):
-    """Whether an exception of Theano is an error of the compiler."""
-    return str(exception).startswith("Compilation failed")
+@contextlib.contextmanager
+def or_numpy(program):
+    """Compile the code of an Op; have NumPy compute it if that fails."""
+    require(program)
+    locks = _locks()
+    try:
+        yield
+    except Exception as error:
+        text = str(error.args[0]) if error.args else ""
+        if not text.startswith("Compilation failed"):
+            raise
+        # Theano keeps its compile directory locked after an error.
+        while _locks() > locks:
+            compilelock.release_lock()
+        # The compiler took the trial, but not this.
+        setting = theano.config.cxx, theano.config.gcc.cxxflags, program
+        _found[setting] = None, _first_error(text)
+        require(program)
 
 
-def give_up(program, error):
-    """Compute by NumPy from now on, after an error of the compiler."""
-    setting = theano.config.cxx, theano.config.gcc.cxxflags, program
-    _found[setting] = None, _first_error(str(error))
+def _locks():
+    return getattr(compilelock.get_lock, "n_lock", 0)
 
 
 def _warn(text):
@@ -215,15 +223,13 @@ def _keep(key, flags):
             table = json.load(file)
     except (OSError, ValueError):
         table = {}
-    try:
-        table = dict(table, **{key: flags})
-        with tempfile.NamedTemporaryFile(
-                "w", dir=theano.config.compiledir, suffix=".json",
-                encoding="utf-8", delete=False) as file:
-            json.dump(table, file)
-        os.replace(file.name, _path())
-    except (OSError, TypeError):
-        pass
+    if not isinstance(table, dict):
+        table = {}
+    temporary = "%s.%d" % (_path(), os.getpid())
+    with contextlib.suppress(OSError):
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(dict(table, **{key: flags}), file)
+        os.replace(temporary, _path())
 
 
 def _path():

@@ -231,15 +231,8 @@ class _CompiledOp(theano.Op):
         return (int(digest[:8], 16), 4)
 
     def make_c_thunk(self, *args, **kwargs):
-        compilers.require(_TRIAL)
-        try:
+        with compilers.or_numpy(_TRIAL):
             return super().make_c_thunk(*args, **kwargs)
-        except Exception as error:
-            if not compilers.is_error(error):
-                raise
-            # The compiler took the trial, but not this.
-            compilers.give_up(_TRIAL, error)
-            return compilers.require(_TRIAL)
 
     def c_code(self, node, name, inputs, outputs, sub):
         compilers.require(_TRIAL)
