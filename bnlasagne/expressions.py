@@ -156,9 +156,16 @@ class _Maximum(theano.scalar.basic.Maximum):
     identity = 0
 
 
+class _Largest(T.elemwise.CAReduce):
+    """A maximum that counts as a constant for `theano.Rop`, too."""
+
+    def R_op(self, inputs, eval_points):
+        return [None]
+
+
 def _largest(x, axes):
     """The largest absolute value along some axes."""
-    maximum = T.elemwise.CAReduce(
+    maximum = _Largest(
         _Maximum(theano.scalar.upcast_out, name="maximum"), list(axes))
     return T.makeKeepDims(x, maximum(abs(x)), list(axes))
 
@@ -233,6 +240,9 @@ class _GradientOfOwnType(theano.Op):
 
     def grad(self, inputs, output_gradients):
         return [T.cast(output_gradients[0], inputs[0].dtype)]
+
+    def R_op(self, inputs, eval_points):
+        return eval_points
 
 
 _gradient_of_own_type = _GradientOfOwnType()
