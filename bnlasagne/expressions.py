@@ -173,7 +173,8 @@ def _largest(x, axes):
 def safe_sqrt(variance):
     """Square root whose gradient is zero, not infinite, at zero."""
     zero, one = constant_like(0, variance), constant_like(1, variance)
-    is_zero = T.eq(variance, zero)
+    # A constant for theano.Rop, which takes comparisons for functions.
+    is_zero = theano.gradient.disconnected_grad(T.eq(variance, zero))
     return T.switch(is_zero, zero, T.sqrt(T.switch(is_zero, one, variance)))
 
 
@@ -209,7 +210,7 @@ def power_of_two(sizes, free=0):
     if free:
         power -= T.clip(power, constant_like(-free, sizes),
                         constant_like(free, sizes))
-    return T.exp2(-power)
+    return theano.gradient.disconnected_grad(T.exp2(-power))
 
 
 def constant_like(value, variable):
