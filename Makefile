@@ -26,7 +26,7 @@ demo:
 RANKS ?= 2
 
 mpi-demo:
-	@.ci/venv examples
+	@.ci/venv examples,mpi
 	@$(flags) OMP_NUM_THREADS=1 .venv/bin/mpiexec -n $(RANKS) \
 		$(python) -m mpi4py examples/mnist_mpi.py
 

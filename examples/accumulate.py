@@ -23,13 +23,14 @@ import argparse
 import sys
 from collections import namedtuple
 
+import options  # isort: skip  # First: it has Ctrl-C end in one line.
+
 # First: repairs imports.
 from bnlasagne import GradientAccumulator  # isort: skip
 
 import digits
 import lasagne
 import numpy as np
-import options
 import theano
 import theano.tensor as T
 from matplotlib.figure import Figure
@@ -226,6 +227,7 @@ def main():
     if len(data.x_train) < BATCH_SIZE:
         sys.exit(f"accumulate.py: error: a batch has {BATCH_SIZE} digits, but "
                  f"there are {len(data.x_train)} digits to train on")
+    options.announce_compiling(args.quiet)
     ways = [prepare(*way, args) for way in WAYS]
     rows = compare(ways, data, args)
     if rows:

@@ -12,12 +12,13 @@ import argparse
 import sys
 import time
 
+import options  # isort: skip  # First: it has Ctrl-C end in one line.
+
 from bnlasagne import batch_norm  # isort: skip  # First: repairs imports.
 
 import digits
 import lasagne
 import numpy as np
-import options
 import theano
 import theano.tensor as T
 from lasagne.layers import (
@@ -193,6 +194,7 @@ def main():
     except digits.DataError as error:
         sys.exit(f"cnn.py: error: {error}")
     lasagne.random.set_rng(np.random.RandomState(args.seed))
+    options.announce_compiling(args.quiet)
     train, test = compile_network(args.batch_norm, args.learning_rate)
     print("epoch   training loss   test accuracy   time per step")
     for epoch in range(1, args.epochs + 1):

@@ -17,6 +17,8 @@ import sys
 import tempfile
 import time
 
+import options  # isort: skip  # First: it has Ctrl-C end in one line.
+
 from bnlasagne import (  # isort: skip  # First: repairs imports.
     fold_batch_norm,
     get_torch_state_dict,
@@ -29,7 +31,6 @@ import cnn
 import digits
 import lasagne
 import numpy as np
-import options
 import theano
 import theano.tensor as T
 from lasagne.layers import get_output
@@ -255,6 +256,7 @@ def main():
     except digits.DataError as error:
         sys.exit(f"deploy.py: error: {error}")
     lasagne.random.set_rng(np.random.RandomState(args.seed))
+    options.announce_compiling(args.quiet)
     x = T.tensor4("x")
     network = cnn.build_network(x, True)
     train(x, network, data, args)

@@ -26,13 +26,14 @@ import argparse
 import sys
 from collections import namedtuple
 
+import options  # isort: skip  # First: it has Ctrl-C end in one line.
+
 # First: repairs imports.
 from bnlasagne import batch_norm, get_batch_norm_updates  # isort: skip
 
 import digits
 import lasagne
 import numpy as np
-import options
 import theano
 import theano.tensor as T
 from lasagne.layers import DenseLayer, InputLayer, get_all_params, get_output
@@ -219,6 +220,7 @@ def main():
     if args.batch_size > len(data.x_train):
         sys.exit(f"gan.py: error: --batch-size is {args.batch_size}, but "
                  f"there are {len(data.x_train)} digits to train on")
+    options.announce_compiling(args.quiet)
     functions = compile_functions(build_networks(args.seed),
                                   args.learning_rate)
     complete = train(functions, data, args)

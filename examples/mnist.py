@@ -18,6 +18,9 @@ layer by layer. To skip this step::
 
     python examples/mnist.py --statistics-steps 0
 
+Without a C++ compiler, where a step takes about a second, it makes few steps
+by default, and skips the comparison of statistics.
+
 Ctrl-C stops the training early and still saves the curves.
 
 S. Ioffe and C. Szegedy: Batch normalization: accelerating deep network
@@ -29,6 +32,8 @@ import os
 import sys
 from collections import namedtuple
 
+import options  # isort: skip  # First: it has Ctrl-C end in one line.
+
 # First: repairs imports.
 from bnlasagne import (  # isort: skip
     batch_norm,
@@ -39,7 +44,6 @@ from bnlasagne import (  # isort: skip
 import digits
 import lasagne
 import numpy as np
-import options
 import theano
 import theano.tensor as T
 from matplotlib.figure import Figure
@@ -188,6 +192,10 @@ def compare(data, args):
         Steps made, accuracy without and with batch norm. Ends early where
         the user interrupted the training.
     """
+    options.announce_compiling(args.quiet)
+    if not (args.quiet or options.has_compiler()):
+        print(f"{args.steps} steps take about {args.steps // 60 + 1} minutes.",
+              file=sys.stderr)
     networks = [compile_network(normalize, args.learning_rate, args.seed)
                 for normalize in (False, True)]
     stream = batches(data.x_train, data.y_train, args.batch_size, args.seed)
@@ -268,19 +276,48 @@ def compare_statistics(data, args):
           "the statistics in testing")
     print("  batch size   running averages   one pass   layer by layer")
     path = statistics_path(args.output)
+    rows = []
     try:
         for size in STATISTICS_BATCH_SIZES:
             network = train_in_batches_of(size, data, args)
             row, found = test_statistics(network, size, data, args)
             print("{:12d}   {:16.4f}   {:8.4f}   {:14.4f}".format(size, *row))
+            rows.append(row)
             if size == PICTURED_BATCH_SIZE:
                 plot_statistics(found).savefig(path, dpi=150)
     except KeyboardInterrupt:
         print("Interrupted.")
         return False
+    print(conclusion_from(rows))
     print(f"Saved the statistics for batches of {PICTURED_BATCH_SIZE} as "
           f"{path}.")
     return True
+
+
+def conclusion_from(rows):
+    """Say what the table of statistics means for the user's own network.
+
+    Parameters
+    ----------
+    rows : list of list of float
+        Accuracies with running averages, one pass, layer by layer.
+
+    Returns
+    -------
+    str
+    """
+    running, *others = np.mean(rows, axis=0)
+    if running >= max(others):
+        found = """\
+Here the running averages win: they are averages of the statistics that
+normalized in training. Test with them. The statistics of all digits"""
+    else:
+        found = """\
+Here the running averages do not win: they follow the last batches. Test with
+the statistics of all digits. These"""
+    return found + """ have uses of
+their own: they depend neither on alpha nor on the last batches, and they
+repair averages that have drifted (see update_population_statistics())."""
 
 
 def train_in_batches_of(size, data, args):
@@ -356,12 +393,14 @@ def parse_arguments():
         description="Test accuracy on handwritten digits with and without "
         "batch normalization, after figure 1(a) of Ioffe & Szegedy (2015).")
     parser.add_argument(
-        "--steps", type=options.at_least(1), default=5000, metavar="N",
+        "--steps", type=options.at_least(1), metavar="N",
+        default=5000 if options.has_compiler() else 300,
         help="train for N steps (default: %(default)s; the paper: 50000)")
     parser.add_argument(
-        "--statistics-steps", type=options.at_least(0), default=3000,
-        metavar="N", help="then train for N steps with each of three batch "
-        "sizes, to compare statistics to test with; 0 skips this (default: "
+        "--statistics-steps", type=options.at_least(0), metavar="N",
+        default=3000 if options.has_compiler() else 0,
+        help="then train for N steps with each of three batch sizes, to "
+        "compare statistics to test with; 0 skips this (default: "
         "%(default)s)")
     parser.add_argument(
         "--batch-size", type=options.BATCH_SIZE, default=60, metavar="N",

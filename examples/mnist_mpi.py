@@ -24,6 +24,8 @@ import argparse
 import sys
 from collections import namedtuple
 
+import options  # isort: skip  # First: it has Ctrl-C end in one line.
+
 # First: repairs imports.
 from bnlasagne import (  # isort: skip
     average_gradients,
@@ -36,7 +38,6 @@ from bnlasagne import (  # isort: skip
 import digits
 import lasagne
 import numpy as np
-import options
 import theano
 import theano.tensor as T
 from mnist import ALPHA, CHUNK_SIZE, batches, chunks_of, steps_to_test
@@ -274,6 +275,7 @@ def main():
         print(f"{comm.size} processes" if comm.size > 1 else
               "1 process; start it with mpiexec -n 2 python -m mpi4py "
               "examples/mnist_mpi.py")
+        options.announce_compiling(args.quiet)
         print("  steps   training loss   test accuracy", flush=True)
 
     # Ranks may start from different weights: those of rank 0 are everyone's.

@@ -1,8 +1,13 @@
-"""Options of the command line that the examples share, and their checks."""
+"""What the examples share: options, what they say first, and how they end.
+
+Importing this module has Ctrl-C end a program in one line, with the status
+130 that a shell reports for it, while it imports or compiles as well.
+"""
 
 import argparse
 import math
 import os
+import sys
 
 __all__ = [
     "BATCH_SIZE",
@@ -10,8 +15,46 @@ __all__ = [
     "add_learning_rate",
     "add_output",
     "add_seed",
+    "announce_compiling",
     "at_least",
+    "has_compiler",
 ]
+
+
+def _end_in_one_line(kind, error, trace, show=sys.excepthook):
+    """Show an error that ends the program, but not where Ctrl-C hit it."""
+    if not issubclass(kind, KeyboardInterrupt):
+        return show(kind, error, trace)
+    print("Interrupted.", file=sys.stderr, flush=True)
+    raise SystemExit(130)
+
+
+sys.excepthook = _end_in_one_line
+
+
+def has_compiler():
+    """Whether Theano has a C++ compiler."""
+    # Not at the top: the package repairs this import.
+    import theano
+
+    return bool(theano.config.cxx)
+
+
+def announce_compiling(quiet):
+    """Say what the program does before it prints anything else.
+
+    Parameters
+    ----------
+    quiet : bool
+        Whether to say nothing.
+    """
+    if not quiet:
+        print("Compiling; about a minute the first time, a few seconds from "
+              "then on." if has_compiler() else
+              "Without a C++ compiler, Python computes all, a hundred times "
+              "as slowly.\n(On Debian and Ubuntu: apt-get install g++. "
+              "THEANO_FLAGS=mode=FAST_COMPILE\nmakes it less slow.)",
+              file=sys.stderr, flush=True)
 
 
 def at_least(least, reason=""):

@@ -362,6 +362,7 @@ def test_mnist(npz, tmp_path):
     rows = table_of_statistics(output)
     assert list(rows) == [4, 16, 60]
     assert min(rows[60]) > 0.9
+    assert "Here the running averages " in output
     assert output.endswith("Saved the statistics for batches of 4 as "
                            "mnist_statistics.png.\n")
     assert_shows(tmp_path / "mnist_statistics.png", (153, 153, 153))
@@ -391,6 +392,56 @@ def test_mnist_quiet_and_interrupted(npz, tmp_path):
     assert table("".join(before))[0].step == 100
     assert re.search(r"Interrupted after \d+ steps\.", after)
     assert_shows_two_curves(tmp_path / "a.png")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is not a signal there")
+def test_interrupted_while_compiling(npz, tmp_path):
+    with subprocess.Popen(
+            [sys.executable, str(EXAMPLES / "mnist.py"), "--data", str(npz)],
+            cwd=str(tmp_path), env=environment(),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            universal_newlines=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        try:
+            first = ""
+            while not first.startswith(("Compiling; about a minute the first",
+                                        "Without a C++ compiler")):
+                first = process.stderr.readline()
+                assert first, "no word about compiling"
+            process.send_signal(signal.SIGINT)
+            out, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert out == ""
+    assert errors.endswith("Interrupted.\n") and "Traceback" not in errors
+
+
+@pytest.mark.parametrize("cxx, steps, statistics_steps, says", [
+    ("g++", 5000, 3000, "Compiling; about a minute"),
+    ("", 300, 0, "Without a C++ compiler, Python computes all"),
+])
+def test_mnist_says_what_it_takes(example, monkeypatch, capsys, cxx, steps,
+                                  statistics_steps, says):
+    monkeypatch.setattr(theano.config, "cxx", cxx)
+    mnist = example("mnist")
+    args = mnist.parse_arguments()
+    assert (args.steps, args.statistics_steps) == (steps, statistics_steps)
+    mnist.options.announce_compiling(False)
+    assert capsys.readouterr().err.startswith(says)
+    mnist.options.announce_compiling(True)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("rows, says", [
+    ([[0.9, 0.8, 0.8], [0.7, 0.6, 0.75]], "the running averages win"),
+    ([[0.9, 0.8, 0.8], [0.6, 0.6, 0.8]], "the running averages do not win"),
+])
+def test_mnist_concludes(example, rows, says):
+    conclusion = example("mnist").conclusion_from(rows)
+    assert says in conclusion
+    assert max(map(len, conclusion.splitlines())) < 80
 
 
 @needs_compiler  # as do Theano's convolutions
