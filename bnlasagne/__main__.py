@@ -1,8 +1,11 @@
 """
-Run a script or a module that imports Lasagne before bnlasagne.
+Run a script or a module with Theano and Lasagne repaired.
 
 ``python -m bnlasagne script.py`` applies the repairs of `bnlasagne.compat`
-and then does what ``python script.py`` does.
+and then does what ``python script.py`` does. Where this package is installed,
+the start-up hook applies them as well, and programs need no other command.
+This one is for folders that are not installed but in ``PYTHONPATH``, and for
+programs that run with ``BNLASAGNE_NO_HOOK=1``.
 """
 
 import builtins
@@ -21,7 +24,8 @@ _HELP = (
     + """
 Run a script (or, with -m, a module such as pytest) as Python itself would,
 after repairing what keeps Theano and Lasagne from being imported on a current
-machine. A script that imports bnlasagne before lasagne does not need this.
+machine. Needed only where bnlasagne is not installed by pip, or where the
+environment variable BNLASAGNE_NO_HOOK is set: its start-up hook does the same.
 
 Theano is imported before the script starts: set THEANO_FLAGS in the shell,
 not in the script.

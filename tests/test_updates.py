@@ -441,8 +441,6 @@ def test_recurrent_layer_in_a_loop_is_as_unrolled(rng, loop_mode):
     assert np.any(found[0][-2] != 0)
 
 
-@pytest.mark.skipif(lasagne.__version__.startswith("0.1"), reason=(
-    "Lasagne 0.1 passes no flags to layers inside of a recurrent layer"))
 def test_recurrent_layer_may_leave_averages_alone(rng, loop_mode):
     x, network, layer = recurrent_network(rng, unroll=False)
     output = get_output(network, batch_norm_update_averages=False)
