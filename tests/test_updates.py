@@ -4,7 +4,6 @@ import pickle
 
 from bnlasagne import BatchNormLayer, batch_norm, plain_expressions, tracking
 
-import lasagne
 import numpy as np
 import pytest
 import reference
