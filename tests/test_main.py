@@ -17,7 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def run_python(*arguments, cwd, path, flags=(), **environment):
-    environment = dict(os.environ, PYTHONPATH=str(path), **environment)
+    # Without the hook that may be installed, which repairs as well.
+    environment = dict(os.environ, PYTHONPATH=str(path),
+                       BNLASAGNE_NO_HOOK="1", **environment)
     return subprocess.run(
         [sys.executable, *flags, *map(str, arguments)],
         env=environment,
