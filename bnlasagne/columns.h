@@ -83,63 +83,68 @@ inline void sum_columns(Tile tile, Index stride, T* first, T* second,
     each_group<T, 4>(tile, stride, work);
 }
 
-template <typename T> struct AddColumnValue {
+template <typename T, bool UNITS> struct AddColumnValue {
     const T* x;
     T unit;
     void fetch_at(Index at) const { fetch(x + at); }
     template <typename V>
     void operator()(Index at, Index, V& first, V&) const {
-        first += load<V>(x + at) * unit;
+        const V value = load<V>(x + at);
+        first += UNITS ? value * unit : value;
     }
 };
 
-template <typename T> struct AddColumnDeviation {
+template <typename T, bool UNITS> struct AddColumnDeviation {
     const T *x, *near;
     T unit;
     void fetch_at(Index at) const { fetch(x + at); }
     template <typename V>
     void operator()(Index at, Index j, V& first, V& second) const {
-        V deviation = load<V>(x + at) * unit - load<V>(near + j);
+        const V value = load<V>(x + at);
+        const V deviation = (UNITS ? value * unit : value)
+                            - load<V>(near + j);
         first += deviation;
         second += deviation * deviation;
     }
 };
 
 /* Where the constants of columns lie. */
-template <typename T> struct AffineColumns {
+template <typename T, bool UNITS> struct AffineColumns {
     const T *unit, *centre, *scale, *shift;
     explicit AffineColumns(const T* const* constants)
         : unit(constants[0]), centre(constants[1]), scale(constants[2]),
           shift(constants[3]) {}
     /* Those of a column, or of a vector of them. */
-    template <typename V> Affine<V> at(Index j) const {
-        Affine<V> affine = {load<V>(unit + j), load<V>(centre + j),
-                            load<V>(scale + j), load<V>(shift + j)};
+    template <typename V> Affine<V, UNITS> at(Index j) const {
+        Affine<V, UNITS> affine = {
+            UNITS ? load<V>(unit + j) : V(), load<V>(centre + j),
+            load<V>(scale + j), load<V>(shift + j)};
         return affine;
     }
 };
 
-template <typename T> struct GradientColumns {
-    AffineColumns<T> affine;
+template <typename T, bool UNITS> struct GradientColumns {
+    AffineColumns<T, UNITS> affine;
     const T *unit, *mean, *a, *b, *c;
     explicit GradientColumns(const T* const* constants)
         : affine(constants), unit(constants[4]), mean(constants[5]),
           a(constants[6]), b(constants[7]), c(constants[8]) {}
-    template <typename V> Gradient<V> at(Index j) const {
-        Gradient<V> gradient = {
-            affine.template at<V>(j), load<V>(unit + j), load<V>(mean + j),
-            load<V>(a + j), load<V>(b + j), load<V>(c + j)};
+    template <typename V> Gradient<V, UNITS> at(Index j) const {
+        Gradient<V, UNITS> gradient = {
+            affine.template at<V>(j), UNITS ? load<V>(unit + j) : V(),
+            load<V>(mean + j), load<V>(a + j), load<V>(b + j),
+            load<V>(c + j)};
         return gradient;
     }
 };
 
-template <typename T, bool RECTIFY> struct AddColumnGradient {
+template <typename T, bool RECTIFY, bool UNITS> struct AddColumnGradient {
     const T *x, *dy;
-    AffineColumns<T> columns;
+    AffineColumns<T, UNITS> columns;
     void fetch_at(Index at) const { fetch(x + at), fetch(dy + at); }
     template <typename V>
     void operator()(Index at, Index j, V& first, V& second) const {
-        Affine<V> affine = columns.template at<V>(j);
+        Affine<V, UNITS> affine = columns.template at<V>(j);
         V value = load<V>(x + at);
         V g = reaching<RECTIFY>(load<V>(dy + at), affine(value));
         first += g;
@@ -157,8 +162,9 @@ template <typename F> inline void each_block_of_rows(Tile tile, F f) {
     }
 }
 
-/* Mean, and sum of squares about it, of each column, in the given unit. */
-template <typename T>
+/* Mean, and sum of squares about it, of each column, in the given unit, which
+ * is 1 without UNITS. */
+template <typename T, bool UNITS>
 void column_moments(const T* x, Index stride, Tile tile, T unit,
                     const Workspace<T>& work, double* mean, double* m2) {
     const Index width = tile.width;
@@ -166,7 +172,7 @@ void column_moments(const T* x, Index stride, Tile tile, T unit,
     Tile sample = tile;
     sample.end = std::min(tile.end, tile.begin + SAMPLE_ROWS);
     const T size = static_cast<T>(sample.end - sample.begin);
-    sum_columns(sample, stride, first, second, AddColumnValue<T>{x, unit});
+    sum_columns(sample, stride, first, second, AddColumnValue<T, UNITS>{x, unit});
     BNLASAGNE_INDEPENDENT
     for (Index j = 0; j < width; ++j) {
         near[j] = first[j] / size;
@@ -176,7 +182,7 @@ void column_moments(const T* x, Index stride, Tile tile, T unit,
     double count = 0;
     each_block_of_rows(tile, [&](Tile block) {
         sum_columns(block, stride, first, second,
-                    AddColumnDeviation<T>{x, near, unit});
+                    AddColumnDeviation<T, UNITS>{x, near, unit});
         const double n = static_cast<double>(block.end - block.begin);
         const double inverse = 1 / n, part = n / (count + n);
         const double both = count * part;
@@ -194,7 +200,7 @@ void column_moments(const T* x, Index stride, Tile tile, T unit,
 }
 
 /* Sums of the gradient, and of its product with the deviation. */
-template <typename T, bool RECTIFY>
+template <typename T, bool RECTIFY, bool UNITS>
 void column_gradient_sums(const T* x, const T* dy, Index stride, Tile tile,
                           const T* const* constants,
                           const Workspace<T>& work, double* sum,
@@ -205,8 +211,8 @@ void column_gradient_sums(const T* x, const T* dy, Index stride, Tile tile,
     std::fill(product, product + width, 0.0);
     each_block_of_rows(tile, [&](Tile block) {
         sum_columns(block, stride, first, second,
-                    AddColumnGradient<T, RECTIFY>{
-                        x, dy, AffineColumns<T>(constants)});
+                    AddColumnGradient<T, RECTIFY, UNITS>{
+                        x, dy, AffineColumns<T, UNITS>(constants)});
         BNLASAGNE_INDEPENDENT
         for (Index j = 0; j < width; ++j) {
             sum[j] += first[j];
@@ -236,48 +242,60 @@ template <typename T, typename F> struct WriteColumns {
     }
 };
 
+/* Where vectors are split, GCC keeps more in registers in functions apart. */
+#ifdef __AVX512F__
+#define BNLASAGNE_APART inline
+#else
+#define BNLASAGNE_APART __attribute__((noinline))
+#endif
+template <typename T, int ROWS, typename Work>
+BNLASAGNE_APART void write_groups(Tile tile, Index stride, const Work& work) {
+    each_group<T, ROWS>(tile, stride, work);
+}
+
 /* Writes results.result<V>(at, constants) to each place of a tile. */
 template <typename T, typename F>
 inline void write_columns(T* y, Index stride, Tile tile, F results) {
     const WriteColumns<T, F> work = {y, stride, results};
     if (tile.width <= NARROW)
-        each_group<T, 1>(tile, stride, work);
+        write_groups<T, 1>(tile, stride, work);
     else
-        each_group<T, 4>(tile, stride, work);
+        write_groups<T, 4>(tile, stride, work);
 }
 
-template <typename T, bool RECTIFY> struct NormalizeColumns {
+template <typename T, bool RECTIFY, bool UNITS> struct NormalizeColumns {
     const T* x;
-    AffineColumns<T> columns;
+    AffineColumns<T, UNITS> columns;
     void fetch_at(Index at) const { fetch(x + at); }
-    template <typename V> V result(Index at, const Affine<V>& affine) const {
+    template <typename V>
+    V result(Index at, const Affine<V, UNITS>& affine) const {
         return rectified<RECTIFY>(affine(load<V>(x + at)));
     }
 };
 
-template <typename T, bool RECTIFY>
+template <typename T, bool RECTIFY, bool UNITS>
 void column_normalize(const T* x, T* y, Index stride, Tile tile,
                       const T* const* constants) {
-    write_columns(y, stride, tile, NormalizeColumns<T, RECTIFY>{
-        x, AffineColumns<T>(constants)});
+    write_columns(y, stride, tile, NormalizeColumns<T, RECTIFY, UNITS>{
+        x, AffineColumns<T, UNITS>(constants)});
 }
 
-template <typename T, bool RECTIFY> struct GradientOfColumns {
+template <typename T, bool RECTIFY, bool UNITS> struct GradientOfColumns {
     const T *x, *dy;
-    GradientColumns<T> columns;
+    GradientColumns<T, UNITS> columns;
     void fetch_at(Index at) const { fetch(x + at), fetch(dy + at); }
     template <typename V>
-    V result(Index at, const Gradient<V>& gradient) const {
+    V result(Index at, const Gradient<V, UNITS>& gradient) const {
         return gradient.template operator()<RECTIFY>(load<V>(x + at),
                                                      load<V>(dy + at));
     }
 };
 
-template <typename T, bool RECTIFY>
+template <typename T, bool RECTIFY, bool UNITS>
 void column_gradient(const T* x, const T* dy, T* dx, Index stride, Tile tile,
                      const T* const* constants) {
-    write_columns(dx, stride, tile, GradientOfColumns<T, RECTIFY>{
-        x, dy, GradientColumns<T>(constants)});
+    write_columns(dx, stride, tile, GradientOfColumns<T, RECTIFY, UNITS>{
+        x, dy, GradientColumns<T, UNITS>(constants)});
 }
 
 }  // namespace bnlasagne

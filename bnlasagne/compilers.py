@@ -58,6 +58,20 @@ _found = {}
 _warned = set()
 
 
+def let_clang_compile_theano():
+    """Let clang++ take the code of Theano's own Ops.
+
+    In the standards of today, a size in a list of int is an error for it.
+    """
+    flag = "-Wno-c++11-narrowing"
+    flags = theano.config.gcc.cxxflags.split()
+    if "clang" in os.path.basename(theano.config.cxx) and flag not in flags:
+        theano.config.gcc.cxxflags = " ".join(flags + [flag])
+
+
+let_clang_compile_theano()
+
+
 def unsafe_arguments():
     """The user's flags that the kernels must not be compiled with.
 

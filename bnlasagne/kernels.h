@@ -180,14 +180,15 @@ inline double root_of_squares(double a, double b, double c) {
 /* Whether the squares that a channel's moments were summed from, in the type T,
  * neither overflowed nor got lost. Deviations from a mean of some size are zero
  * or large enough. */
-enum Squares { SOUND, TOO_LARGE, TOO_SMALL };
-template <typename T> Squares judge(double mean, double m2, double count) {
+enum Squares : Index { SOUND, TOO_LARGE, TOO_SMALL };
+template <typename T>
+inline Index judge(double mean, double m2, double count) {
     typedef std::numeric_limits<T> Limits;
     const double least = Limits::min(), precision = Limits::epsilon();
-    if (!is_finite(m2)) return TOO_LARGE;
-    return m2 < count / precision * least
-           && std::fabs(mean) < 16 * std::sqrt(least) / precision
-        ? TOO_SMALL : SOUND;
+    const bool small = m2 < count / precision * least
+                       && std::fabs(mean) < 16 * std::sqrt(least) / precision;
+    return !(m2 <= std::numeric_limits<double>::max())
+        ? TOO_LARGE : small ? TOO_SMALL : SOUND;
 }
 
 /* A unit in which squares that were too large, or too small, are not. */
@@ -197,17 +198,37 @@ template <typename T> T other_unit(Squares squares) {
         power_of_two<T>(squares == TOO_LARGE ? -power : power));
 }
 
-/* The unit, a power of two, in which the deviations of a batch are about 1. Of
- * a channel of a single value, it keeps the mean in range. */
-template <typename T> inline double unit_of(double mean, double std) {
-    const double least = std::fabs(mean) * 1e-30;
-    return power_of_two<T>(-exponent(std < least ? least : std));
+/* Sets the units, powers of two, of channels of the given sizes. Most often,
+ * all are 1. Sizes of more than two to so many, up or down, are brought to two
+ * to the rest. */
+template <typename T, typename F>
+inline void set_units(Index begin, Index end, T* units, int most, int rest,
+                      F size) {
+    const double top = power_of_two<T>(most), bottom = 1 / top;
+    Index others = 0;  // as wide as what is compared, for vectors of it
+    for (Index c = begin; c < end; ++c) {
+        // Neither zero nor what is no number.
+        const double found = size(c);
+        others |= found > top || (found < bottom && found > 0) ? 1 : 0;
+    }
+    std::fill(units + begin, units + end, T(1));
+    if (!others) return;
+    for (Index c = begin; c < end; ++c) {
+        const Index power = exponent(size(c));
+        units[c] = static_cast<T>(power_of_two<T>(
+            power > most ? rest - power : power < -most ? -rest - power : 0));
+    }
 }
 
-/* The rest of a power that a factor of the type T takes without trouble. */
-inline std::int64_t excess(std::int64_t power) {
-    const std::int64_t most = 64;
-    return power > most ? power - most : power < -most ? power + most : 0;
+/* What the unit of a batch's deviations depends on. It keeps the mean in range.
+ * A channel of a single value has no deviations. */
+inline double size_of(double mean, double std) {
+    const double least = std::fabs(mean) * 1e-30;
+    return std > 0 && std < least ? least : std;
+}
+
+template <typename T> inline bool has_units(const T* units, Index n) {
+    return std::count(units, units + n, T(1)) != n;
 }
 
 /* Repeats each channel's constant for its S columns. */
@@ -265,14 +286,16 @@ template <typename T> struct Job {
         T *scale = constants[2], *shift = constants[3];
         const double *mean = statistics.mean, *std = statistics.std;
         const double *inverse = statistics.inverse;
+        set_units(begin, end, units, 16, 0, [=](Index c) {
+            return size_of(mean[c], std[c]);
+        });
         BNLASAGNE_INDEPENDENT
         for (Index c = begin; c < end; ++c) {
-            const double unit = unit_of<T>(mean[c], std[c]);
+            const double unit = units[c];
             const double factor = gamma[c] * (inverse[c] / unit);
             const T near = static_cast<T>(mean[c] * unit);
             // An infinite mean leaves no number as the rest.
             const double rest = mean[c] * unit - static_cast<double>(near);
-            units[c] = static_cast<T>(unit);
             centre[c] = near;
             scale[c] = static_cast<T>(factor);
             shift[c] = static_cast<T>(beta[c] - rest * factor);
@@ -323,10 +346,10 @@ template <typename T, bool RECTIFY> struct Forward : Job<T> {
         const double count = static_cast<double>(
             (plan.end(piece) - plan.begin(piece))
             * (plan.along_rows ? 1 : shape.S));
-        bool sound = true;
+        Index unsound = 0;
         for (Index c = 0; c < channels; ++c)
-            sound &= judge<T>(means[c], norms[c], count) == SOUND;
-        if (!sound)
+            unsound |= judge<T>(means[c], norms[c], count);
+        if (unsound)
             find_again(unit, piece, channels, count, work, means, norms);
         else
             for (Index c = 0; c < channels; ++c)
@@ -341,12 +364,12 @@ template <typename T, bool RECTIFY> struct Forward : Job<T> {
             return row_moments(x, shape, unit, plan.begin(piece),
                                plan.end(piece), in, means, m2);
         const Tile tile = plan.tile(unit, piece, shape);
-        if (shape.S == 1)
-            return column_moments(x, shape.columns(), tile, in, work, means,
-                                  m2);
-        double *mean = work.results[0], *squares = work.results[1];
-        column_moments(x, shape.columns(), tile, in, work, mean, squares);
-        merge_columns(tile, mean, squares, means, m2);
+        const bool merge = shape.S > 1;
+        double* mean = merge ? work.results[0] : means;
+        double* squares = merge ? work.results[1] : m2;
+        (in == 1 ? column_moments<T, false> : column_moments<T, true>)(
+            x, shape.columns(), tile, in, work, mean, squares);
+        if (merge) merge_columns(tile, mean, squares, means, m2);
     }
 
     /* Replaces sums of squares by norms, where need be by those that are found
@@ -435,7 +458,10 @@ template <typename T, bool RECTIFY> struct Forward : Job<T> {
         const Tile tile = plan.tile(unit, piece, shape);
         const T* constants[4];
         this->point(constants, 4, tile, work);
-        column_normalize<T, RECTIFY>(x, y, shape.columns(), tile, constants);
+        (has_units(constants[0], tile.width)
+            ? column_normalize<T, RECTIFY, true>
+            : column_normalize<T, RECTIFY, false>)(
+            x, y, shape.columns(), tile, constants);
     }
 };
 
@@ -473,8 +499,10 @@ template <typename T, bool RECTIFY> struct Backward : Job<T> {
         const bool merge = shape.S > 1;
         double* to = merge ? work.results[0] : sum + channel;
         double* to_product = merge ? work.results[1] : product + channel;
-        column_gradient_sums<T, RECTIFY>(x, dy, shape.columns(), tile,
-                                         constants, work, to, to_product);
+        (has_units(constants[0], tile.width)
+            ? column_gradient_sums<T, RECTIFY, true>
+            : column_gradient_sums<T, RECTIFY, false>)(
+            x, dy, shape.columns(), tile, constants, work, to, to_product);
         if (merge) {
             add_columns(tile, to, sum + channel);
             add_columns(tile, to_product, product + channel);
@@ -526,6 +554,11 @@ template <typename T, bool RECTIFY> struct Backward : Job<T> {
         T *units = this->constants[4], *mean = this->constants[5];
         T *a = this->constants[6], *b = this->constants[7];
         T* c_ = this->constants[8];
+        const double* inverses = statistics.inverse;
+        const T* gammas = gamma;
+        set_units(begin, end, units, 64, 64, [=](Index c) {
+            return std::fabs(gammas[c] * inverses[c]);
+        });
         BNLASAGNE_INDEPENDENT
         for (Index c = begin; c < end; ++c) {
             const double unit = this->constants[0][c];
@@ -534,7 +567,7 @@ template <typename T, bool RECTIFY> struct Backward : Job<T> {
             const double rest = this->rest(c);
             const double product = products[c] - rest * sums[c];
             const double factor = gamma[c] * inverse;
-            const double own = power_of_two<T>(excess(exponent(factor)));
+            const double own = 1. / units[c];
             // The standard deviation has no gradient where it is zero.
             const double slope = std == 0 ? 0
                 : -factor * (product / count * (inverse / unit / std));
@@ -558,8 +591,11 @@ template <typename T, bool RECTIFY> struct Backward : Job<T> {
         const Tile tile = plan.tile(unit, piece, shape);
         const T* constants[9];
         this->point(constants, 9, tile, work);
-        column_gradient<T, RECTIFY>(x, dy, dx, shape.columns(), tile,
-                                    constants);
+        (has_units(constants[0], tile.width)
+            || has_units(constants[4], tile.width)
+            ? column_gradient<T, RECTIFY, true>
+            : column_gradient<T, RECTIFY, false>)(
+            x, dy, dx, shape.columns(), tile, constants);
     }
 };
 
@@ -671,11 +707,13 @@ void apply(Shape shape, const T* x, const T* mean, const T* std,
     Table<T> constants(4, C);
     T *units = constants[0], *centre = constants[1], *scale = constants[2];
     std::copy(beta, beta + C, constants[3]);
+    set_units(Index(0), C, units, 64, 64, [=](Index c) {
+        return std::fabs(gamma[c] / (std[c] + epsilon));
+    });
     BNLASAGNE_INDEPENDENT
     for (Index c = 0; c < C; ++c) {
-        // The batch may be far from the statistics: most often, its unit is 1.
         const double factor = gamma[c] / (std[c] + epsilon);
-        const double unit = power_of_two<T>(excess(exponent(factor)));
+        const double unit = 1. / units[c];
         units[c] = static_cast<T>(unit);
         centre[c] = static_cast<T>(mean[c] * unit);
         scale[c] = static_cast<T>(factor / unit);
@@ -699,12 +737,15 @@ void apply(Shape shape, const T* x, const T* mean, const T* std,
         if (S > 1) spread(constants[k], width, S, columns[k]);
         all[k] = S > 1 ? columns[k] : constants[k];
     }
+    const auto normalize = has_units(units, C)
+        ? column_normalize<T, RECTIFY, true>
+        : column_normalize<T, RECTIFY, false>;
     const Index groups = (shape.M + APPLY_ROWS - 1) / APPLY_ROWS;
     BNLASAGNE_PRAGMA(omp parallel for schedule(static) if (parallel))
     for (Index i = 0; i < groups; ++i) {
         const Tile tile = {0, width, i * APPLY_ROWS,
                            std::min((i + 1) * APPLY_ROWS, shape.M)};
-        column_normalize<T, RECTIFY>(x, y, width, tile, all);
+        normalize(x, y, width, tile, all);
     }
 }
 

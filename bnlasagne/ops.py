@@ -193,7 +193,7 @@ _KERNELS = _source("vectors.h", "rows.h", "columns.h", "kernels.h")
 _AVERAGES = _source("vectors.h", "averages.h")
 # What the compiler is tried with: most of what the Ops call, in one width.
 _TRIAL = _KERNELS + _source("averages.h") + """
-using namespace bnlasagne;
+namespace bnlasagne {
 template void forward<float, true>(
     Shape, const float*, const float*, const float*, double, float*, float*,
     float*, double*);
@@ -205,6 +205,7 @@ template void apply<float, true>(
     const float*, double, float*);
 template void move_average<float>(
     const float*, const float*, double, Index, float*);
+}
 """
 
 

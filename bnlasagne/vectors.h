@@ -16,7 +16,12 @@
 #endif
 
 /* Tells the compiler that the arrays of a loop do not overlap. */
+#ifdef __clang__
+#define BNLASAGNE_INDEPENDENT \
+    _Pragma("clang loop vectorize(assume_safety)")
+#else
 #define BNLASAGNE_INDEPENDENT _Pragma("GCC ivdep")
+#endif
 
 namespace bnlasagne {
 
@@ -145,18 +150,20 @@ template <bool RECTIFY, typename V> inline V reaching(V dy, V y) {
 }
 
 /* y = (x * unit - centre) * scale + shift. The unit is a power of two, so that
- * it rounds nothing, and costs nothing where multiplying and subtracting are
- * one instruction. It brings deviations to about 1: then nothing in between
- * overflows or underflows unless the result does.
+ * it rounds nothing. It is 1 unless values are so large or small that something
+ * in between would overflow or underflow, though the result does not. Where
+ * loading it would take time, UNITS tells whether any is not 1.
  *
  * The centre is the mean rounded to the array's type, so that the subtraction
  * does not round where x is near the mean; what rounding took off the mean is
  * in the shift.
  *
  * K is a single value, or a vector of those of several channels. */
-template <typename K> struct Affine {
+template <typename K, bool UNITS = true> struct Affine {
     K unit, centre, scale, shift;
-    template <typename V> V deviation(V x) const { return x * unit - centre; }
+    template <typename V> V deviation(V x) const {
+        return (UNITS ? x * unit : x) - centre;
+    }
     template <typename V> V operator()(V x) const {
         return deviation(x) * scale + shift;
     }
@@ -165,12 +172,12 @@ template <typename K> struct Affine {
 /* dx = a * (g * unit - mean) + b * deviation + c, with g the gradient that
  * reaches the normalized value, a unit of its own, and c what rounding took
  * off the others. */
-template <typename K> struct Gradient {
-    Affine<K> affine;
+template <typename K, bool UNITS = true> struct Gradient {
+    Affine<K, UNITS> affine;
     K unit, mean, a, b, c;
     template <bool RECTIFY, typename V> V operator()(V x, V dy) const {
         V g = reaching<RECTIFY>(dy, affine(x));
-        return a * (g * unit - mean) + b * affine.deviation(x) + c;
+        return a * ((UNITS ? g * unit : g) - mean) + b * affine.deviation(x) + c;
     }
 };
 
