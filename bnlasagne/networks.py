@@ -1,5 +1,6 @@
 """List the layers of a network, and copy networks."""
 
+import builtins
 import collections
 import copy
 import dis
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 _CONTAINERS = (list, tuple, set, dict, collections.OrderedDict)
+_STREAMS = (MRG_RandomStreams, RandomStreams)
 # Packages whose functions and objects refer to no network.
 _LIBRARIES = ("lasagne", "theano", "numpy", "bnlasagne")
 
@@ -119,7 +121,7 @@ def layers_in(layer):
     list of Layer
         One for each reference. References from within functions are left out.
     """
-    return [value for value in _leaves(layer, _Mapping)
+    return [value for value in _leaves(_attributes(layer), _elements)
             if isinstance(value, lasagne.layers.Layer)]
 
 
@@ -130,8 +132,9 @@ def references_of(layer):
     the global variables that it reads. The methods of a user's class are such
     functions.
     """
-    return [value for value in _leaves(layer, _DeepMapping)
-            if isinstance(value, lasagne.layers.Layer)]
+    return [value for value in _leaves(
+        _attributes(layer) + list(_methods_of(layer).values()), _parts)
+        if isinstance(value, lasagne.layers.Layer)]
 
 
 def variables_of(layer, names=None):
@@ -144,33 +147,91 @@ def variables_of(layer, names=None):
         Attributes to look at. By default, all but `params`, as a parameter
         may be registered without being used; and the layer's methods.
     """
-    return [value for value in _leaves(layer, _DeepMapping, names, ["params"])
+    values = _attributes(layer, ["params"]) + list(
+        _methods_of(layer).values()) if names is None else [
+            vars(layer)[name] for name in names if name in vars(layer)]
+    return [value for value in _leaves(values, _parts)
             if isinstance(value, theano.Variable)]
 
 
-def _leaves(layer, kind, names=None, skip=()):
-    """What a layer refers to, other than its inputs."""
-    found = []
+def _attributes(layer, skip=()):
+    """The values of a layer's attributes, other than its inputs."""
+    return [value for name, value in vars(layer).items()
+            if name not in ("input_layer", "input_layers", *skip)]
 
-    def add(value):
-        found.append(value)
-        return value
 
-    mapping = kind(add)
-    for name, value in vars(layer).items():
-        if name not in ("input_layer", "input_layers", *skip) and (
-                names is None or name in names):
-            mapping(value)
-    if kind is _DeepMapping and names is None:
-        mapping(_methods_of(layer))
-    return found
+def _leaves(values, parts_of):
+    """The values within values that have no parts, once for each reference."""
+    seen, stack = {}, values[::-1]
+    while stack:
+        value = stack.pop()
+        parts = parts_of(value)
+        if parts is None:
+            yield value
+        elif id(value) not in seen:
+            # It is kept in order that no other object gets its number.
+            seen[id(value)] = value
+            stack.extend(reversed(parts))
+
+
+def _elements(value):
+    """The values in a container, or a method's object; None for others."""
+    # Only of the plain types: what others are made of is not known.
+    if type(value) not in _CONTAINERS and not _is_named_tuple(value):
+        return [value.__self__] if isinstance(value, types.MethodType) \
+            else None
+    if isinstance(value, dict):
+        return [each for item in value.items() for each in item]
+    return list(value)
+
+
+def _parts(value):
+    """The same, and the values within functions and objects that are called.
+    """
+    if isinstance(value, types.MethodType):
+        return [value.__func__, value.__self__]
+    if isinstance(value, types.FunctionType):
+        return [*map(_content, value.__closure__ or ()), value.__defaults__,
+                value.__kwdefaults__, vars(value),
+                *_globals_of(value).values()]
+    if isinstance(value, functools.partial):
+        return [value.func, value.args, value.keywords]
+    return list(vars(value).values()) if _is_called_object(value) \
+        else _elements(value)
+
+
+def _is_named_tuple(value):
+    return isinstance(value, tuple) and hasattr(value, "_make")
+
+
+def _is_called_object(value):
+    """Whether a value is an object that functions as a user's function."""
+    return callable(value) and hasattr(value, "__dict__") and not isinstance(
+        value, (type, lasagne.layers.Layer, theano.Variable)) and (
+            not of_library(type(value)))
 
 
 def replace_layer(holder, old, new):
     """Have a layer refer to another in the place of one, as input or not."""
-    mapping = _Mapping(lambda each: new if each is old else each)
+    def replaced(value):
+        if isinstance(value, types.MethodType):
+            return types.MethodType(value.__func__, replaced(value.__self__))
+        return new if value is old else value
+
     for name, value in vars(holder).items():
-        vars(holder)[name] = mapping(value)
+        vars(holder)[name] = _mapped(value, replaced)
+
+
+def _mapped(value, function):
+    """A value, or in its place a container of values, after a function."""
+    if _is_named_tuple(value):
+        return value._make(_mapped(each, function) for each in value)
+    if type(value) not in _CONTAINERS:
+        return function(value)
+    if isinstance(value, dict):
+        return type(value)((_mapped(key, function), _mapped(each, function))
+                           for key, each in value.items())
+    return type(value)(_mapped(each, function) for each in value)
 
 
 def copy_network(layers):
@@ -194,7 +255,9 @@ def copy_network(layers):
     with the original, so that ``get_output(copy, {l_in: x})`` works for both.
     A function that refers to layers or parameters of the network is copied,
     too; so is an object that can be called. What other objects refer to is not
-    copied.
+    copied. Shared variables and random streams that no layer has among its
+    parameters or attributes stay the same: a function reads them, and users
+    set them, for both networks.
     """
     return _Copier().copy(_all_referred(layers))
 
@@ -207,13 +270,16 @@ class _Copier(object):
         self._variables = {}
         self._containers = {}
         self._streams = {}
-        self._mapping = _DeepMapping(self._own)
+        self._owned = set()
+        # Functions, and what they refer to, by id: the original and the copy.
+        self._made = {}
 
     def copy(self, layers):
         """Copies of layers, of which each may refer to each."""
         params = {source for layer in layers
                   for source in inputs(list(layer.params))}
         new = [layer for layer in layers if layer not in self._layers]
+        self._owned |= _owned_by(new)
         for layer in new:
             if _stays(layer):
                 self._layers[layer] = layer
@@ -229,9 +295,9 @@ class _Copier(object):
     def _fill(self, layer, new):
         for name, value in vars(layer).items():
             if name != "input_var":  # It may be shared, but is data.
-                vars(new)[name] = self._mapping(value)
+                vars(new)[name] = _mapped(value, self._attribute)
         for name, function in _methods_of(layer).items():
-            own = self._mapping(function)
+            own = self._attribute(function)
             if own is not function:
                 vars(new)[name] = types.MethodType(own, new)
 
@@ -243,12 +309,112 @@ class _Copier(object):
             if source.owner is None and source not in params:
                 self._variables[source] = source
 
-    def _own(self, value):
+    def _attribute(self, value):
+        """The copy of a value; itself, if nothing within it is copied."""
+        return self._copied(value, self._changing(value))
+
+    def _changing(self, value):
+        """The values within a value, itself included, that are copied.
+
+        Returns
+        -------
+        dict
+            By their ids.
+        """
+        users, leaves, seen, stack = {}, [], {}, [value]
+        while stack:
+            each = stack.pop()
+            if id(each) not in seen:
+                seen[id(each)] = each
+                parts = _parts(each)
+                for part in parts or ():
+                    users.setdefault(id(part), []).append(each)
+                    stack.append(part)
+                if parts is None and self._leaf(each) is not each:
+                    leaves.append(each)
+        changing = {id(leaf): leaf for leaf in leaves}
+        while leaves:
+            for user in users.get(id(leaves.pop()), ()):
+                if id(user) not in changing:
+                    changing[id(user)] = user
+                    leaves.append(user)
+        return changing
+
+    def _copied(self, value, changing):
+        if id(value) not in changing:
+            return value
+        if id(value) in self._made:
+            return self._made[id(value)][1]
+
+        def own(value):
+            return self._copied(value, changing)
+
+        def made(new):
+            # Before what refers to the value is copied, in turn.
+            self._made[id(value)] = value, new
+            return new
+
+        if isinstance(value, types.FunctionType):
+            return self._function(value, own, changing)
+        if isinstance(value, types.MethodType):
+            return types.MethodType(*map(own, _parts(value)))
+        if isinstance(value, functools.partial):
+            function, args, keywords = map(own, _parts(value))
+            return type(value)(function, *args, **keywords)
+        if _is_called_object(value):
+            new = made(copy.copy(value))
+            if new is value:  # Such as a cache: it has no copies.
+                return value
+            vars(new).update((name, own(each))
+                             for name, each in vars(value).items())
+        elif _is_named_tuple(value):
+            return value._make(map(own, value))
+        elif isinstance(value, dict):
+            new = made(type(value)())
+            new.update((own(key), own(each)) for key, each in value.items())
+        elif isinstance(value, list):
+            new = made([])
+            new.extend(map(own, value))
+        elif isinstance(value, (tuple, set)):
+            return type(value)(map(own, value))
+        else:
+            return self._leaf(value)
+        return new
+
+    def _function(self, function, own, changing):
+        cells = function.__closure__ or ()
+        # A cell in which nothing changes stays common to both functions.
+        new_cells = tuple(types.CellType() if id(_content(cell)) in changing
+                          else cell for cell in cells)
+        names, read = function.__globals__, _globals_of(function)
+        if any(id(each) in changing for each in read.values()):
+            names = {name: names[name] for name in _names(function.__code__)
+                     if name in names}
+            names["__name__"] = function.__module__
+            # Before Python 3.10, functions have no others.
+            names["__builtins__"] = builtins
+        new = types.FunctionType(function.__code__, names, function.__name__,
+                                 None, new_cells)
+        # Before what it refers to is copied: it may refer to itself.
+        self._made[id(function)] = function, new
+        for cell, new_cell in zip(cells, new_cells):
+            if new_cell is not cell:
+                new_cell.cell_contents = own(_content(cell))
+        if names is not function.__globals__:
+            names.update((name, own(each)) for name, each in read.items())
+        new.__defaults__ = own(function.__defaults__)
+        new.__kwdefaults__ = own(function.__kwdefaults__)
+        new.__dict__.update(own(vars(function)))
+        new.__qualname__ = function.__qualname__
+        new.__doc__ = function.__doc__
+        return new
+
+    def _leaf(self, value):
         if isinstance(value, lasagne.layers.Layer):
             return self._layer(value)
         if isinstance(value, theano.Variable):
             return self._variable(value)
-        if isinstance(value, (MRG_RandomStreams, RandomStreams)):
+        if isinstance(value, _STREAMS) and value in self._owned:
             # What was drawn already stays with the original.
             if value not in self._streams:
                 self._streams[value] = copy.deepcopy(
@@ -299,6 +465,8 @@ class _Copier(object):
         return op
 
     def _shared(self, variable):
+        if variable.container not in self._owned:
+            return self._variables.setdefault(variable, variable)
         if variable not in self._variables:
             known = self._containers.get(variable.container)
             if known is None:
@@ -323,6 +491,30 @@ class _Copier(object):
         return self._variables[variable]
 
 
+def _owned_by(layers):
+    """The random streams of layers, and the memory of shared variables.
+
+    Those are the parameters and attributes of the layers, and what Theano
+    updates them from; not what only functions refer to.
+    """
+    found, seen, stack = set(), set(), []
+    for layer in layers:
+        if not _stays(layer):
+            held = list(_leaves(_attributes(layer, ["input_var"]), _elements))
+            found.update(each for each in held if isinstance(each, _STREAMS))
+            stack += [each for each in held
+                      if isinstance(each, theano.Variable)]
+    while stack:
+        for source in inputs([stack.pop()]):
+            if source not in seen and isinstance(
+                    source, theano.compile.SharedVariable):
+                seen.add(source)
+                found.add(source.container)
+                update = getattr(source, "default_update", None)
+                stack += [] if update is None else [update]
+    return found
+
+
 def _methods_of(layer):
     """The functions of classes that are the user's, by name."""
     kind = type(layer)
@@ -336,140 +528,6 @@ def _methods_of(layer):
 def _stays(layer):
     """Whether the copy of a network has the layer itself."""
     return isinstance(layer, lasagne.layers.InputLayer) and not layer.params
-
-
-class _Mapping(object):
-    """Apply a function to a value, or to what is in a container.
-
-    Parameters
-    ----------
-    function : callable
-    """
-
-    def __init__(self, function):
-        self._function = function
-
-    def __call__(self, value):
-        if isinstance(value, tuple) and hasattr(value, "_make"):
-            return value._make(map(self, value))
-        # Only to the plain types: what others are made of is not known.
-        if type(value) not in _CONTAINERS:
-            return self._single(value)
-        if isinstance(value, dict):
-            return type(value)((self(key), self(each))
-                               for key, each in value.items())
-        return type(value)(map(self, value))
-
-    def _single(self, value):
-        if isinstance(value, types.MethodType):
-            return types.MethodType(value.__func__, self(value.__self__))
-        return self._function(value)
-
-
-class _DeepMapping(_Mapping):
-    """The same, within functions and objects that can be called.
-
-    Functions and objects in which nothing changes stay the same objects.
-    """
-
-    def __init__(self, function):
-        super(_DeepMapping, self).__init__(function)
-        self._done = {}
-
-    def _single(self, value):
-        if isinstance(value, (lasagne.layers.Layer, theano.Variable)):
-            return self._function(value)
-        within = self._within(value)
-        if within is None:
-            return self._function(value)
-        if id(value) not in self._done:
-            # For now itself, should it refer to itself. It is kept in order
-            # that no other object gets its number.
-            self._done[id(value)] = value, value
-            self._done[id(value)] = value, within(value)
-        return self._done[id(value)][1]
-
-    def _within(self, value):
-        """What to do with a value that refers to others, or None."""
-        if isinstance(value, types.MethodType):
-            return self._method
-        if isinstance(value, types.FunctionType):
-            return self._copied_function
-        if isinstance(value, functools.partial):
-            return self._partial
-        if callable(value) and not isinstance(value, type) and hasattr(
-                value, "__dict__") and not of_library(type(value)):
-            return self._object
-        return None
-
-    def _kept(self, value):
-        """The mapped value; the value itself, where nothing is different."""
-        new = self(value)
-        return value if _same(new, value) else new
-
-    def _method(self, method):
-        old = [method.__func__, method.__self__]
-        new = self._kept(old)
-        return method if new is old else types.MethodType(*new)
-
-    def _partial(self, partial):
-        old = [partial.func, partial.args, partial.keywords]
-        new = self._kept(old)
-        return partial if new is old \
-            else type(partial)(new[0], *new[1], **new[2])
-
-    def _object(self, value):
-        old = vars(value)
-        new = {name: self._kept(each) for name, each in old.items()}
-        if _same(new, old):
-            return value
-        changed = copy.copy(value)
-        vars(changed).update(new)
-        return changed
-
-    def _copied_function(self, function):
-        cells = function.__closure__ or ()
-        old = {
-            "cells": [_content(cell) for cell in cells],
-            "defaults": function.__defaults__,
-            "kwdefaults": function.__kwdefaults__,
-            "vars": vars(function),
-            "globals": _globals_of(function),
-        }
-        new = {name: self._kept(each) for name, each in old.items()}
-        if _same(new, old):
-            return function
-        closure = tuple(cell if after is before else types.CellType(after)
-                        for cell, before, after
-                        in zip(cells, old["cells"], new["cells"]))
-        names = function.__globals__
-        if new["globals"] is not old["globals"]:
-            names = {name: names[name] for name in _names(function.__code__)
-                     if name in names}
-            names.update(new["globals"])
-            names["__name__"] = function.__module__
-        changed = types.FunctionType(
-            function.__code__, names, function.__name__, new["defaults"],
-            closure)
-        changed.__kwdefaults__ = new["kwdefaults"]
-        changed.__dict__.update(new["vars"])
-        changed.__qualname__ = function.__qualname__
-        changed.__doc__ = function.__doc__
-        return changed
-
-
-def _same(new, old):
-    """Whether a mapped value is made of the very same objects."""
-    if new is old:
-        return True
-    if type(new) is not type(old) or not isinstance(old, _CONTAINERS):
-        return False
-    if isinstance(old, dict):
-        new, old = ([each for item in value.items() for each in item]
-                    for value in (new, old))
-    elif isinstance(old, set):
-        return {id(each) for each in new} == {id(each) for each in old}
-    return len(new) == len(old) and all(map(_same, new, old))
 
 
 def of_library(thing):

@@ -2,7 +2,7 @@
 
 from collections import namedtuple
 from copy import deepcopy
-from functools import partial
+from functools import lru_cache, partial
 
 from bnlasagne import BatchNormLayer, batch_norm
 from bnlasagne.networks import all_layers, copy_network, replace_layer
@@ -331,7 +331,8 @@ def of_global(layer):
 
 
 def helper():
-    return everywhere["here"][0].b
+    # A copied function has the names of Python, too.
+    return list(everywhere["here"])[0].b
 
 
 def of_partial(layer):
@@ -344,6 +345,21 @@ def of_method(layer):
 
 def of_object(layer):
     return Returns(layer)
+
+
+def of_itself(layer):
+    """It refers to the layer in its second call only."""
+    def twice(count=1):
+        return again(count - 1) if count else layer.b
+
+    def again(count):
+        return twice(count)
+    return twice
+
+
+def of_list_with_itself(layer):
+    functions = [lambda: functions[1](), lambda: layer.b]
+    return functions[0]
 
 
 def of_parameter(layer):
@@ -362,8 +378,8 @@ class Returns(object):
 
 
 @pytest.mark.parametrize("make", [
-    of_closure, of_default, of_global, of_partial, of_method, of_object,
-    of_parameter])
+    of_closure, of_default, of_global, of_itself, of_list_with_itself,
+    of_partial, of_method, of_object, of_parameter])
 def test_functions_get_copies(x, make):
     layer, network = DenseLayer(x, 4), Layer(x)
     network.function = make(layer)
@@ -417,6 +433,66 @@ def test_functions_of_nothing_else_stay(x):
     assert copy.others == network.others
     assert copy.recursive is not network.recursive
     assert copy.recursive.__closure__[0].cell_contents is copy
+
+
+control = theano.shared(np.float64(1), "control")
+
+
+def scaled_by_control(x):
+    return x * control
+
+
+@pytest.mark.parametrize("make", [
+    lambda: scaled_by_control, lambda: partial(T.mul, control),
+    lambda: Returns(control).get, lambda: Returns(control)])
+def test_variables_of_functions_stay(x, make):
+    """They are no parameters: users set them for both networks."""
+    network = DenseLayer(x, 4, nonlinearity=make())
+    assert copy_network([network])[network].nonlinearity \
+        is network.nonlinearity
+
+
+@pytest.mark.parametrize("add", [
+    lambda layer, slope: layer.params.update({slope: set()}),
+    lambda layer, slope: setattr(layer, "slope", slope)])
+def test_variables_of_functions_and_layers_are_copied(x, add):
+    slope = theano.shared(np.float64(1))
+    network = DenseLayer(x, 4, nonlinearity=lambda: slope)
+    add(network, slope)
+    copy = copy_network([network])[network].nonlinearity()
+    assert copy is not slope and copy.get_value() == 1
+
+
+def test_streams_of_functions_stay(x):
+    streams = MRG_RandomStreams(1)
+    network = DenseLayer(
+        x, 4, nonlinearity=lambda x: x * streams.uniform(x.shape))
+    assert copy_network([network])[network].nonlinearity \
+        is network.nonlinearity
+
+
+def test_objects_without_copies_stay(x):
+    """What looks like a function may be the only one of its kind."""
+    layer, network = DenseLayer(x, 4), Layer(x)
+    network.function = lru_cache(None)(lambda: layer.b)
+    before = dict(vars(network.function))
+    assert copy_network([network])[network].function is network.function
+    assert vars(network.function) == before
+
+
+def test_variables_that_functions_change_stay_common(x):
+    count = 0
+
+    def counts():
+        nonlocal count
+        count += 1
+        return network.b
+
+    network = DenseLayer(x, 4)
+    network.function = counts
+    copy = copy_network([network])[network]
+    assert copy.function() is copy.b and network.function() is network.b
+    assert count == 2
 
 
 def test_functions_that_use_inputs_stay(x):
