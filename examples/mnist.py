@@ -310,14 +310,14 @@ def conclusion_from(rows):
     if running >= max(others):
         found = """\
 Here the running averages win: they are averages of the statistics that
-normalized in training. Test with them. The statistics of all digits"""
+normalized in training. Test with them. The statistics of all digits have"""
     else:
         found = """\
 Here the running averages do not win: they follow the last batches. Test with
-the statistics of all digits. These"""
-    return found + """ have uses of
-their own: they depend neither on alpha nor on the last batches, and they
-repair averages that have drifted (see update_population_statistics())."""
+the statistics of all digits. These have"""
+    return found + """
+uses of their own: they depend neither on alpha nor on the last batches, and
+they repair averages that have drifted (see update_population_statistics())."""
 
 
 def train_in_batches_of(size, data, args):

@@ -470,7 +470,8 @@ source = '''
 static PyModuleDef module = {PyModuleDef_HEAD_INIT, "tiny", NULL, -1, NULL};
 PyMODINIT_FUNC PyInit_tiny(void) { return PyModule_Create(&module); }
 '''
-print(GCC_compiler.compile_str('tiny', source, %r).__file__)
+module = GCC_compiler.compile_str('tiny', source, %r, hide_symbols=False)
+print(module.__file__)
 """ % str(tmp_path), ROOT))
     assert out == "{}\n".format(tmp_path / "tiny.so")
 
