@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 
 from bnlasagne import BatchNormLayer, expressions, ops, plain_expressions
 
@@ -251,6 +252,62 @@ def test_gradients_of_gradients(rng, mode, rectify):
         assert_allclose(fused, plain, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("tested", [False, True])
+def test_second_derivatives_by_several_parameters(rng, tested):
+    """A Hessian-vector product, against differences of gradients."""
+    x, gamma, beta, _ = make(rng, (7, 3), (0,), "float64")
+    vectors = rng.normal(size=(2, 1, 3))
+    variable = tensor(x)
+    params = [param(gamma, (0,)), param(beta, (0,))]
+    if tested:
+        stored = param(gamma - 1, (0,)), param(gamma ** 2, (0,))
+        y = ops.normalize(variable, *stored, *params, 0.01, (0,))
+    else:
+        y = ops.normalize_batch(variable, *params, 0.01, (0,))[0]
+    gradients = theano.grad(T.exp(T.tanh(y)).sum(), params)
+    product = theano.grad(sum((gradient * vector).sum() for gradient, vector
+                              in zip(gradients, vectors)), params)
+    mode = theano.Mode("py", "fast_compile")
+    actual = theano.function([variable], product, mode=mode)(x)
+    first = theano.function([variable], gradients, mode=mode)
+    found = []
+    for step in (1e-5, -1e-5):
+        for each, value, vector in zip(params, (gamma, beta), vectors):
+            each.set_value(value + step * vector)
+        found.append(first(x))
+    for one, above, below in zip(actual, *found):
+        assert_allclose(one, (above - below) / 2e-5, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("flags", [
+    {"warn_float64": "raise"}, {"compute_test_value": "raise"},
+    {"int_division": "raise"}, {"cast_policy": "numpy+floatX"},
+    {"on_shape_error": "raise"}], ids=str)
+@pytest.mark.parametrize("plain", [False, True])
+def test_strict_flags_of_theano(rng, flags, plain):
+    """Training, testing and second derivatives, all in single precision."""
+    x, gamma, beta, _ = make(rng, (7, 3), (0,), "float32")
+    mode = theano.Mode("py", "fast_compile")
+    with theano.configparser.change_flags(floatX="float32", **flags):
+        before = {name: getattr(theano.config, name) for name in flags}
+        variable = T.matrix()
+        variable.tag.test_value = x
+        params = [param(gamma, (0,)), param(beta, (0,))]
+        build = expressions if plain else ops
+        y, mean, std = build.normalize_batch(variable, *params, 0.01, (0,))
+        z = (expressions.normalize(variable, mean, std, *params, 0.01) if plain
+             else ops.normalize(variable, mean, std, *params, 0.01, (0,)))
+        first = theano.grad(T.sqr(y).sum() + T.tanh(z).sum(), params)
+        second = theano.grad(sum(T.sqr(each).sum() for each in first), params)
+        outputs = theano.function([variable], [y, z] + first + second,
+                                  mode=mode)(x)
+        assert {name: getattr(theano.config, name) for name in flags} == before
+    assert {output.dtype.name for output in outputs} == {"float32"}
+    for output in outputs[:2]:
+        assert_allclose(output, reference.normalize_batch(
+            x, (0,), gamma, beta), **TOLERANCE["float32"])
+
+
 def test_gradient_of_the_statistics(rng, mode):
     x, gamma, beta, dy = make(rng, (6, 3), (0,), "float64")
     x[:, 1] = 2
@@ -334,6 +391,17 @@ def test_move_average_of_an_unusable_batch(
         statistics[spoilt][0, 37] = value
     actual = moved(average, 0.3, count, *statistics, mode=mode)
     assert_array_equal(actual, average)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_move_average_by_all_of_the_weight(rng, dtype, mode, value):
+    """The batch replaces the average, whatever that was."""
+    average, mean, std = rng.normal(size=(3, 1, 50)).astype(dtype)
+    average[0, 3] = value
+    actual = moved(average, 1, 5, mean, std, mode=mode)
+    assert_array_equal(actual, mean)
+    assert np.isnan(moved(average, 0.5, 5, mean, std, mode=mode)[0, 3]) == (
+        np.isnan(value))
 
 
 @pytest.mark.skipif(not theano.config.cxx, reason="there is no compiler")
@@ -438,6 +506,17 @@ def test_plain_expressions_end_with_an_error():
     with pytest.raises(KeyError), plain_expressions():
         raise KeyError
     assert ops.are_usable(variable)
+
+
+def test_plain_expressions_in_other_threads():
+    variable, found = T.matrix(), []
+    thread = threading.Thread(
+        target=lambda: found.append(ops.are_usable(variable)))
+    with plain_expressions():
+        thread.start()
+        thread.join()
+        assert not ops.are_usable(variable)
+    assert found == [True]
 
 
 def test_half_precision_and_other_devices_use_plain_expressions():
