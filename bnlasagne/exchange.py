@@ -109,7 +109,8 @@ def set_torch_state_dict(network, state_dict, epsilon=1e-5):
     normalization layers and the other layers are matched separately.
 
     Build layers without what a module lacks: ``b=None``, or ``beta=None,
-    gamma=None`` where it is not affine.
+    gamma=None`` where it is not affine. Single integers, such as
+    ``num_batches_tracked`` and ``n_averaged``, are counts, and are left out.
 
     Filters are turned round for layers that compute true convolutions, as
     Lasagne's do by default, while PyTorch computes cross-correlations. The

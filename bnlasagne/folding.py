@@ -119,8 +119,15 @@ def fold_batch_norm(network, return_report=False):
     Parameters that are expressions, or shared with other layers, are no
     obstacle: the folded layer has weights of its own. Lasagne's own later
     batch normalization layers are folded as well; the ``NonlinearityLayer`` on
-    them stays. Functions that refer to layers or parameters, such as a
-    nonlinearity with a parameter, are copied together with these.
+    them stays.
+
+    Functions that refer to layers or parameters, such as a nonlinearity with a
+    parameter, are copied together with these; so are objects that are called
+    as functions. Other functions stay the same objects. Shared variables that
+    only functions refer to, and no layer has among its parameters or
+    attributes, stay the same variables: to set one later changes both
+    networks. What functions reach through other objects, such as
+    ``model.layer.W``, stays that of the original network.
 
     A layer of a subclass is folded, or has another layer folded into it, if
     its deterministic output is that of the class that it extends. It is left

@@ -26,7 +26,7 @@ class Framework(object):
     names : dict of str to str
         Its names for `W`, `b`, `gamma`, `beta`, `mean` and `var`.
     ignored : tuple of str
-        Names of what has no equivalent and does not matter.
+        Names of counts of batches, which have no equivalent here.
     no_statistics : str
         Sentences on normalization layers without running averages.
     array : type
@@ -111,6 +111,10 @@ class TorchArray(np.ndarray):
     ``module.load_state_dict()`` takes nothing but tensors and objects that
     make tensors of themselves in this way.
     """
+
+    def __reduce_ex__(self, protocol):
+        # A file with it is read where this package is not installed.
+        return np.asarray(self).__reduce_ex__(protocol)
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):

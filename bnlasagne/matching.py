@@ -100,7 +100,10 @@ def _groups(framework, weights, caller):
                                                  framework.how))
         module, name = framework.split(key)
         if name not in framework.ignored:
-            groups.setdefault(module, {})[name] = key, as_numbers(key, value)
+            array = as_numbers("%s: %s" % (caller, key), value)
+            # A single integer is a count, such as of the models averaged.
+            if array.ndim or array.dtype.kind == "f":
+                groups.setdefault(module, {})[name] = key, array
     return groups
 
 

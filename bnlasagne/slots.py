@@ -7,7 +7,13 @@ import numpy as np
 
 from .labels import numbered_labels
 from .layer import BatchNormLayer
-from .linear import LocallyConnected, NetworkInNetwork, is_linear, linear_of
+from .linear import (
+    LocallyConnected,
+    NetworkInNetwork,
+    is_linear,
+    linear_base,
+    linear_of,
+)
 from .values import settable, value_of
 
 __all__ = [
@@ -159,12 +165,25 @@ def slots_of(layers, framework, caller):
             slots.append(LinearSlot(layer, labels[layer], linear,
                                     framework))
         elif layer.get_params():
-            raise ValueError(
-                "%s: %s has parameters, but its weights are not known there. "
-                "Known are dense, network-in-network, convolutional and "
-                "bnlasagne's batch normalization layers."
-                % (caller, labels[layer]))
+            raise ValueError("%s: %s %s" % (caller, labels[layer],
+                                            _why_unknown(layer)))
     return slots
+
+
+def _why_unknown(layer):
+    base = linear_base(layer)
+    if base is None or linear_of(layer) is not None:
+        return ("has parameters, but its weights are not known there. Known "
+                "are dense, network-in-network, convolutional and bnlasagne's "
+                "batch normalization layers.")
+    if getattr(layer, "convolution", None) is not None:
+        return ("does not compute what Lasagne's %s computes, or its "
+                "`convolution` is a function of your own that does so in "
+                "another way. Weights for that are not known there. Build the "
+                "layer with a `convolution` of Theano's or Lasagne's, or with "
+                "the default." % base.__name__)
+    return ("does not compute what Lasagne's %s computes, whose weights would "
+            "be known there. Build the layer of that class." % base.__name__)
 
 
 def params_of(slot):

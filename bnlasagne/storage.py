@@ -6,6 +6,8 @@ import errno
 import io
 import math
 import os
+import re
+import reprlib
 import shutil
 import stat
 import tempfile
@@ -90,7 +92,10 @@ def save_network(network, file):
     arrays.update((name, np.array(schedule.count, "int64"))
                   for name, schedule in schedules.items() if schedule)
     if hasattr(file, "write"):
-        np.savez(file, **arrays)
+        # At once: some file objects cannot go back, as NumPy would have them.
+        content = io.BytesIO()
+        np.savez(content, **arrays)
+        file.write(content.getvalue())
         return
     path = os.path.realpath(file)
     for each in (file, path):
@@ -119,11 +124,15 @@ def _values(params, caller):
 def _checked_file(file, method, caller):
     """A file object, or else the path of a file as text."""
     if hasattr(file, method) and not isinstance(file, io.TextIOBase):
-        return file
+        is_open = getattr(file, {"read": "readable", "write": "writable"}[
+            method], None)
+        if is_open is None or is_open():
+            return file
     if isinstance(file, (str, bytes, os.PathLike)):
         return os.fsdecode(file)
     raise TypeError("%s: file must be a path, or a file object that is open "
-                    "in binary mode, got %r." % (caller, file))
+                    "in binary mode to %s, got %s."
+                    % (caller, method, reprlib.repr(file)))
 
 
 def _check_replaceable(path, real):
@@ -215,7 +224,9 @@ def load_network(network, file):
     check_rows("load_network()", "file", [
         Row(_described(name, shapes), _described(name, needed),
             shapes.get(name) == needed.get(name))
-        for name in collections.OrderedDict.fromkeys([*needed, *shapes])])
+        for name in collections.OrderedDict.fromkeys([*needed, *shapes])],
+        [_NUMBERED] if all(re.fullmatch("arr_[0-9]+", name)
+                           for name in shapes) and shapes else [])
     with _damage_named(source):
         arrays = _arrays(content, needed)
     setting = Setting("load_network()")
@@ -225,6 +236,13 @@ def load_network(network, file):
         else:
             _add_count(setting, schedules[name], value, name)
     setting.carry_out()
+
+
+_NUMBERED = (
+    "The arrays are numbered, as numpy.savez(file, *values) numbers arrays of "
+    "a list. If these are from lasagne.layers.get_all_param_values(), pass "
+    "[f['arr_%d' % i] for i in range(len(f.files))], with f = numpy.load(file)"
+    ", to lasagne.layers.set_all_param_values().")
 
 
 def _described(name, shapes):
@@ -270,12 +288,17 @@ def _shapes(content):
         raise ValueError("it has one array only, without a name")
     shapes = {}
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        for member in archive.infolist():
+        for member in _members(archive):
             name = _name_in(member)
             if name in shapes:
                 raise ValueError("it has two arrays of the name %s" % name)
             shapes[name] = _shape(archive, member, name)
     return shapes
+
+
+def _members(archive):
+    # Folders have members of their own, if another program packed the file.
+    return [member for member in archive.infolist() if not member.is_dir()]
 
 
 def _name_in(member):
@@ -305,7 +328,7 @@ def _arrays(content, names):
     """Arrays in a file, by their names."""
     arrays = {}
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        for member in archive.infolist():
+        for member in _members(archive):
             if _name_in(member) in names:
                 with archive.open(member) as stream:
                     arrays[_name_in(member)] = np.lib.format.read_array(

@@ -23,6 +23,7 @@ import theano
 import theano.tensor as T
 from common import later, needs_compiler, quick
 from lasagne.layers import (
+    Conv2DLayer,
     DenseLayer,
     InputLayer,
     LSTMLayer,
@@ -311,6 +312,7 @@ def test_count_of_batches_does_not_matter(rng, float64, matrix):
     layer = BatchNormLayer(matrix)
     weights = named("0", random_norm(rng, 4), TORCH)
     weights["0.num_batches_tracked"] = np.array(77)
+    weights["n_averaged"] = np.array(5)
     set_torch_state_dict(layer, weights)
     assert_array_equal(layer.gamma.get_value()[0], weights["0.weight"])
     found = get_torch_state_dict(layer, like=weights)
@@ -397,8 +399,8 @@ def test_tensors(rng, float64, matrix, obstacles):
             assert_allclose(found[key], value)
     before = bits(layer)
     tensors["fc.weight"] = Tensor(weights["fc.weight"], "sparse")
-    with pytest.raises(TypeError, match="^fc.weight must be an array of "
-                                        "numbers: cannot convert"):
+    with pytest.raises(TypeError, match=r"_dict\(\): fc.weight must be an "
+                                        "array of numbers: cannot convert"):
         set_torch_state_dict(layer, tensors)
     assert bits(layer) == before
 
@@ -521,10 +523,23 @@ def test_unknown_layers(framework, kind, matrix):
     for function in (framework.get, partial(framework.set, weights={})
                      if framework is KERAS
                      else partial(framework.set, state_dict={})):
-        with pytest.raises(ValueError, match=r"\w+\(\): %s 'it' has parameters"
-                                             ", but its weights are not known"
-                                             % kind):
+        with pytest.raises(ValueError, match=r"\w+\(\): %s 'it' %s" % (
+                kind, "does not compute what Lasagne's DenseLayer computes, "
+                "whose weights" if kind == "Squared" else
+                "has parameters, but its weights are not known")):
             function(NonlinearityLayer(layer))
+
+
+def test_unknown_convolutions():
+    def convolution(*args, **options):
+        return 2 * T.nnet.conv2d(*args, **options)
+
+    layer = Conv2DLayer(InputLayer((None, 2, 5, 5)), 2, 3, name="it",
+                        convolution=convolution)
+    with pytest.raises(ValueError, match="Conv2DLayer 'it' does not compute .*"
+                                         "`convolution` is a function of your "
+                                         "own"):
+        get_torch_state_dict(layer)
 
 
 @both

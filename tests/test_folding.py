@@ -693,24 +693,45 @@ def test_tied_weights(rng, float64, quick, x, both):
             encoder.W, encoder.b, source, decoder.b]
 
 
-@pytest.mark.parametrize("registered", [False, True])
-def test_nonlinearities_with_parameters(rng, float64, quick, x, registered):
+def test_nonlinearities_with_parameters(rng, float64, quick, x):
     slope = theano.shared(np.full(4, 0.3), "slope")
     layer = dense(x, name="fc")
     network = BatchNormLayer(
         layer, nonlinearity=lambda x: T.switch(x > 0, x, slope * x))
-    if registered:
-        network.params[slope] = {"trainable"}
+    network.params[slope] = {"trainable"}
     folded, report = check(randomize(network, rng), rng)
     assert into(report) == [layer]
     assert [param.name for param in get_all_params(folded)] == [
-        "fc.W", "fc.b"] + ["slope"] * registered
-    if registered:
-        batches = batches_for(network, rng)
-        function = compiled(folded, get_output(folded))
-        before = function(*batches)
-        folded.get_params()[2].set_value(np.full(4, 0.7))
-        assert np.any(function(*batches) != before)
+        "fc.W", "fc.b", "slope"]
+    batches = batches_for(network, rng)
+    function = compiled(folded, get_output(folded))
+    before = function(*batches)
+    folded.get_params()[2].set_value(np.full(4, 0.7))
+    assert np.any(function(*batches) != before)
+
+
+control = theano.shared(np.float64(1), "control")
+
+
+def scaled_by_control(x):
+    return x * control
+
+
+def test_variables_that_are_no_parameters(rng, float64, quick, x):
+    """Users set them for both networks; a function stays as it is."""
+    network = randomize(batch_norm(dense(
+        x, nonlinearity=scaled_by_control, name="fc")), rng)
+    folded, report = fold_batch_norm(network, return_report=True)
+    assert into(report) == [get_all_layers(network)[1]]
+    batches = batches_for(network, rng)
+    before, = compiled(folded, get_output([folded]))(*batches)
+    try:
+        control.set_value(3.0)
+        for each in folded, pickle.loads(pickle.dumps(folded)):
+            output, = compiled(each, get_output([each]))(*batches)
+            assert_close(output, 3 * before, "float64")
+    finally:
+        control.set_value(1.0)
 
 
 @later

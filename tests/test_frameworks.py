@@ -3,6 +3,7 @@
 test_exchange.py needs none of them.
 """
 
+import pickle
 from collections import OrderedDict
 
 from bnlasagne import (
@@ -286,6 +287,16 @@ def test_torch_loads_what_it_gets(rng, torch, float64, like, as_tensors):
             assert_close(value.to(torch.float64).numpy(),
                          np.asarray(expected[key]),
                          precision.get(like, 1e-6))
+
+
+def test_files_need_only_numpy():
+    """They are read where this package is not installed."""
+    found = get_torch_state_dict(DenseLayer((None, 4), 3, name="fc"))
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        stored = pickle.dumps(found, protocol)
+        assert b"bnlasagne" not in stored
+        assert np.array_equal(pickle.loads(stored)["fc.weight"],
+                              found["fc.weight"])
 
 
 @pytest.mark.parametrize("make", [

@@ -733,5 +733,5 @@ class OfNoType(object):
 def test_what_is_not_weights(matrix, set_weights, weights, expected):
     with pytest.raises(TypeError, match=expected) as caught:
         set_weights(DenseLayer(matrix, 5, name="fc"), weights)
-    if "expected" in expected:
+    if "expected" in expected or "Of" in str(weights):
         assert str(caught.value).startswith(set_weights.__name__ + "(): ")

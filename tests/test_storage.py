@@ -1,5 +1,6 @@
 """Parameters in files."""
 
+import gzip
 import io
 import os
 import pickle
@@ -467,6 +468,30 @@ def test_names_that_no_file_can_have(tmp_path, name, error, expected):
     assert not os.listdir(str(tmp_path))
 
 
+def test_packed_by_another_program():
+    """Folders are members of the archive then."""
+    layer = with_values(np.ones(3), layer_name="block/conv")
+    file, packed = io.BytesIO(), io.BytesIO()
+    save_network(layer, file)
+    with zipfile.ZipFile(file) as archive, \
+            zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as again:
+        again.writestr("block/", b"")
+        for name in archive.namelist():
+            again.writestr(name, archive.read(name))
+    layer.params.clear()
+    layer = with_values(np.zeros(3), layer_name="block/conv")
+    load_network(layer, io.BytesIO(packed.getvalue()))
+    assert np.all(get_all_param_values(layer)[0] == 1)
+
+
+def test_numbered_arrays():
+    """As scripts for Lasagne save them."""
+    file = io.BytesIO()
+    np.savez(file, *get_all_param_values(small(3)))
+    with pytest.raises(ValueError, match=r"(?s)arr_0.*set_all_param_values"):
+        load_network(small(3), io.BytesIO(file.getvalue()))
+
+
 # --- files that are no sound ones ------------------------------------------
 
 class Trap(object):
@@ -761,13 +786,34 @@ def test_stream():
     assert bits(layer) == bits(small(3))
 
 
+def test_compressed_stream():
+    """It can only go on: NumPy would go back."""
+    stream, layer = io.BytesIO(), small(1)
+    with gzip.open(stream, "wb") as compressed:
+        save_network(small(3), compressed)
+    load(layer, gzip.decompress(stream.getvalue()))
+    assert bits(layer) == bits(small(3))
+
+
+@pytest.mark.parametrize("function, mode, found", [
+    (save_network, "rb", "to write, got <_io.Buff"),
+    (load_network, "wb", "to read, got <_io.Buff")])
+def test_opened_for_something_else(tmp_path, function, mode, found):
+    path = str(tmp_path / "it.npz")
+    save_network(small(3), path)
+    with open(path, mode) as file, pytest.raises(
+            TypeError, match="binary mode " + found):
+        function(small(3), file)
+
+
 @pytest.mark.parametrize("function", [save_network, load_network])
 @pytest.mark.parametrize("file", [None, 0, 1.5, ["it.npz"], io.StringIO()],
                          ids=["None", "0", "1.5", "list", "text"])
 def test_no_file(function, file):
     with pytest.raises(TypeError, match=r"%s\(\): file must be a path, or a "
                                         "file object that is open in binary "
-                                        "mode, got " % function.__name__):
+                                        "mode to (read|write), got "
+                       % function.__name__):
         function(small(3), file)
 
 
