@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 _CONTAINERS = (list, tuple, set, dict, collections.OrderedDict)
+_NO_REFERENCES = frozenset([type(None), bool, int, float, complex, str, bytes])
 _STREAMS = (MRG_RandomStreams, RandomStreams)
 # Packages whose functions and objects refer to no network.
 _LIBRARIES = ("lasagne", "theano", "numpy", "bnlasagne")
@@ -180,9 +181,10 @@ def _elements(value):
     if type(value) not in _CONTAINERS and not _is_named_tuple(value):
         return [value.__self__] if isinstance(value, types.MethodType) \
             else None
-    if isinstance(value, dict):
-        return [each for item in value.items() for each in item]
-    return list(value)
+    elements = (each for item in value.items() for each in item) \
+        if isinstance(value, dict) else value
+    # Data may be among them, of many elements.
+    return [each for each in elements if type(each) not in _NO_REFERENCES]
 
 
 def _parts(value):
@@ -324,14 +326,15 @@ class _Copier(object):
         users, leaves, seen, stack = {}, [], {}, [value]
         while stack:
             each = stack.pop()
-            if id(each) not in seen:
-                seen[id(each)] = each
-                parts = _parts(each)
-                for part in parts or ():
-                    users.setdefault(id(part), []).append(each)
-                    stack.append(part)
-                if parts is None and self._leaf(each) is not each:
-                    leaves.append(each)
+            if id(each) in seen:
+                continue
+            seen[id(each)] = each
+            parts = _parts(each)
+            for part in parts or ():
+                users.setdefault(id(part), []).append(each)
+                stack.append(part)
+            if parts is None and self._leaf(each) is not each:
+                leaves.append(each)
         changing = {id(leaf): leaf for leaf in leaves}
         while leaves:
             for user in users.get(id(leaves.pop()), ()):
