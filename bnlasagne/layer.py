@@ -306,11 +306,12 @@ class BatchNormLayer(lasagne.layers.Layer):
         Before the nonlinearity, so that its shape is that of the input; but
         rectified, as the fused Ops rectify in passing.
         """
-        params = [self._aligned(self.gamma), self._aligned(self.beta)]
+        params = [self.gamma, self.beta]
+        for param in _present(self.mean, self.std, *params):
+            self._check_axes_of(param)
         found = None
         if use:
-            output = self._normalize(x, self._aligned(self.mean),
-                                     self._aligned(self.std), *params)
+            output = self._normalize(x, self.mean, self.std, *params)
             if update:
                 found = self._statistics(x)
         elif self._renormalizes():
@@ -593,7 +594,7 @@ class BatchNormLayer(lasagne.layers.Layer):
     def _normalize_own_batch(self, x, gamma, beta):
         if not ops.are_usable(x, *_present(gamma, beta)):
             output, mean, std = expressions.normalize_batch(
-                x, gamma, beta, self.epsilon, self.axes)
+                x, *self._aligned(gamma, beta), self.epsilon, self.axes)
             return self._rectified(output), mean, std
         return ops.normalize_batch(
             x, gamma, beta, self.epsilon, self.axes, self._rectifies())
@@ -619,7 +620,7 @@ class BatchNormLayer(lasagne.layers.Layer):
         """The output, by the given statistics."""
         if not ops.are_usable(x, mean, std, *_present(gamma, beta)):
             return self._rectified(expressions.normalize(
-                x, mean, std, gamma, beta, self.epsilon))
+                x, *self._aligned(mean, std, gamma, beta), self.epsilon))
         return ops.normalize(x, mean, std, gamma, beta, self.epsilon,
                              self.axes, self._rectifies())
 
@@ -642,7 +643,7 @@ class BatchNormLayer(lasagne.layers.Layer):
         """
         mean, std, r_max, d_max, epsilon = (
             T.cast(value, batch_std.dtype) for value in (
-                self._aligned(self.mean), self._aligned(self.std),
+                *self._aligned(self.mean, self.std),
                 self.r_max, self.d_max, self.epsilon))
         r = T.clip((batch_std + epsilon) / (std + epsilon), 1 / r_max, r_max)
         d = T.clip((batch_mean - mean) / (std + epsilon), -d_max, d_max)
@@ -679,15 +680,16 @@ class BatchNormLayer(lasagne.layers.Layer):
             x = x.astype(theano.config.floatX)
         return x
 
-    def _aligned(self, param):
-        """A parameter, broadcastable where it must be, or None."""
-        if param is None:
-            return None
-        if isinstance(param, theano.compile.SharedVariable):
-            self._check_axes_of(param)
-        return T.patternbroadcast(param, self._broadcastable())
+    def _aligned(self, *params):
+        """Parameters, broadcastable where they must be; None stays None."""
+        return [None if param is None
+                else T.patternbroadcast(param, self._broadcastable())
+                for param in params]
 
     def _check_axes_of(self, param):
+        """Raise an error if a parameter does not go with the axes."""
+        if not isinstance(param, theano.compile.SharedVariable):
+            return
         shape = np.shape(param.get_value(
             borrow=True, return_internal_type=True))
         if any(shape[axis] != 1 for axis in self.axes):

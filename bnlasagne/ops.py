@@ -117,18 +117,27 @@ def normalize(x, mean, std, gamma, beta, epsilon, axes, rectify=False):
     zero are replaced by zero.
     """
     order, inverse = in_blocks(x.ndim, axes)
-    x, mean, std, gamma, beta = (shuffled(variable, order) for variable in (
-        x, mean, std, filled(gamma, 1, x, axes), filled(beta, 0, x, axes)))
+    mean, std, gamma, beta = (
+        filled(param, value, x, axes) for param, value
+        in ((mean, 0), (std, 1), (gamma, 1), (beta, 0)))
+    x, mean, std, gamma, beta = (
+        shuffled(variable, order) for variable in (x, mean, std, gamma, beta))
     op = Normalize(*parameter_axes(x.ndim, axes), rectify)
     return shuffled(op(x, mean, std, gamma, beta, epsilon), inverse)
 
 
 def filled(parameter, value, x, axes):
-    """The parameter, or an array of one value where it is None."""
-    if parameter is not None:
+    """The parameter, or an array of one value where it is None.
+
+    So is a parameter that is declared to have one value for all channels.
+    """
+    if parameter is None:
+        parameter = T.constant(np.full((1,) * x.ndim, value, x.dtype))
+    elif all(axis in axes or not broadcastable or x.broadcastable[axis]
+             for axis, broadcastable in enumerate(parameter.broadcastable)):
         return parameter
     shape = [1 if axis in axes else x.shape[axis] for axis in range(x.ndim)]
-    return T.alloc(np.asarray(value, x.dtype), *shape)
+    return T.alloc(parameter, *shape)
 
 
 # The kernels see an array as [M][C][S], with the axes of the parameters in one
@@ -271,6 +280,8 @@ class FusedOp(_CompiledOp):
         rectify=theano.scalar.bool, inplace=theano.scalar.bool,
         home=theano.scalar.int64)
     overwrites = None
+    # Those that follow the batch among the inputs.
+    n_params = 2
     # The kernels start no threads in other processes, which are its forks.
     home = os.getpid()
     begin = "home = {params}->home;"
@@ -289,23 +300,35 @@ class FusedOp(_CompiledOp):
                      if not self.first <= axis < self.end)
 
     def check_inputs(self, x, params):
-        """The inputs, with parameters broadcastable along the axes."""
+        """The inputs, checked.
+
+        Parameters need not be declared broadcastable along the axes. That
+        their sizes there are 1 is found out when the Op is called.
+        """
         x = T.as_tensor_variable(x)
         if x.dtype not in ("float32", "float64"):
             raise TypeError("%s: the input must be float32 or float64, got "
                             "%s." % (type(self).__name__, x.dtype))
-        pattern = self.pattern(x)
-        checked = []
+        params = list(map(T.as_tensor_variable, params))
         for param in params:
-            param = T.as_tensor_variable(param)
             if param.dtype != x.dtype or param.ndim != x.ndim:
                 raise TypeError(
                     "%s: the statistics and parameters must have the input's "
                     "type and number of dimensions, %s and %d, got %s and %d."
                     % (type(self).__name__, x.dtype, x.ndim, param.dtype,
                        param.ndim))
-            checked.append(T.patternbroadcast(param, pattern))
-        return [x] + checked
+        return [x] + params
+
+    def check_shapes(self, x, *rest):
+        """Compare the parameters' sizes with the input's, as C++ does."""
+        for param in rest[:self.n_params]:
+            for axis, size in enumerate(param.shape):
+                wanted = x.shape[axis] if self.first <= axis < self.end else 1
+                if size != wanted:
+                    raise ValueError(
+                        "batch normalization: a statistic or parameter must "
+                        "be of size %d along axis %d, to go with its input, "
+                        "but is of size %d" % (wanted, axis, size))
 
     def pattern(self, x):
         """Which axes of a parameter are broadcastable."""
@@ -314,7 +337,10 @@ class FusedOp(_CompiledOp):
                      for axis in range(x.ndim))
 
     def _expression(self, inputs):
-        """What the Op computes, as a plain expression."""
+        """What the Op computes, as a plain expression.
+
+        Of parameters that are broadcastable along the axes.
+        """
         raise NotImplementedError
 
     def _plain_gradient(self, inputs, output_gradients):
@@ -323,9 +349,15 @@ class FusedOp(_CompiledOp):
         The inputs may depend on each other; as arguments they do not.
         """
         arguments = [_argument_like(variable) for variable in inputs]
+        end, pattern = 1 + self.n_params, self.pattern(inputs[0])
+        aligned = arguments[:1] + [
+            T.patternbroadcast(param, pattern)
+            for param in arguments[1:end]] + arguments[end:]
         known = OrderedDict(
-            (expression, gradient) for expression, gradient
-            in zip(self._expression(arguments), output_gradients)
+            (expression,
+             T.patternbroadcast(gradient, expression.broadcastable))
+            for expression, gradient
+            in zip(self._expression(aligned), output_gradients)
             if not isinstance(gradient.type, theano.gradient.DisconnectedType))
         gradients = theano.grad(
             None, arguments, known_grads=known, disconnected_inputs="ignore")
@@ -344,6 +376,8 @@ def _argument_like(variable):
 def without_warnings(function):
     """Call a NumPy version of an Op without warnings of its arithmetic."""
     def perform(self, node, inputs, output_storage, params=None):
+        if isinstance(self, FusedOp):
+            self.check_shapes(*inputs)
         with np.errstate(all="ignore"):
             outputs = function(self, *inputs)
         for storage, output, variable in zip(output_storage, outputs,
@@ -548,6 +582,7 @@ class Normalize(FusedOp):
     inputs = ["x", "mean", "std", "gamma", "beta", "epsilon"]
     outputs = ["y"]
     overwrites = 0
+    n_params = 4
 
     @own_expressions(test_values=True)
     def make_node(self, x, mean, std, gamma, beta, epsilon):

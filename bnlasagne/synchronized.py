@@ -131,6 +131,11 @@ def _plain_moments(x, axes):
 
 
 def _plain(x, moments, gamma, beta, epsilon, axes, rectify):
+    pattern = [axis in axes or x.broadcastable[axis]
+               for axis in range(x.ndim)]
+    gamma, beta = (None if param is None
+                   else T.patternbroadcast(param, pattern)
+                   for param in (gamma, beta))
     mean, variance = _in_shape(moments, x, axes)
     near = T.cast(mean, x.dtype)
     # What rounded the mean is not small against the standard deviation where

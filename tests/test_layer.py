@@ -13,7 +13,7 @@ import pytest
 import reference
 import theano
 import theano.tensor as T
-from common import TOLERANCE, tensor
+from common import TOLERANCE, needs_compiler, tensor
 from lasagne.layers import (
     DenseLayer,
     InputLayer,
@@ -518,3 +518,25 @@ def test_contexts_are_those_of_a_thread(quick):
             assert "BatchNormalize" in threads.submit(build).result()
         assert "BatchNormalize" not in build()
     assert len(recorded) == 1
+
+
+@pytest.mark.parametrize("linker", [
+    "py", pytest.param("cvm", marks=needs_compiler)])
+def test_one_factor_for_all_channels(rng, float64, linker):
+    x = T.matrix()
+    one = [theano.shared(np.full((1, 1), value), broadcastable=(True, True))
+           for value in (2., 3., 4., 5.)]
+    layer = BatchNormLayer(InputLayer((None, 3), x), **dict(zip(
+        ("mean", "std", "beta", "gamma"), one)))
+    output = get_output(layer, batch_norm_update_averages=False)
+    gradient = T.grad(T.sqr(output).sum(), layer.gamma)
+    batch = rng.normal(size=(5, 3))
+    function = theano.function(
+        [x], [output, gradient, get_output(layer, deterministic=True)],
+        mode=theano.Mode(linker, "fast_run"))
+    trained, by_gamma, tested = function(batch)
+    normalized = reference.normalize_batch(batch, (0,))
+    assert_allclose(trained, 5 * normalized + 4)
+    assert_allclose(by_gamma, [[2 * np.sum(
+        normalized * (5 * normalized + 4))]])
+    assert_allclose(tested, (batch - 2) / 3.01 * 5 + 4)
