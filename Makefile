@@ -7,13 +7,15 @@ python = .venv/bin/python
 flags = if [ -e .venv/no-header ]; then \
 	export THEANO_FLAGS="cxx=,$${THEANO_FLAGS-}"; fi;
 
-.PHONY: help demo mpi-demo bench test mpi-test frameworks-test lint clean
+.PHONY: help demo mpi-demo bench test flags-test mpi-test frameworks-test \
+	lint clean
 
 help:
 	@echo "make demo   train on digits, with and without batch normalization"
 	@echo "make mpi-demo  train on digits, on 2 processes (or RANKS=…)"
 	@echo "make bench  measure the speed, against others (BENCH=… are options)"
 	@echo "make test   ruff, then all tests"
+	@echo "make flags-test  the tests of the kernels, with -ffast-math"
 	@echo "make mpi-test  the tests of distributed training, on 1 to 4 processes"
 	@echo "make frameworks-test  compare with PyTorch, Keras and ONNX"
 	@echo "make lint   ruff only"
@@ -40,6 +42,17 @@ lint:
 
 test: lint
 	@$(flags) $(python) -m pytest
+
+# What users may have in their .theanorc. Theano's own modules then switch off
+# denormal numbers, of which NumPy warns.
+unsafe = base_compiledir=$(CURDIR)/.venv/fast-math,gcc.cxxflags=-O3 -ffast-math
+
+flags-test:
+	@.ci/venv test
+	@if [ -e .venv/no-header ]; then echo "No C++ compiler: no flags."; else \
+		THEANO_FLAGS="$(unsafe)" $(python) -m pytest -q \
+		-W "ignore:The value of the smallest subnormal" \
+		tests/test_ops.py tests/test_layer.py; fi
 
 # Ranks share the cores. One that hangs is a failure, which the time limit ends.
 mpi-test:

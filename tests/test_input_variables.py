@@ -14,7 +14,7 @@ import pytest
 import reference
 import theano
 import theano.tensor as T
-from common import later
+from common import later, needs_compiler
 from lasagne.layers import (
     ConcatLayer,
     DenseLayer,
@@ -170,7 +170,10 @@ def test_what_an_input_variable_is_made_of_is_not_at_hand():
 
 
 @later
-def test_transposed_convolution_sized_by_the_input(rng):
+@needs_compiler
+def test_transposed_convolution_sized_by_the_input(rng, monkeypatch):
+    # Theano's convolutions have C code only.
+    monkeypatch.setattr(theano.compile.mode, "instantiated_default_mode", None)
     from lasagne.layers import Conv2DLayer, TransposedConv2DLayer
     l_in = InputLayer((None, 1, None, None))
     down = batch_norm(Conv2DLayer(l_in, 2, 3, stride=2))
