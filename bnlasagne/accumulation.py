@@ -109,6 +109,10 @@ class GradientAccumulator:
                 "GradientAccumulator: params must be a list of shared "
                 "variables, got the layer %s. Pass get_all_params(network, "
                 "trainable=True)." % label(params))
+        if isinstance(params, (theano.Variable, dict)):
+            raise TypeError(
+                "GradientAccumulator: params must be a list of shared "
+                "variables, got %r." % (params,))
         self.params = list(params)
         for param in self.params:
             if not isinstance(param, theano.compile.SharedVariable):
@@ -253,6 +257,11 @@ class GradientAccumulator:
             If there are no functions that accumulate, or a parameter takes
             part in none of their losses.
         """
+        if not callable(rule):
+            raise TypeError(
+                "GradientAccumulator.step_function(): rule must be a function "
+                "that returns updates, such as lasagne.updates.adam, got %r."
+                % (rule,))
         if not isinstance(inputs, (list, tuple)):
             raise TypeError(
                 "GradientAccumulator.step_function(): inputs must be a list "
@@ -340,6 +349,9 @@ class GradientAccumulator:
                 "of this one. Make all functions that accumulate before."
                 % caller)
         _check_loss(loss, caller)
+        if isinstance(inputs, theano.Variable):
+            raise TypeError("%s: inputs must be a list of Theano variables, "
+                            "got %r." % (caller, inputs))
         inputs = list(inputs)
         size = _size(size, inputs, caller)
         params, gradients = self._gradients_of(loss, size, caller)

@@ -51,6 +51,10 @@ def inputs_by_value(node):
         return node.inputs[1:]
     if isinstance(op, Scan):
         return _inputs_of_loop(node)
+    if isinstance(op, theano.OpFromGraph):
+        inner = needed(op.local_outputs)
+        return [variable for variable, argument
+                in zip(node.inputs, op.local_inputs) if argument in inner]
     if hasattr(op, "inputs_by_value"):
         return op.inputs_by_value(node)
     return node.inputs

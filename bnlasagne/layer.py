@@ -4,6 +4,7 @@ import collections
 import contextlib
 import contextvars
 import difflib
+import inspect
 import numbers
 from functools import reduce
 from operator import mul
@@ -23,6 +24,7 @@ from .conventions import (
 )
 from .flags import own_expressions
 from .labels import label
+from .schedules import CumulativeAverage
 from .tracking import track
 from .values import Setting, as_numbers, settable, value_of
 
@@ -75,6 +77,9 @@ def own_statistics():
         _unsynchronized.reset(before)
 
 
+_UNIT_STD = lasagne.init.Constant(1)
+
+
 class BatchNormLayer(lasagne.layers.Layer):
     """Normalize each channel of the input over the batch.
 
@@ -97,7 +102,7 @@ class BatchNormLayer(lasagne.layers.Layer):
         and all positions for convolutional layers.
     epsilon : float or scalar Theano variable
         Small constant added to the standard deviation before dividing by it.
-    alpha : float or scalar Theano variable
+    alpha : float, scalar Theano variable or CumulativeAverage
         Weight of the current batch in the running averages, from 0 to 1.
         Pass a shared variable to change it without compiling again.
     nonlinearity : callable or None
@@ -227,13 +232,15 @@ class BatchNormLayer(lasagne.layers.Layer):
     def __init__(self, incoming, axes=None, epsilon=0.01, alpha=0.5,
                  nonlinearity=None, beta=lasagne.init.Constant(0),
                  gamma=lasagne.init.Constant(1),
-                 mean=lasagne.init.Constant(0), std=lasagne.init.Constant(1),
+                 mean=lasagne.init.Constant(0), std=_UNIT_STD,
                  r_max=1, d_max=0, comm=None, inv_std=None, **kwargs):
         _check_incoming(incoming)
-        _check_names(kwargs)
-        super().__init__(incoming, **kwargs)
+        with _named_arguments(kwargs):
+            super().__init__(incoming, **kwargs)
         self.axes = self._check_axes(axes)
         self.epsilon = self._check_scalar("epsilon", epsilon, 0, np.inf)
+        if isinstance(alpha, CumulativeAverage):
+            alpha = alpha.alpha
         self.alpha = self._check_scalar("alpha", alpha, 0, 1)
         self.r_max = self._check_scalar("r_max", r_max, 1, np.inf)
         self.d_max = self._check_scalar("d_max", d_max, 0, np.inf)
@@ -243,6 +250,9 @@ class BatchNormLayer(lasagne.layers.Layer):
             "mean", mean, trainable=False, regularizable=False,
             batch_norm_stat=True)
         if inv_std is not None:
+            if std is not _UNIT_STD:
+                raise ValueError("%s: std and inv_std cannot both be given. "
+                                 "Leave out one." % label(self))
             std = self._std_of(inv_std)
         self.std = self._add_param(
             "std", std, trainable=False, regularizable=False,
@@ -290,7 +300,8 @@ class BatchNormLayer(lasagne.layers.Layer):
         -----
         A frozen layer uses its averages and does not update them.
         """
-        _check_flags(kwargs, self)
+        _check_flags(self, kwargs, deterministic=deterministic,
+                     batch_norm_use_averages=batch_norm_use_averages)
         use, update = self._flags(deterministic, batch_norm_use_averages,
                                   batch_norm_update_averages)
         with own_expressions(test_values=True):
@@ -514,20 +525,20 @@ class BatchNormLayer(lasagne.layers.Layer):
         for name, value in values.items():
             if name not in _PARAMS or getattr(self, name) is None:
                 raise ValueError(
-                    "%s: there is no parameter %s to set. It has %s."
-                    % (label(self), name, ", ".join(
+                    "%s: there is no parameter %s to set. It has %s. For "
+                    "variances and inverse standard deviations, use "
+                    "set_statistics()." % (label(self), name, ", ".join(
                         each for each in _PARAMS
                         if getattr(self, each) is not None)))
             param = settable(getattr(self, name),
                              "%s: %s" % (label(self), name))
-            with self._named_errors():
-                setting.add(param, self._full(name, value))
+            setting.add(param, self._full(name, value))
         setting.carry_out()
 
     @property
     def inv_std(self):
         with own_expressions(test_values=True):
-            std = T.as_tensor_variable(self.std)
+            std, = self._aligned(T.as_tensor_variable(self.std))
             inverse = 1 / (std + T.cast(self.epsilon, std.dtype))
         # Where another layer gets it, it finds the statistic in it; and users
         # of Lasagne's later layer find a shared variable's methods.
@@ -571,7 +582,7 @@ class BatchNormLayer(lasagne.layers.Layer):
 
     def _flags(self, deterministic, use, update):
         """Whether to use averages, and whether and how to update them."""
-        if isinstance(update, str) and update != "explicit":
+        if not (_is_flag(update) or update == "explicit"):
             raise ValueError(
                 "%s: batch_norm_update_averages must be True, False, None or "
                 "'explicit', got %r." % (label(self), update))
@@ -835,26 +846,70 @@ _OTHER_NAMES = {
     "affine": "beta=None, gamma=None to leave out shift and scale",
     "track_running_stats": "get_output(..., batch_norm_update_averages=False)",
     "var": "std; or set_statistics(mean, var=...) on the layer",
+    "decay": "alpha, the weight of the new batch: 1 - decay",
+    "mode": "nothing for it: there is one way to compute",
+    "trainable": "nothing for it; see freeze_batch_norm(layer, params=True)",
 }
 
 
-def _check_names(kwargs):
-    for name in kwargs:
-        if name in _OTHER_NAMES:
-            raise TypeError("BatchNormLayer has no argument %s. Pass %s."
-                            % (name, _OTHER_NAMES[name]))
+@contextlib.contextmanager
+def _named_arguments(kwargs):
+    """An error about an argument that there is not says which one to use."""
+    try:
+        yield
+    except TypeError as error:
+        for name in kwargs:
+            if "unexpected keyword argument '%s'" % name in str(error):
+                raise TypeError("BatchNormLayer has no argument %s. %s" % (
+                    name, _what_to_pass(name))) from None
+        raise
+
+
+def _what_to_pass(name):
+    if name in _OTHER_NAMES:
+        return "Pass %s." % _OTHER_NAMES[name]
+    names = [each for each in inspect.signature(BatchNormLayer).parameters
+             if each not in ("incoming", "kwargs")] + ["name"]
+    meant = difflib.get_close_matches(name, names, 1)
+    return "Did you mean %s?" % meant[0] if meant else (
+        "It has %s." % ", ".join(names))
 
 
 _FLAGS = "batch_norm_use_averages", "batch_norm_update_averages"
 
 
-def _check_flags(kwargs, layer):
-    """A misspelled flag would change nothing, and nobody would notice."""
-    for name in kwargs:
-        if name.startswith("batch_norm"):
-            meant = difflib.get_close_matches(name, _FLAGS, 1) or _FLAGS
+def _check_flags(layer, others, **flags):
+    """Raise an error for flags that are misspelled, or of a wrong type.
+
+    They would change nothing, or the wrong thing, and nobody would notice.
+    """
+    for name in others:
+        meant = _meant_by(name)
+        if meant:
             raise TypeError("%s: there is no flag %s. Did you mean %s?"
-                            % (label(layer), name, " or ".join(meant)))
+                            % (label(layer), name, meant))
+    for name, value in flags.items():
+        if not _is_flag(value):
+            raise TypeError(
+                "%s: %s must be True or False, got %r. It says which output "
+                "is built; to choose later, build both outputs."
+                % (label(layer), name, value))
+
+
+def _meant_by(name):
+    """The flag that a keyword argument is likely to stand for, or None."""
+    if name.replace("_", "").startswith("batchnorm") or (
+            name.endswith("averages")):
+        return " or ".join(difflib.get_close_matches(name, _FLAGS, 1)
+                           or _FLAGS)
+    # Other layers may have flags with names that are somewhat alike.
+    return next(iter(difflib.get_close_matches(
+        name, ["deterministic"], 1, cutoff=0.9)), None)
+
+
+def _is_flag(value):
+    return value is None or isinstance(
+        value, (bool, np.bool_, numbers.Integral))
 
 
 def _check_incoming(incoming):

@@ -336,6 +336,11 @@ class FusedOp(_CompiledOp):
         return tuple(axis in axes or x.broadcastable[axis]
                      for axis in range(x.ndim))
 
+    def R_op(self, inputs, eval_points):
+        raise NotImplementedError(
+            "theano.Rop does not know the fused Ops of batch normalization. "
+            "Build the output within bnlasagne.plain_expressions().")
+
     def _expression(self, inputs):
         """What the Op computes, as a plain expression.
 
@@ -675,7 +680,7 @@ class MoveAverage(_CompiledOp):
         if count < 2 or not all(map(np.all, map(np.isfinite, statistics))):
             return average.copy(),
         if alpha == 1:
-            return statistics[0],
+            return statistics[0].copy(),
         return (1 - alpha) * average + alpha * statistics[0],
 
     @property

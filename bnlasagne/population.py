@@ -340,9 +340,11 @@ class _Graph(object):
                     isinstance(variable, (theano.Constant,
                                           theano.compile.SharedVariable))):
                 raise ValueError(
-                    "%s: its input depends on %s, which is no input layer of "
-                    "the network. In the step of a loop (theano.scan), what a "
-                    "layer is applied to is out of reach." % (group, variable))
+                    "%s: its input depends on %s, for which batches have no "
+                    "value: they have those of the input layers. Refer to the "
+                    "`input_var` of an input layer instead, also for sizes. "
+                    "(In a loop of theano.scan, what a layer is applied to is "
+                    "out of reach.)" % (group, variable))
 
 
 def _input_variables(network):

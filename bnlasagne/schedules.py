@@ -83,15 +83,15 @@ class CumulativeAverage:
         Returns
         -------
         CumulativeAverage or None
-            None if the layer's `alpha` is something else.
+            None if the layer's `alpha` does not depend on one.
         """
-        update = getattr(layer.alpha, "default_update", None)
-        for source in theano.gof.graph.inputs([] if update is None
-                                              else [update]):
-            if getattr(source.tag, "numbers_batches", False):
-                schedule = cls.__new__(cls)
-                schedule._number, schedule.alpha = source, layer.alpha
-                return schedule
+        for alpha in _roots(layer.alpha):
+            for number in _roots(getattr(alpha, "default_update", None)):
+                if number is not alpha and getattr(
+                        number.tag, "numbers_batches", False):
+                    schedule = cls.__new__(cls)
+                    schedule._number, schedule.alpha = number, alpha
+                    return schedule
         return None
 
     @property
@@ -112,3 +112,9 @@ class CumulativeAverage:
     def reset(self):
         """Forget all batches: the next one replaces the averages."""
         self.count = 0
+
+
+def _roots(variable):
+    """The variables that one is computed from; none for a number."""
+    return theano.gof.graph.inputs(
+        [variable] if isinstance(variable, theano.Variable) else [])

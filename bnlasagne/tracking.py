@@ -29,6 +29,7 @@ __all__ = [
     "has_one_weight",
     "last_application",
     "pooled",
+    "schedule_of",
     "track",
 ]
 
@@ -123,6 +124,28 @@ def _clone(variable, application, automatic):
     return clone
 
 
+def schedule_of(alpha):
+    """The shared variables that move a weight on by their default updates.
+
+    Parameters
+    ----------
+    alpha : float or Theano variable
+
+    Returns
+    -------
+    list of Theano shared variables
+    """
+    sources, stack = [], [alpha]
+    while stack:
+        roots = inputs([variable for variable in [stack.pop()]
+                        if isinstance(variable, theano.Variable)])
+        for source in roots:
+            if _moves_by_itself(source) and source not in sources:
+                sources.append(source)
+                stack.append(source.default_update)
+    return sources
+
+
 def _schedule(alpha, application, automatic):
     """Have a weight that moves on by itself do so with the averages only.
 
@@ -135,14 +158,7 @@ def _schedule(alpha, application, automatic):
     alpha : float or Theano variable
         The weight, by the aliases.
     """
-    sources, stack = [], [alpha]
-    while stack:
-        roots = inputs([variable for variable in [stack.pop()]
-                        if isinstance(variable, theano.Variable)])
-        for source in roots:
-            if _moves_by_itself(source) and source not in sources:
-                sources.append(source)
-                stack.append(source.default_update)
+    sources = schedule_of(alpha)
     if not sources:
         return [], [], alpha
     clones = [_clone(source, application, automatic) for source in sources]
@@ -194,6 +210,10 @@ class UpdatedAverage(theano.Op):
 
     def R_op(self, inputs, eval_points):
         return [None]
+
+    def inputs_by_value(self, node):
+        """See :mod:`bnlasagne.demand`."""
+        return []
 
 
 class TrackAverages(theano.Op):
@@ -288,18 +308,18 @@ class TrackAverages(theano.Op):
         moves on.
         """
         averages, scheduled, values, terms = self._parts(node)
-        return [(average, self.move(index, terms))
+        return [(average, self.move(index, terms, self.input(node)))
                 for index, average in enumerate(averages)
                 ] + [(variable, ScheduledMove(value, averages))
                      for variable, value in zip(scheduled, values)]
 
     def moments(self, node):
         """Number of values, mean and standard deviation of the batch."""
-        move = self.move(0, self._parts(node)[3])
+        move = self.move(0, self._parts(node)[3], self.input(node))
         return [move.count] + move.statistics
 
     def inputs_by_value(self, node):
-        """The inputs that the function needs; see :mod:`.demand`."""
+        """See :mod:`bnlasagne.demand`."""
         return node.inputs if self.n_averages else node.inputs[:1]
 
     def _parts(self, node):
@@ -323,6 +343,8 @@ class _Move:
         Of the statistic.
     terms : list of Theano variable
         As :meth:`terms` made them, or copies.
+    x : Theano variable
+        What the layer was applied to.
 
     Attributes
     ----------
@@ -332,8 +354,9 @@ class _Move:
         Mean and standard deviation of the batch.
     """
 
-    def __init__(self, index, terms):
+    def __init__(self, index, terms, x):
         self.index = index
+        self.x = x
         self.alpha, self.count, *self.statistics = terms
 
     @staticmethod
@@ -346,29 +369,28 @@ class _Move:
         statistics = [T.cast(statistic, mine.dtype) for statistic, mine
                       in zip(statistics, self.statistics)]
         return type(self)(self.index, self.terms(statistics, count,
-                                                 self.alpha))
+                                                 self.alpha), self.x)
 
     def weighted(self, alpha):
         """The same move with another weight."""
         return type(self)(self.index, self.terms(self.statistics, self.count,
-                                                 alpha))
+                                                 alpha), self.x)
 
     def variables(self):
         """All that the move is made of."""
-        return [self.alpha, self.count] + self.statistics
+        return [self.x, self.alpha, self.count] + self.statistics
 
     def lifted(self, replace):
         """The same move, with variables replaced in what it is made of."""
-        return type(self)(self.index, _lifted(self.variables(), replace))
+        x, *terms = _lifted(self.variables(), replace)
+        return type(self)(self.index, terms, x)
 
     def is_like(self, other):
-        """Whether another move is of the same application.
+        """Whether another move of the average is of the same application.
 
-        Its statistics may be copies, where the user cloned the graph.
+        It may be a copy, where the user cloned the graph.
         """
-        mine, others = ((move.alpha, move.statistics[move.index])
-                        for move in (self, other))
-        return all(map(_is_same, mine, others))
+        return _is_same(self.x, other.x) and _is_same(self.alpha, other.alpha)
 
     def advance(self, value):
         """The average after the batch, from that before."""

@@ -50,6 +50,7 @@ from .tracking import (
     has_one_weight,
     last_application,
     pooled,
+    schedule_of,
 )
 
 __all__ = [
@@ -117,10 +118,12 @@ def _resolve(fgraph, aliases):
     reached = _in_order([pair for node in marked
                          for pair in node.op.moves(node)], loops)
     for average in placeholders:
-        if average not in reached or average not in aliases:
+        if average in computed and average not in reached or (
+                average not in aliases):
             raise ValueError(_OUT_OF_REACH % average)
     moved = set()
-    for group in _groups(aliases, reached):
+    for group in _groups(aliases, list(dict.fromkeys(
+            reached + list(placeholders)))):
         # A schedule moves on with the averages that have its weight.
         taken = {alias: [step for step in steps.get(alias, ())
                          if not isinstance(step, ScheduledMove)
@@ -528,7 +531,9 @@ def get_batch_norm_updates(outputs, layers=None, combine="chain"):
     Returns
     -------
     OrderedDict
-        Shared variable → its new value, in order of application.
+        Shared variable → its new value, in order of application. What a
+        schedule of a layer's `alpha` moves on comes last; see
+        :class:`CumulativeAverage`.
 
     Raises
     ------
@@ -568,11 +573,17 @@ def get_batch_norm_updates(outputs, layers=None, combine="chain"):
     wanted = wanted_averages(layers, caller)
     steps = find_steps(_checked_outputs(outputs, caller), wanted)
     check_applied(wanted, steps, caller)
-    if not steps:
+    if wanted is None and not steps:
         warnings.warn(_NO_APPLICATION, stacklevel=2)
-    return collections.OrderedDict(
+    updates = collections.OrderedDict(
         (average, combined(average, taken, combine))
         for average, taken in steps.items())
+    for taken in steps.values():
+        for step in taken:
+            if not isinstance(step, _MovedInLoop):
+                for source in schedule_of(step.alpha):
+                    updates.setdefault(source, source.default_update)
+    return updates
 
 
 _NO_APPLICATION = (
@@ -615,7 +626,8 @@ def find_steps(outputs, wanted=None):
     reached = {average for node in marked
                for average, _ in node.op.moves(node)}.union(steps)
     for alias, (_, application) in aliases.items():
-        if application is not None and alias not in reached and (
+        if application is not None and alias in computed and (
+                alias not in reached) and (
                 wanted is None or average_of(alias) in wanted):
             raise ValueError(_OUT_OF_REACH % alias)
     found = {}
@@ -631,10 +643,7 @@ def find_steps(outputs, wanted=None):
 
 
 def _by_originals(alpha, aliases):
-    """A weight, with the variables that move it on in place of aliases.
-
-    So a function that uses the weight moves it on by its default update.
-    """
+    """A weight, with the variables that move it on in place of aliases."""
     return theano.clone(alpha, replace={
         alias: average_of(alias) for alias in aliases})
 
@@ -689,12 +698,10 @@ def wanted_averages(layers, caller):
         return None
     if isinstance(layers, lasagne.layers.Layer):
         layers = [layers]
-    layers = list(layers)
-    for layer in layers:
-        if not isinstance(layer, lasagne.layers.Layer):
-            raise TypeError("%s: layers must be batch normalization layers, "
-                            "or a network with some, got %r."
-                            % (caller, layer))
+    given, layers = layers, list(layers)
+    if not all(isinstance(layer, lasagne.layers.Layer) for layer in layers):
+        raise TypeError("%s: layers must be batch normalization layers, or a "
+                        "network with some, got %r." % (caller, given))
     chosen = [layer for layer in layers if _has_averages(layer)]
     if len(chosen) < len(layers):
         chosen = [layer for layer in chosen or all_layers(layers)

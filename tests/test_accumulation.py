@@ -384,3 +384,20 @@ def test_errors_of_the_step():
 def test_wrong_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
         GradientAccumulator(*arguments)
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda n, a: GradientAccumulator(batch_norm(DenseLayer((None, 3), 2))),
+     "get_all_params"),
+    (lambda n, a: GradientAccumulator(n.loss), "params must be a list"),
+    (lambda n, a: a.function(n.x, n.loss), "inputs must be a list"),
+    (lambda n, a: a.step_function("adam"), "rule must be a function"),
+    (lambda n, a: a.step_function(lasagne.updates.sgd, 0.1),
+     "learning_rate=0.1"),
+    (lambda n, a: a.exact_function([n.x, n.y], n.loss)(1, 2), "one list"),
+])
+def test_first_mistakes(call, message):
+    network = Network()
+    accumulator = GradientAccumulator(network.params)
+    with pytest.raises(TypeError, match=message):
+        call(network, accumulator)

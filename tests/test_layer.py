@@ -387,7 +387,8 @@ def test_what_the_package_exports():
 @pytest.mark.parametrize("name, advice", [
     ("momentum", "alpha"), ("eps", "epsilon"), ("axis", "axes"),
     ("scale", "gamma=None"), ("center", "beta=None"), ("affine", "beta=None"),
-    ("track_running_stats", "batch_norm_update_averages"), ("var", "std")])
+    ("track_running_stats", "batch_norm_update_averages"), ("var", "std"),
+    ("mode", "one way"), ("alfa", "alpha"), ("colour", "epsilon")])
 def test_arguments_of_other_frameworks(name, advice):
     dense = DenseLayer((None, 4), 3)
     before = dict(vars(dense))
@@ -398,7 +399,10 @@ def test_arguments_of_other_frameworks(name, advice):
 
 @pytest.mark.parametrize("flag, meant", [
     ("batch_norm_updates_averages", "batch_norm_update_averages"),
-    ("batch_norm_use_average", "batch_norm_use_averages")])
+    ("batch_norm_use_average", "batch_norm_use_averages"),
+    ("batchnorm_use_averages", "batch_norm_use_averages"),
+    ("update_averages", "batch_norm_update_averages"),
+    ("determinstic", "deterministic")])
 def test_misspelled_flags(flag, meant):
     layer = BatchNormLayer(InputLayer((None, 3)), name="bn")
     with pytest.raises(TypeError, match="'bn'.*%s.*%s" % (flag, meant)):
@@ -406,7 +410,24 @@ def test_misspelled_flags(flag, meant):
 
 
 def test_flags_of_other_layers_are_let_through():
-    get_output(BatchNormLayer(InputLayer((None, 3))), unroll=True)
+    get_output(BatchNormLayer(InputLayer((None, 3))), unroll=True,
+               deterministic_dropout=True)
+
+
+@pytest.mark.parametrize("flag, value, error", [
+    ("deterministic", T.iscalar(), TypeError),
+    ("batch_norm_use_averages", "no", TypeError),
+    ("batch_norm_update_averages", [], ValueError)])
+def test_flags_of_wrong_types(flag, value, error):
+    layer = BatchNormLayer(InputLayer((None, 3)), name="bn")
+    with pytest.raises(error, match="'bn'.*%s must be True" % flag):
+        get_output(layer, **{flag: value})
+
+
+def test_flags_may_be_numbers(quick):
+    layer = BatchNormLayer(InputLayer((None, 3)))
+    assert get_output(layer, deterministic=np.bool_(True),
+                      batch_norm_update_averages=0)
 
 
 def test_inverse_standard_deviation(rng, floatX, quick):
@@ -422,6 +443,11 @@ def test_inverse_standard_deviation(rng, floatX, quick):
     assert_allclose(again.std.get_value(), 0.49, rtol=1e-5)
     shared = BatchNormLayer((None, 3), inv_std=layer.inv_std, epsilon=0.25)
     assert shared.std is layer.std
+    x = T.matrix()
+    assert_allclose(theano.function([x], x * layer.inv_std)(
+        np.ones((2, 3), floatX)), [expected] * 2, rtol=1e-6)
+    with pytest.raises(ValueError, match="std and inv_std"):
+        BatchNormLayer((None, 3), std=1., inv_std=1.)
 
 
 @pytest.mark.parametrize("inv_std", [
@@ -459,7 +485,7 @@ def test_set_values(rng, shape):
 @pytest.mark.parametrize("values, error, message", [
     ({"gamma": np.ones(4)}, ValueError, "'bn'.*gamma.*shape"),
     ({"beta": np.ones(3)}, ValueError, "'bn'.*no parameter beta.*gamma"),
-    ({"alpha": 1}, ValueError, "'bn'.*no parameter alpha"),
+    ({"inv_std": 1}, ValueError, r"'bn'.*inv_std.*set_statistics\(\)"),
     ({"gamma": "a"}, TypeError, "'bn'.*gamma"),
 ])
 def test_wrong_values_change_nothing(values, error, message):

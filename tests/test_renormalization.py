@@ -127,14 +127,15 @@ def test_gradient_takes_corrections_to_be_constants(
         oracle, point[name]), rtol=1e-6, atol=1e-6)
 
 
-def test_averages_follow_as_ever(rng, float64, mode, stored):
+@pytest.mark.parametrize("alpha", [0.25, 1])
+def test_averages_follow_as_ever(rng, float64, mode, stored, alpha):
     batch = rng.normal(2, 2, (10, 3))
-    layer = make(stored, r_max=2, d_max=1, alpha=0.25)
+    layer = make(stored, r_max=2, d_max=1, alpha=alpha)
     x = T.matrix()
     theano.function([x], layer.get_output_for(x), mode=mode)(batch)
     for param, old, new in zip((layer.mean, layer.std), stored,
                                reference.statistics(batch, (0,))):
-        assert_allclose(param.get_value(), 0.75 * old + 0.25 * new)
+        assert_allclose(param.get_value(), (1 - alpha) * old + alpha * new)
 
 
 @pytest.mark.parametrize("left_out", ["gamma", "beta"])

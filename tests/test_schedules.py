@@ -124,10 +124,14 @@ def test_explicit_updates_count_with_the_averages(
                for each in (x, y)]
     train = theano.function([x, y], outputs, updates=get_batch_norm_updates(
         outputs, combine=combine))
+    again = theano.function(
+        [x, y], outputs, no_default_updates=True,
+        updates=get_batch_norm_updates(outputs, combine=combine))
     look = theano.function([x, y], outputs, no_default_updates=True)
     batches = rng.normal(size=(6, 4, 3))
-    for pair in zip(batches[::2], batches[1::2]):
-        train(*pair)
+    for function, pair in zip((train, again, train),
+                              zip(batches[::2], batches[1::2])):
+        function(*pair)
         look(*pair)
     assert CumulativeAverage.of(layer).count == 3
     if combine == "pool":
@@ -219,6 +223,26 @@ def test_copies_have_a_schedule_of_their_own(cumulative, rng, duplicate):
     found.reset()
     assert other.alpha.get_value() == 1
     assert layer.alpha.get_value() == 0.2
+
+
+def test_schedule_within_an_expression(rng, float64):
+    average = CumulativeAverage()
+    x = T.matrix()
+    layer = BatchNormLayer(InputLayer((None, 3), x),
+                           alpha=T.maximum(average.alpha, 0.4))
+    assert CumulativeAverage.of(layer).alpha is average.alpha
+    function = theano.function([x], get_output(layer))
+    expected = np.zeros(3)
+    for weight, batch in zip((1, 0.5, 0.4), rng.normal(size=(3, 4, 3))):
+        function(batch)
+        expected += weight * (batch.mean(axis=0) - expected)
+    assert average.count == 3
+    assert_allclose(averages(layer)[0], expected)
+
+
+def test_the_schedule_itself_may_be_given():
+    average = CumulativeAverage()
+    assert BatchNormLayer((None, 3), alpha=average).alpha is average.alpha
 
 
 @pytest.mark.parametrize("alpha", [0.5, theano.shared(0.5), T.scalar()])

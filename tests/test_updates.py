@@ -270,6 +270,16 @@ def test_original_and_clones_in_one_function(layer, batches, mode):
     assert_followed(layer, *batches[:2])
 
 
+def test_clone_with_another_scale_is_the_same_application(
+        layer, batches, mode):
+    """As where a step of learning is part of the graph."""
+    x = T.matrix()
+    output = layer.get_output_for(x)
+    adapted = theano.clone(output, replace={layer.gamma: layer.gamma * 2})
+    theano.function([x], [output, adapted], mode=mode)(batches[0])
+    assert_followed(layer, batches[0])
+
+
 def test_poisoned_averages_stay_out_of_the_training_output(
         layer, batches, mode):
     for average in (layer.mean, layer.std):
@@ -453,6 +463,9 @@ def test_updates_out_of_reach_are_refused(layer, batches, quick):
     with pytest.raises(ValueError, match="batch_norm_update_averages=False"):
         theano.function([x], op(x))
     assert_followed(layer)
+    shape = theano.OpFromGraph([x], [layer.get_output_for(x).shape[0] * x])
+    theano.function([x], shape(x))(batches[0])
+    assert_followed(layer)
     op = theano.OpFromGraph(
         [x], [layer.get_output_for(x, batch_norm_update_averages=False)])
     assert_allclose(theano.function([x], op(x))(batches[0]),
@@ -561,6 +574,15 @@ def test_rop(rng, batches, quick):
     ends = [reference.normalize_batch(batches[0] + step * v, (0,))
             for step in (1e-5, -1e-5)]
     assert_allclose(found, (ends[0] - ends[1]) / 2e-5, rtol=1e-6, atol=1e-8)
+
+
+def test_rop_of_fused_ops_says_what_to_do():
+    x = T.matrix()
+    output = BatchNormLayer((None, 3)).get_output_for(x)
+    if any(type(node.op).__name__ == "BatchNormalize" for node
+           in theano.gof.graph.io_toposort([x], [output])):
+        with pytest.raises(NotImplementedError, match="plain_expressions"):
+            T.Rop(output, x, x)
 
 
 # Graphs that come from another process, and copies of functions
