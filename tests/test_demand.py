@@ -78,13 +78,13 @@ SHAPES = {
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
 def test_shape_alone(layer, batch, mode, shape):
     x = T.matrix()
-    output = layer.get_output_for(x)
-    function = theano.function([x], shape(output), mode=mode)
+    found = shape(layer.get_output_for(x))
+    function = theano.function([x], found, mode=mode)
     function(batch)
     assert_moved(layer)
     assert not ops(function) & {"BatchNormalize", "MoveAverage"}
     with pytest.warns(UserWarning, match="nothing to update"):
-        assert not get_batch_norm_updates(shape(output))
+        assert not get_batch_norm_updates(found)
 
 
 def test_no_kernel_runs_without_optimizations(layer, batch):
