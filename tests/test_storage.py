@@ -846,6 +846,9 @@ def test_count_is_optional():
     load(plain, with_counts)
     load(layer, without)
     assert average.count == 7
+    average.reset()
+    with pytest.warns(UserWarning, match="no a.count: the next batch repl"):
+        load(layer, without)
     with pytest.raises(ValueError, match=r"! c.count: \(\) +-"):
         load(layer, npz(dict(arrays(layer), **{"c.count": np.array(3)})))
     with pytest.raises(ValueError, match=r"! input.count: \(\) +-"):
