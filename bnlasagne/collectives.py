@@ -470,6 +470,8 @@ def _updates(fgraph, sources, channel):
 
     They do not depend on the order in which the user gave the updates. An
     update by messages of other channels only is not for this channel's ranks.
+    Nor is a running average that moves by a rank's own batches: it differs
+    from rank to rank in any case, and a group of one rank has no messages.
     """
     expressions = next(
         (feature.found for feature in fgraph._features
@@ -477,8 +479,9 @@ def _updates(fgraph, sources, channel):
     named, unnamed = [], []
     for index, variable in _updated(fgraph).items():
         numbers = sources[index][channel]
-        if numbers or not any(sources[index].values()):
-            expression = expressions.get(index)
+        expression = expressions.get(index)
+        is_local_average = expression is not None and expression.n_moves
+        if numbers or not (is_local_average or any(sources[index].values())):
             line = "an update of %s (%s)" % (
                 variable.name or "a variable without a name",
                 _type_and_shape(variable) if numbers and expression

@@ -194,8 +194,9 @@ def load_network(network, file):
 
     The `count` of a :class:`CumulativeAverage` is set if the file has it, and
     stays as it is otherwise; where that is 0, the next batch would replace
-    the averages that were loaded, and a warning says so. One in the file is left out if the layer has
-    another kind of `alpha` here: a network that is only used needs none.
+    the averages that were loaded, and a warning says so. A count in the file
+    is left out if the layer has another kind of `alpha` here: a network that
+    is only used needs none.
 
     Examples
     --------
@@ -237,13 +238,13 @@ def load_network(network, file):
         else:
             _add_count(setting, schedules[name], value, name)
     setting.carry_out()
-    for name, schedule in schedules.items():
-        if schedule is not None and name not in arrays and (
-                schedule.count == 0):
-            warnings.warn(
-                "load_network(): the file has no %s: the next batch replaces "
-                "the averages that were loaded. Set the count of the "
-                "CumulativeAverage to go on from there." % name, stacklevel=2)
+    lost = [name for name, schedule in schedules.items() if schedule
+            is not None and name not in arrays and schedule.count == 0]
+    if lost:
+        warnings.warn(
+            "load_network(): the file has no %s: the next batch replaces the "
+            "averages that were loaded. To go on from there, set the count of "
+            "the CumulativeAverage." % ", ".join(lost), stacklevel=2)
 
 
 _NUMBERED = (

@@ -847,7 +847,7 @@ def test_count_is_optional():
     load(layer, without)
     assert average.count == 7
     average.reset()
-    with pytest.warns(UserWarning, match="no a.count: the next batch repl"):
+    with pytest.warns(UserWarning, match="no a.count, b.count: the next"):
         load(layer, without)
     with pytest.raises(ValueError, match=r"! c.count: \(\) +-"):
         load(layer, npz(dict(arrays(layer), **{"c.count": np.array(3)})))
