@@ -28,6 +28,7 @@ from .updates import (
     check_applied,
     combined,
     find_steps,
+    scheduled_updates,
     wanted_averages,
 )
 
@@ -619,4 +620,5 @@ class _Moments(object):
         for average, moves in self.steps.items():
             moves = [move.by(*self.stored(move)) for move in moves]
             updates[average] = combined(average, moves, combine)
+        updates.update(scheduled_updates(self.steps))
         return updates

@@ -542,6 +542,7 @@ class BatchNormLayer(lasagne.layers.Layer):
             inverse = 1 / (std + T.cast(self.epsilon, std.dtype))
         # Where another layer gets it, it finds the statistic in it; and users
         # of Lasagne's later layer find a shared variable's methods.
+        inverse.name = self._full_name("inv_std")
         inverse.tag.of_layer = self
         inverse.get_value = self._get_inv_std
         inverse.set_value = self._set_inv_std
@@ -769,9 +770,11 @@ class BatchNormLayer(lasagne.layers.Layer):
                     "Theano variable given has %d."
                     % (label(self), name, len(self.input_shape), spec.ndim))
             return spec
-        value = self._initial_value(name, spec)
-        full_name = name if self.name is None else self.name + "." + name
-        return theano.shared(value, full_name)
+        return theano.shared(self._initial_value(name, spec),
+                             self._full_name(name))
+
+    def _full_name(self, name):
+        return name if self.name is None else self.name + "." + name
 
     def _initial_value(self, name, spec):
         """A parameter's initial value, in its full shape."""

@@ -13,6 +13,8 @@ from theano.gof.graph import ancestors, inputs, io_toposort
 from theano.sandbox.rng_mrg import MRG_RandomStreams
 from theano.tensor.shared_randomstreams import RandomStreams
 
+from .schedules import next_value
+
 __all__ = [
     "all_layers",
     "checked_layers",
@@ -513,7 +515,7 @@ def _owned_by(layers):
                     source, theano.compile.SharedVariable):
                 seen.add(source)
                 found.add(source.container)
-                update = getattr(source, "default_update", None)
+                update = next_value(source)
                 stack += [] if update is None else [update]
     return found
 

@@ -7,7 +7,7 @@ import numpy as np
 import theano
 import theano.tensor as T
 
-__all__ = ["CumulativeAverage"]
+__all__ = ["CumulativeAverage", "next_value"]
 
 
 class CumulativeAverage:
@@ -66,10 +66,11 @@ class CumulativeAverage:
         self._number = theano.shared(np.asarray(1, "int64"), "number")
         self._number.tag.numbers_batches = True
         self.alpha = theano.shared(lasagne.utils.floatX(1), "alpha")
+        # No default updates: whoever reads the weight would move it on.
         number = self._number + 1
-        self._number.default_update = number
+        self._number.tag.next_value = number
         # Of integers, the quotient is of type floatX, but computed in double.
-        self.alpha.default_update = T.true_div(1, number)
+        self.alpha.tag.next_value = T.true_div(1, number)
         self.count = count
 
     @classmethod
@@ -86,7 +87,7 @@ class CumulativeAverage:
             None if the layer's `alpha` does not depend on one.
         """
         for alpha in _roots(layer.alpha):
-            for number in _roots(getattr(alpha, "default_update", None)):
+            for number in _roots(next_value(alpha)):
                 if number is not alpha and getattr(
                         number.tag, "numbers_batches", False):
                     schedule = cls.__new__(cls)
@@ -112,6 +113,23 @@ class CumulativeAverage:
     def reset(self):
         """Forget all batches: the next one replaces the averages."""
         self.count = 0
+
+
+def next_value(variable):
+    """What a variable in a layer's `alpha` becomes as averages move.
+
+    Parameters
+    ----------
+    variable : Theano variable
+
+    Returns
+    -------
+    Theano variable or None
+        None if it stays. A default update of the user's own counts as well.
+    """
+    value = getattr(variable.tag, "next_value", None)
+    return getattr(variable, "default_update", None) if value is None \
+        else value
 
 
 def _roots(variable):

@@ -18,6 +18,7 @@ from theano.gof.graph import clone_get_equiv, inputs
 from theano.scan_module.scan_utils import equal_computations
 
 from . import expressions, ops
+from .schedules import next_value
 
 __all__ = [
     "FusedMove",
@@ -125,7 +126,7 @@ def _clone(variable, application, automatic):
 
 
 def schedule_of(alpha):
-    """The shared variables that move a weight on by their default updates.
+    """The shared variables in a weight that move on with the averages.
 
     Parameters
     ----------
@@ -140,9 +141,9 @@ def schedule_of(alpha):
         roots = inputs([variable for variable in [stack.pop()]
                         if isinstance(variable, theano.Variable)])
         for source in roots:
-            if _moves_by_itself(source) and source not in sources:
+            if source not in sources and next_value(source) is not None:
                 sources.append(source)
-                stack.append(source.default_update)
+                stack.append(next_value(source))
     return sources
 
 
@@ -152,9 +153,9 @@ def _schedule(alpha, application, automatic):
     Returns
     -------
     scheduled : list of Theano shared variables
-        Aliases of the variables with a default update that `alpha` depends on.
+        Aliases of the variables in `alpha` that move on.
     values : list of Theano variables
-        The values that these default updates give them.
+        Their next values.
     alpha : float or Theano variable
         The weight, by the aliases.
     """
@@ -163,13 +164,9 @@ def _schedule(alpha, application, automatic):
         return [], [], alpha
     clones = [_clone(source, application, automatic) for source in sources]
     alpha, *values = theano.clone(
-        [alpha] + [source.default_update for source in sources],
+        [alpha] + [next_value(source) for source in sources],
         replace=dict(zip(sources, clones)))
     return clones, values, alpha
-
-
-def _moves_by_itself(variable):
-    return getattr(variable, "default_update", None) is not None
 
 
 def application_of(variable):

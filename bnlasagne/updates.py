@@ -41,6 +41,7 @@ from .demand import needed
 from .flags import own_expressions
 from .labels import label
 from .networks import all_layers
+from .schedules import next_value
 from .tracking import (
     ScheduledMove,
     TrackAverages,
@@ -59,6 +60,7 @@ __all__ = [
     "combined",
     "find_steps",
     "get_batch_norm_updates",
+    "scheduled_updates",
     "wanted_averages",
 ]
 
@@ -578,12 +580,29 @@ def get_batch_norm_updates(outputs, layers=None, combine="chain"):
     updates = collections.OrderedDict(
         (average, combined(average, taken, combine))
         for average, taken in steps.items())
-    for taken in steps.values():
-        for step in taken:
-            if not isinstance(step, _MovedInLoop):
-                for source in schedule_of(step.alpha):
-                    updates.setdefault(source, source.default_update)
+    for variable, value in scheduled_updates(steps).items():
+        updates.setdefault(variable, value)
     return updates
+
+
+def scheduled_updates(steps):
+    """Updates of what moves on with the averages in their weights.
+
+    Parameters
+    ----------
+    steps : dict
+        As :func:`find_steps` returned it; without loops, whose updates
+        include what moves on in them.
+
+    Returns
+    -------
+    dict
+        Shared variable → its new value.
+    """
+    return {variable: next_value(variable)
+            for taken in steps.values() for step in taken
+            if not isinstance(step, _MovedInLoop)
+            for variable in schedule_of(step.alpha)}
 
 
 _NO_APPLICATION = (

@@ -437,6 +437,7 @@ def test_inverse_standard_deviation(rng, floatX, quick):
     for value in (layer.inv_std.get_value(), layer.inv_std.eval()):
         assert value.dtype == floatX
         assert_allclose(value[0], expected, rtol=1e-6)
+    assert layer.inv_std.name == "inv_std"
     again = BatchNormLayer((None, 3), inv_std=expected, epsilon=0.25)
     assert_allclose(again.std.get_value()[0], std, rtol=1e-5)
     again = BatchNormLayer((None, 3), inv_std=lasagne.init.Constant(2))

@@ -62,9 +62,11 @@ def test_many_batches(floatX):
     """The weight is right where single precision no longer counts."""
     average = CumulativeAverage()
     average.count = 2 ** 25 - 1
-    function = theano.function([], average.alpha)
+    x = T.matrix()
+    layer = BatchNormLayer(InputLayer((None, 3), x), alpha=average)
+    function = theano.function([x], get_output(layer))
     for _ in range(3):
-        function()
+        function(np.ones((4, 3), floatX))
     assert average.count == 2 ** 25 + 2
     assert average.alpha.dtype == floatX
     assert_allclose(average.alpha.get_value(), 1 / (2 ** 25 + 3), rtol=2e-7)
@@ -102,6 +104,21 @@ def cumulative(float64):
 def test_batches_count_if_averages_move(cumulative, rng, kwargs, expected):
     layer, x = cumulative
     assert counted(layer, x, rng.normal(size=(4, 3)), **kwargs) == expected
+
+
+def test_reading_the_weight_does_not_count(cumulative, rng):
+    layer, x = cumulative
+    schedule, batch = CumulativeAverage.of(layer), rng.normal(size=(4, 3))
+    schedule.count = 3
+    other = theano.shared(1.)
+    theano.function([], schedule.alpha)()
+    theano.function([], updates=[(other, other * (1 - schedule.alpha))])()
+    theano.function([x], [get_output(layer, deterministic=True),
+                          schedule.alpha])(batch)
+    assert (schedule.count, other.get_value()) == (3, 0.75)
+    function = theano.function([x], [get_output(layer), schedule.alpha])
+    assert_allclose([function(batch)[1], function(batch)[1]], [1 / 4, 1 / 5])
+    assert schedule.count == 5
 
 
 def test_updates_given_by_the_user_take_the_place_of_weighted_ones(
