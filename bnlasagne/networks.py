@@ -557,7 +557,8 @@ def _globals_of(function):
              if name in names}
     # Functions of other modules have nothing of this one's.
     return {name: value for name, value in found.items()
-            if getattr(value, "__globals__", names) is names}
+            if not isinstance(value, types.FunctionType)
+            or value.__globals__ is names}
 
 
 def _names(code):

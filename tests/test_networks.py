@@ -335,6 +335,13 @@ def helper():
     return list(everywhere["here"])[0].b
 
 
+def of_global_method(layer):
+    """A method of a library's class."""
+    global method
+    method = layer.get_params
+    return lambda: method()[1]
+
+
 def of_partial(layer):
     return partial(lambda b, factor: factor * b, layer.b, factor=1)
 
@@ -378,7 +385,7 @@ class Returns(object):
 
 
 @pytest.mark.parametrize("make", [
-    of_closure, of_default, of_global, of_itself, of_list_with_itself,
+    of_closure, of_default, of_global, of_global_method, of_itself, of_list_with_itself,
     of_partial, of_method, of_object, of_parameter])
 def test_functions_get_copies(x, make):
     layer, network = DenseLayer(x, 4), Layer(x)
