@@ -385,8 +385,8 @@ class Returns(object):
 
 
 @pytest.mark.parametrize("make", [
-    of_closure, of_default, of_global, of_global_method, of_itself, of_list_with_itself,
-    of_partial, of_method, of_object, of_parameter])
+    of_closure, of_default, of_global, of_global_method, of_itself,
+    of_list_with_itself, of_partial, of_method, of_object, of_parameter])
 def test_functions_get_copies(x, make):
     layer, network = DenseLayer(x, 4), Layer(x)
     network.function = make(layer)
