@@ -1,8 +1,8 @@
 """Find what a graph computes the values of.
 
-Users ask for the output of a layer only to learn its shape, such as
-``get_output(layer).shape[0]`` in a `ReshapeLayer`. Such an output is part of
-the graph, but no function computes it; so it must not count as an application.
+A `ReshapeLayer` may be given ``get_output(layer).shape[0]``, of an output that
+is needed only for its shape. Such an output is part of the graph, but no
+function computes it. So it must not count as an application.
 """
 
 import theano

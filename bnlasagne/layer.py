@@ -293,8 +293,8 @@ class BatchNormLayer(lasagne.layers.Layer):
             If `input` has a wrong number of dimensions, averages are to be
             updated that are no shared variables, or a flag is a wrong word.
         TypeError
-            If there is no flag of the name of a keyword argument that begins
-            with ``batch_norm``.
+            If a flag is no truth value, or if the name of another keyword
+            argument looks like a misspelled flag.
 
         Notes
         -----
@@ -540,8 +540,8 @@ class BatchNormLayer(lasagne.layers.Layer):
         with own_expressions(test_values=True):
             std, = self._aligned(T.as_tensor_variable(self.std))
             inverse = 1 / (std + T.cast(self.epsilon, std.dtype))
-        # Where another layer gets it, it finds the statistic in it; and users
-        # of Lasagne's later layer find a shared variable's methods.
+        # A layer that gets it as its `inv_std` shares this layer's `std`.
+        # Lasagne's later layer has a shared variable here, with two methods.
         inverse.name = self._full_name("inv_std")
         inverse.tag.of_layer = self
         inverse.get_value = self._get_inv_std
@@ -759,9 +759,9 @@ class BatchNormLayer(lasagne.layers.Layer):
     def _shared(self, name, spec):
         """A shared variable for a parameter's initial value.
 
-        It is not declared broadcastable, though it is of size 1 along the
-        axes: Theano would then let no update or replacement in that was made
-        of plain shared variables, such as the state of an optimizer.
+        Its type does not say that sizes along the axes are 1. Otherwise,
+        Theano would refuse updates and replacements that are made of plain
+        shared variables, such as the state of an optimizer.
         """
         if isinstance(spec, theano.Variable):
             if spec.ndim != len(self.input_shape):
@@ -857,7 +857,7 @@ _OTHER_NAMES = {
 
 @contextlib.contextmanager
 def _named_arguments(kwargs):
-    """An error about an argument that there is not says which one to use."""
+    """Have the error about an unknown argument say which one to use."""
     try:
         yield
     except TypeError as error:

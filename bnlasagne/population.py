@@ -359,7 +359,7 @@ def _input_variables(network):
 
 
 def _computed(recorded, outputs):
-    """Those of some applications that are not just there for their shape."""
+    """Leave out the applications that only their shape is needed of."""
     outputs = outputs if isinstance(outputs, list) else [outputs]
     computed, present = needed(outputs), set(ancestors(outputs))
     return [application for application in recorded

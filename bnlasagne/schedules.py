@@ -7,6 +7,8 @@ import numpy as np
 import theano
 import theano.tensor as T
 
+from .labels import label
+
 __all__ = ["CumulativeAverage", "next_value"]
 
 
@@ -85,7 +87,15 @@ class CumulativeAverage:
         -------
         CumulativeAverage or None
             None if the layer's `alpha` does not depend on one.
+
+        Raises
+        ------
+        TypeError
+            If `layer` is no batch normalization layer.
         """
+        if not hasattr(layer, "alpha"):
+            raise TypeError("CumulativeAverage.of(): layer must be a "
+                            "BatchNormLayer, got %s." % label(layer))
         for alpha in _roots(layer.alpha):
             for number in _roots(next_value(alpha)):
                 if number is not alpha and getattr(

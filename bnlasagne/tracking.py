@@ -354,7 +354,9 @@ class _Move:
     def __init__(self, index, terms, x):
         self.index = index
         self.x = x
-        self.alpha, self.count, *self.statistics = terms
+        self.alpha, self.count = terms[:2]
+        # Graphs of older versions have more terms after these.
+        self.statistics = list(terms[2:4])
 
     @staticmethod
     def terms(statistics, count, alpha):
@@ -418,7 +420,10 @@ class Move(_Move):
 
 
 def _constant(value, dtype):
-    """A scalar that Theano has no copy of: it lets none into a graph."""
+    """A scalar constant that is not in Theano's cache.
+
+    Theano lets no constant of its cache into the graph of a function.
+    """
     return T.TensorConstant(T.TensorType(dtype, ()), np.asarray(value, dtype))
 
 
@@ -434,12 +439,14 @@ class FusedMove(_Move):
 
 
 class ScheduledMove:
-    """What a schedule of weights depends on moves on, once in a function.
+    """A variable in a layer's `alpha` gets its next value.
+
+    That happens once in a function, however many layers have the weight.
 
     Parameters
     ----------
     value : Theano variable
-        The value after.
+        The next value.
     averages : list of Theano variables
         Clones of the running averages that have the weight.
     """

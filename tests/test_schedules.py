@@ -257,6 +257,11 @@ def test_schedule_within_an_expression(rng, float64):
     assert_allclose(averages(layer)[0], expected)
 
 
+def test_schedule_of_another_layer():
+    with pytest.raises(TypeError, match="must be a BatchNormLayer, got Inp"):
+        CumulativeAverage.of(InputLayer((None, 3)))
+
+
 def test_the_schedule_itself_may_be_given():
     average = CumulativeAverage()
     assert BatchNormLayer((None, 3), alpha=average).alpha is average.alpha
