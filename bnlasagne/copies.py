@@ -9,6 +9,8 @@ import theano
 from theano.compile.function_module import Function, FunctionMaker
 from theano.compile.sharedvalue import SharedVariable
 
+from .tracking import schedule_of
+
 __all__ = []
 
 
@@ -24,7 +26,12 @@ def _with_aliases(copy):
 
 
 def _swap_of_aliases(function, swap):
-    by_container = {id(old.container): old for old in swap
+    # A schedule of weights is more than one variable.
+    wanted = dict(swap)
+    for old, new in swap.items():
+        for one, other in zip(schedule_of(old), schedule_of(new)):
+            wanted.setdefault(one, other)
+    by_container = {id(old.container): old for old in wanted
                     if isinstance(old, SharedVariable)}
     variables = [spec.variable for spec in function.maker.inputs]
     found = dict(swap)
@@ -32,7 +39,7 @@ def _swap_of_aliases(function, swap):
         if isinstance(alias, SharedVariable) and (
                 id(alias.container) in by_container):
             old = by_container[id(alias.container)]
-            found[alias] = swap[old]
+            found[alias] = wanted[old]
             # Of an average, a function may hold nothing but aliases.
             if old not in variables:
                 found.pop(old, None)

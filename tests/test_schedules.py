@@ -257,6 +257,25 @@ def test_schedule_within_an_expression(rng, float64):
     assert_allclose(averages(layer)[0], expected)
 
 
+def test_copy_of_a_function_with_another_schedule(cumulative, rng):
+    layer, x = cumulative
+    first, second = CumulativeAverage.of(layer), CumulativeAverage(3)
+    function = theano.function([x], get_output(layer))
+    copied = function.copy(swap={first.alpha: second.alpha})
+    batches = rng.normal(size=(3, 4, 3))
+    function(batches[0])
+    for batch in batches[1:]:
+        copied(batch)
+    assert (first.count, second.count) == (1, 5)
+    expected = batches[0].mean(axis=0)
+    for weight, batch in zip((1 / 4, 1 / 5), batches[1:]):
+        expected += weight * (batch.mean(axis=0) - expected)
+    assert_allclose(averages(layer)[0], expected)
+    read = theano.function([], first.alpha)
+    # Theano makes a list of what a copy returns.
+    assert read.copy(swap={first.alpha: second.alpha})() == [1 / 6]
+
+
 def test_schedule_of_another_layer():
     with pytest.raises(TypeError, match="must be a BatchNormLayer, got Inp"):
         CumulativeAverage.of(InputLayer((None, 3)))
