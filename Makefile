@@ -52,7 +52,7 @@ flags-test:
 	@if [ -e .venv/no-header ]; then echo "No C++ compiler: no flags."; else \
 		THEANO_FLAGS="$(unsafe)" $(python) -m pytest -q \
 		-W "ignore:The value of the smallest subnormal" \
-		tests/test_ops.py tests/test_layer.py; fi
+		tests/kernels/test_ops.py tests/layers/test_layer.py; fi
 
 # Ranks share the cores. One that hangs is a failure, which the time limit ends.
 mpi-test:
@@ -61,12 +61,12 @@ mpi-test:
 		echo "On $$ranks processes:"; \
 		OMP_NUM_THREADS=1 MPIEXEC_TIMEOUT=900 .venv/bin/mpiexec \
 			-n $$ranks $(python) -m mpi4py -m pytest -q \
-			tests/mpi || exit 1; \
+			tests/parallel/ranks || exit 1; \
 	done
 
 frameworks-test:
 	@.ci/venv frameworks
-	@$(flags) $(python) -m pytest tests/test_frameworks.py
+	@$(flags) $(python) -m pytest tests/weights/test_frameworks.py
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache build dist *.egg-info

@@ -57,7 +57,7 @@ class DevelopWithHook(develop):
             self.copy_file(HOOK, self.install_dir)
 
 
-# bnlasagne/compat.py names these in its messages.
+# bnlasagne/compat names these in its messages.
 requirements = [
     # The last release; older ones fail on Python >= 3.9.
     "Theano==1.0.5",
@@ -133,7 +133,7 @@ setup(
     ],
     packages=find_packages(include=["bnlasagne", "bnlasagne.*"]),
     py_modules=["start_bnlasagne"],
-    package_data={"bnlasagne": ["*.h"]},
+    package_data={"bnlasagne.kernels": ["cpp/*.h"]},
     data_files=[],
     distclass=DistributionWithHook,
     cmdclass={"install_data": InstallHook, "develop": DevelopWithHook},

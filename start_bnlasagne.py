@@ -34,10 +34,12 @@ def _find_repaired(name):
     if full_name not in sys.modules:
         # Without the package around it, which is Lasagne and all layers.
         folder, = find_spec("bnlasagne").submodule_search_locations
-        spec = spec_of(full_name, os.path.join(folder, "compat.py"))
+        folder = os.path.join(folder, "compat")
+        spec = spec_of(full_name, os.path.join(folder, "__init__.py"),
+                       submodule_search_locations=[folder])
         compat = module_from_spec(spec)
-        spec.loader.exec_module(compat)
         sys.modules[full_name] = compat
+        spec.loader.exec_module(compat)
         compat.prepare()
     return find_spec(name)
 

@@ -209,7 +209,7 @@ class _Clock:
 
 def _step_times(comm, rounds):
     """Of all networks, batches and variants, in turns."""
-    from bnlasagne.communication import Channel
+    from bnlasagne.parallel.channel import Channel
 
     clock = _Clock()
     clock.watch(Channel)
@@ -270,7 +270,7 @@ def _turn(comm, clock, call, count, row, name):
 
 def _message_times(comm, rounds):
     """Of an agreement, and of sums by size; the fastest of each round."""
-    from bnlasagne.communication import channel_of
+    from bnlasagne.parallel.channel import channel_of
 
     channel = channel_of(comm, "benchmarks")
     calls = {"agree": lambda: channel.agree(("a benchmark",))}
@@ -301,7 +301,7 @@ class _Alone:
 
 
 def _work_times(rounds):
-    from bnlasagne.collectives import MergeMoments
+    from bnlasagne.parallel.collectives import MergeMoments
 
     op, found = MergeMoments(_Alone(), "moments"), {}
     for channels in MERGED_CHANNELS:

@@ -4,27 +4,32 @@ from . import compat  # isort: skip
 
 compat.apply()  # First: it makes the next imports work.
 
-from . import copies  # isort: skip  # noqa: F401  # It mends function.copy().
-from .accumulation import GradientAccumulator
-from .communication import RanksDisagree, world
-from .distributed import average_gradients, broadcast_params
-from .exchange import (
+from .averages import copies  # isort: skip  # noqa: F401  # It mends function.copy().
+from .accumulation.accumulator import GradientAccumulator
+from .averages.schedules import CumulativeAverage
+from .averages.updates import get_batch_norm_updates
+from .folding import fold_batch_norm
+from .kernels.moments import Moments
+from .kernels.ops import plain_expressions
+from .layers.freezing import freeze_batch_norm, unfreeze_batch_norm
+from .layers.layer import BatchNormLayer, batch_norm
+from .parallel.channel import RanksDisagree, world
+from .parallel.training import average_gradients, broadcast_params
+from .population.plots import plot_statistics
+from .population.population import (
+    PopulationStatistics,
+    update_population_statistics,
+)
+from .weights.exchange import (
     get_keras_weights,
     get_torch_state_dict,
     set_keras_weights,
     set_torch_state_dict,
 )
-from .folding import fold_batch_norm
-from .freezing import freeze_batch_norm, unfreeze_batch_norm
-from .layer import BatchNormLayer, batch_norm
-from .moments import Moments
-from .ops import plain_expressions
-from .parameter_lists import get_lasagne_values, set_lasagne_values
-from .plots import plot_statistics
-from .population import PopulationStatistics, update_population_statistics
-from .schedules import CumulativeAverage
-from .storage import load_network, save_network
-from .updates import get_batch_norm_updates
+from .weights.files import load_network, save_network
+from .weights.lasagne import get_lasagne_values, set_lasagne_values
+
+from . import moved  # isort: skip  # noqa: F401  # For old pickles.
 
 __all__ = [
     "BatchNormLayer",

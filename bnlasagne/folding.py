@@ -14,18 +14,19 @@ import numpy as np
 import theano
 import theano.tensor as T
 
-from .demand import needed
-from .flags import own_expressions
-from .labels import numbered_labels
-from .layer import BatchNormLayer
-from .linear import (
+from .graphs.flags import own_expressions
+from .graphs.needed import needed
+from .layers.layer import BatchNormLayer
+from .networks.labels import numbered_labels
+from .networks.linear import (
     computes_like,
     is_linear,
     linear_base,
     linear_of,
     overrides,
 )
-from .networks import (
+from .networks.setting import NotConstant, value_of
+from .networks.walk import (
     checked_layers,
     copy_network,
     inputs_of,
@@ -35,7 +36,6 @@ from .networks import (
     replace_layer,
     variables_of,
 )
-from .values import NotConstant, value_of
 
 __all__ = [
     "Folding",

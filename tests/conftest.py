@@ -5,6 +5,7 @@ import bnlasagne  # isort: skip  # noqa: F401  # First: it repairs the stack.
 import numpy as np
 import pytest
 import theano
+from helpers.jobs import why_not
 
 
 @pytest.fixture
@@ -40,3 +41,11 @@ def quick(monkeypatch):
     # Setting Theano's flag would not do: the default mode is made only once.
     monkeypatch.setattr(theano.compile.mode, "instantiated_default_mode",
                         theano.compile.mode.get_mode("FAST_COMPILE"))
+
+
+@pytest.fixture(scope="module")
+def needs_mpi():
+    missing = why_not()
+    if missing:
+        pytest.skip('several processes need mpi4py; install the extra: '
+                    'pip install "bnlasagne[mpi]" (%s)' % missing)

@@ -15,16 +15,16 @@ from bnlasagne import (
     load_network,
     save_network,
 )
-from bnlasagne.networks import all_layers
+from bnlasagne.networks.walk import all_layers
 
 import lasagne
 import numpy as np
 import pytest
-import reference
 import theano
 import theano.tensor as T
-from common import later, needs_compiler
-from folded import (
+from helpers import reference
+from helpers.common import later, needs_compiler
+from helpers.folded import (
     LEAKY,
     assert_close,
     batches_for,

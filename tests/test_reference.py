@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose
-from reference import (
+from helpers.reference import (
     add_bias,
     convolve,
     correlate,
@@ -17,6 +16,7 @@ from reference import (
     statistics,
     transposed,
 )
+from numpy.testing import assert_allclose
 
 AXES = (0, 2)
 

@@ -1,0 +1,1 @@
+"""Accumulate gradients over micro-batches."""

@@ -1,0 +1,1 @@
+"""Compute batch normalization: expressions, NumPy, C++."""

@@ -1,0 +1,272 @@
+"""Batch normalization as plain Theano expressions.
+
+This is what the layer builds its output from, and the one place that a faster
+way to compute it has to replace.
+
+Throughout, the arguments other than `x` are of size 1, and broadcastable,
+along the axes that are normalized over; `gamma` and `beta` may be None.
+"""
+
+import functools
+
+import numpy as np
+import theano
+import theano.tensor as T
+
+from ..graphs.flags import own_expressions
+
+__all__ = [
+    "batch_statistics",
+    "cast",
+    "constant_like",
+    "normalize",
+    "normalize_batch",
+    "pool",
+    "power_of_two",
+    "safe_sqrt",
+    "scale_and_shift",
+    "standardization",
+]
+
+
+def normalize_batch(x, gamma, beta, epsilon, axes):
+    """Normalize a batch by its own statistics.
+
+    Parameters
+    ----------
+    x : Theano variable
+        The batch, of a floating-point type.
+    gamma, beta : Theano variables or None
+        Scale and shift.
+    epsilon : float or scalar Theano variable
+        Added to the standard deviation.
+    axes : tuple of int
+        The axes to normalize over.
+
+    Returns
+    -------
+    output : Theano variable
+        Of the shape of `x`.
+    mean, std : Theano variables
+        The statistics of the batch; `std` is the biased standard deviation.
+    """
+    dtype = x.dtype
+    deviation, mean, std = standardization(_not_half(x), axes)
+    output = scale_and_shift(deviation, std, *map(_not_half, (gamma, beta)),
+                             epsilon)
+    return (_as_half(output, dtype, gamma, beta), _as_half(mean, dtype),
+            _as_half(std, dtype))
+
+
+def normalize(x, mean, std, gamma, beta, epsilon):
+    """Normalize a batch by the given statistics.
+
+    Parameters
+    ----------
+    x : Theano variable
+        The batch, of a floating-point type.
+    mean, std, gamma, beta : Theano variables
+        Statistics, scale and shift.
+    epsilon : float or scalar Theano variable
+        Added to the standard deviation.
+
+    Returns
+    -------
+    Theano variable
+        Of the shape of `x`.
+    """
+    found, (mean, std, gamma, beta) = [x, mean, std, gamma, beta], map(
+        _not_half, (mean, std, gamma, beta))
+    output = scale_and_shift(_not_half(x) - mean, std, gamma, beta, epsilon)
+    return _as_half(output, *found)
+
+
+def batch_statistics(x, axes):
+    """Mean and biased standard deviation of a batch.
+
+    Parameters
+    ----------
+    x : Theano variable
+        The batch, of a floating-point type.
+    axes : tuple of int
+        The axes to take them over.
+
+    Returns
+    -------
+    mean, std : Theano variables
+        Of the shape of `x`, but of size 1 along the axes.
+    """
+    _, mean, std = standardization(_not_half(x), axes)
+    return _as_half(mean, x.dtype), _as_half(std, x.dtype)
+
+
+@own_expressions(test_values=True)
+def pool(parts):
+    """Statistics of several batches, as if they were one.
+
+    Parameters
+    ----------
+    parts : list of tuple (count, mean, std) of Theano variables
+        Of each batch: the number of values per channel, their mean, and their
+        biased standard deviation.
+
+    Returns
+    -------
+    count, mean, std : Theano variables
+        Of all values. `mean` and `std` are of double precision.
+    """
+    count = sum(part[0] for part in parts)
+    # Of a batch without values, the statistics have no meaning.
+    parts = [[T.switch(T.gt(part[0], 0), T.cast(value, "float64"), 0)
+              for value in part] for part in parts]
+    divisor = T.maximum(T.cast(count, "float64"), 1)
+    mean = sum(n * mean for n, mean, _ in parts) / divisor
+    deviations = [(n, std, part_mean - mean) for n, part_mean, std in parts]
+    unit = power_of_two(functools.reduce(T.maximum, [
+        T.maximum(abs(std), abs(deviation))
+        for _, std, deviation in deviations]))
+    squares = sum(n * (T.sqr(std * unit) + T.sqr(deviation * unit))
+                  for n, std, deviation in deviations)
+    return count, mean, safe_sqrt(squares / divisor) / unit
+
+
+def standardization(x, axes):
+    """Deviation from the mean, mean and standard deviation."""
+    size = _largest(theano.gradient.disconnected_grad(x), axes)
+    # Units in which sums do not overflow, and squares do not underflow either.
+    # Gradients are multiplied by a unit after they are divided by it: so they
+    # are no further from 1 than they have to be.
+    unit = power_of_two(size, np.finfo(x.dtype).maxexp - 32)
+    mean = (x * unit).mean(axes, keepdims=True) / unit
+    # Where the mean is large, what rounds it off is not small against the
+    # standard deviation: take it from the deviations. Their mean is zero by
+    # definition, so it has no gradient.
+    rounding = theano.gradient.disconnected_grad(
+        ((x - mean) * unit).mean(axes, keepdims=True) / unit)
+    deviation = x - mean - rounding
+    unit = power_of_two(size)
+    variance = T.sqr(deviation * unit).mean(axes, keepdims=True)
+    return deviation, mean + rounding, safe_sqrt(variance) / unit
+
+
+class _Maximum(theano.scalar.basic.Maximum):
+    """The larger one of two numbers that are not negative."""
+
+    # So an empty batch has a maximum, without a C++ compiler, too.
+    identity = 0
+
+
+class _Largest(T.elemwise.CAReduce):
+    """A maximum that counts as a constant for `theano.Rop`, too."""
+
+    def R_op(self, inputs, eval_points):
+        return [None]
+
+
+def _largest(x, axes):
+    """The largest absolute value along some axes."""
+    maximum = _Largest(
+        _Maximum(theano.scalar.upcast_out, name="maximum"), list(axes))
+    return T.makeKeepDims(x, maximum(abs(x)), list(axes))
+
+
+def safe_sqrt(variance):
+    """Square root whose gradient is zero, not infinite, at zero."""
+    zero, one = constant_like(0, variance), constant_like(1, variance)
+    # A constant for theano.Rop, which takes comparisons for functions.
+    is_zero = theano.gradient.disconnected_grad(T.eq(variance, zero))
+    return T.switch(is_zero, zero, T.sqrt(T.switch(is_zero, one, variance)))
+
+
+def scale_and_shift(deviation, std, gamma, beta, epsilon):
+    """Divide by the standard deviation, with epsilon; scale and shift."""
+    divisor = std + T.cast(epsilon, std.dtype)
+    # Gradients divide by its square.
+    unit = power_of_two(divisor, np.finfo(std.dtype).maxexp // 4)
+    factor = T.inv(divisor * unit)
+    if gamma is not None:
+        factor = gamma * factor
+    output = deviation * unit * factor
+    return output if beta is None else output + beta
+
+
+def power_of_two(sizes, free=0):
+    """Powers of two that bring sizes to about 1; 1 where a size is 0.
+
+    Multiplying by them rounds nothing. They count as constants in gradients.
+
+    Parameters
+    ----------
+    sizes : Theano variable
+    free : int
+        Powers of two that sizes may keep, up and down.
+    """
+    sizes = abs(theano.gradient.disconnected_grad(sizes))
+    zero, one = constant_like(0, sizes), constant_like(1, sizes)
+    most = np.finfo(sizes.dtype).maxexp - 2
+    power = T.floor(T.log2(T.switch(T.gt(sizes, zero), sizes, one)))
+    power = T.clip(power, constant_like(-most, sizes),
+                   constant_like(most, sizes))
+    if free:
+        power -= T.clip(power, constant_like(-free, sizes),
+                        constant_like(free, sizes))
+    return theano.gradient.disconnected_grad(T.exp2(-power))
+
+
+def constant_like(value, variable):
+    """A number of the variable's type, whatever Theano's `cast_policy`."""
+    return T.constant(np.asarray(value, variable.dtype))
+
+
+# Other types
+
+class _GradientOfOwnType(theano.Op):
+    """Identity whose gradient is of the input's type.
+
+    That of Theano's cast is of the type that was cast to.
+    """
+
+    __props__ = ()
+    # No C code, so the empty __props__ costs no compilation.
+    view_map = {0: [0]}
+
+    def make_node(self, x):
+        return theano.Apply(self, [x], [x.type()])
+
+    def perform(self, node, inputs, output_storage):
+        output_storage[0][0] = inputs[0]
+
+    def infer_shape(self, node, shapes):
+        return shapes
+
+    def grad(self, inputs, output_gradients):
+        return [T.cast(output_gradients[0], inputs[0].dtype)]
+
+    def R_op(self, inputs, eval_points):
+        return eval_points
+
+
+_gradient_of_own_type = _GradientOfOwnType()
+T.opt.register_canonicalize(
+    theano.gof.OpRemove(_gradient_of_own_type), "fast_compile", "fast_run",
+    name="bnlasagne_remove_gradient_of_own_type")
+
+
+def cast(variable, dtype):
+    """Like Theano's cast, but gradients have the type of the variable."""
+    return T.cast(_gradient_of_own_type(variable), dtype)
+
+
+# Statistics of half precision overflow soon: they are computed in single.
+
+def _not_half(variable):
+    if variable is None or variable.dtype != "float16":
+        return variable
+    return cast(variable, "float32")
+
+
+def _as_half(result, *inputs):
+    """The result, in half precision if all inputs are."""
+    dtypes = {getattr(each, "dtype", each) for each in inputs
+              if each is not None}
+    return T.cast(result, "float16") if dtypes == {"float16"} else result

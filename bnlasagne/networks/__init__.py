@@ -1,0 +1,1 @@
+"""Walk, copy and change networks."""

@@ -1,0 +1,1 @@
+"""Store weights, and exchange them with other frameworks."""

@@ -1,0 +1,424 @@
+"""Save parameters in files that NumPy alone can read, and load them."""
+
+import collections
+import contextlib
+import errno
+import io
+import math
+import os
+import re
+import reprlib
+import shutil
+import stat
+import tempfile
+import warnings
+import zipfile
+
+import lasagne
+import numpy as np
+import theano
+
+from ..averages.schedules import CumulativeAverage
+from ..layers.layer import BatchNormLayer
+from ..networks.labels import label
+from ..networks.setting import Setting, converted
+from ..networks.walk import all_layers, checked_layers
+from .comparison import Row, check_rows
+
+__all__ = [
+    "load_network",
+    "save_network",
+]
+
+
+def save_network(network, file):
+    """Save the values of all parameters of a network.
+
+    Parameters
+    ----------
+    network : Layer or list of Layer
+        The output layer or layers.
+    file : str, path or file object
+        Where to; by convention, names end in ``.npz``. A file of that name is
+        replaced once the new one is complete. A file object must be open for
+        writing in binary mode.
+
+    Raises
+    ------
+    TypeError
+        If `network` is no layer or list of layers, `file` is neither a path
+        nor a binary file object, the name of a layer is no text, or the value
+        of a parameter is no array of numbers or truth values, such as a sparse
+        matrix. Nothing is written then.
+    ValueError
+        If two parameters would have the same name in the file, or if the name
+        of a layer has a character that is not allowed there. Nothing is
+        written then.
+    OSError
+        If the file cannot be written, or is something else than a regular
+        file: a directory, a pipe or a device, such as ``/dev/stdout``. Pass
+        ``sys.stdout.buffer``, or another file object, to write to these.
+
+    Warns
+    -----
+    RuntimeWarning
+        If a parameter holds NaN. The file is written, but
+        :func:`load_network` will refuse it.
+
+    Notes
+    -----
+    ``numpy.load(file)`` reads it: a dict-like of arrays with names like
+    ``'conv1.W'``, of the layer and its parameter. Those of layers without a
+    name, or with the name of another, start with the layer's number in
+    :func:`lasagne.layers.get_all_layers`: ``'3.DenseLayer.W'``.
+
+    Only values of parameters are saved, running averages included, and the
+    `count` of each :class:`CumulativeAverage`, as ``'conv1_bn.count'``. The
+    network's structure, `epsilon` and the like are not.
+
+    See also
+    --------
+    load_network : The other way.
+    """
+    file = _checked_file(file, "write", "save_network()")
+    params, schedules = _named(network, "save_network()")
+    arrays = _values(params, "save_network()")
+    diverged = [name for name, array in arrays.items()
+                if array.dtype.kind in "fc" and np.any(np.isnan(array))]
+    if diverged:
+        warnings.warn("save_network(): there is NaN in %s. load_network() will"
+                      " refuse the file." % ", ".join(diverged),
+                      RuntimeWarning, stacklevel=2)
+    arrays.update((name, np.array(schedule.count, "int64"))
+                  for name, schedule in schedules.items() if schedule)
+    if hasattr(file, "write"):
+        # At once: some file objects cannot go back, as NumPy would have them.
+        content = io.BytesIO()
+        np.savez(content, **arrays)
+        file.write(content.getvalue())
+        return
+    path = os.path.realpath(file)
+    for each in (file, path):
+        _check_replaceable(each, path)
+    try:
+        _replace(path, arrays)
+    except OSError as error:
+        # It names the temporary file.
+        raise type(error)(error.errno, error.strerror, path) from error
+
+
+def _values(params, caller):
+    """The values of parameters, as long as files can have them."""
+    values = {name: param.get_value(borrow=True)
+              for name, param in params.items()}
+    for name, value in values.items():
+        if not isinstance(value, (np.ndarray, np.generic)) or \
+                value.dtype.kind not in "biufc":
+            raise TypeError(
+                "%s: %s must be an array of numbers or truth values, got a "
+                "%s. Make the parameter a shared variable of an array."
+                % (caller, name, type(value).__name__))
+    return values
+
+
+def _checked_file(file, method, caller):
+    """A file object, or else the path of a file as text."""
+    if hasattr(file, method) and not isinstance(file, io.TextIOBase):
+        is_open = getattr(file, {"read": "readable", "write": "writable"}[
+            method], None)
+        if is_open is None or is_open():
+            return file
+    if isinstance(file, (str, bytes, os.PathLike)):
+        return os.fsdecode(file)
+    raise TypeError("%s: file must be a path, or a file object that is open "
+                    "in binary mode to %s, got %s."
+                    % (caller, method, reprlib.repr(file)))
+
+
+def _check_replaceable(path, real):
+    """Refuse a file that is there, but is no regular one."""
+    try:
+        # Not following a link: one that is left in a real path is a loop.
+        mode = (os.lstat if path == real else os.stat)(path).st_mode
+    except OSError:
+        return
+    if stat.S_ISDIR(mode):
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), real)
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "save_network(): this is no regular file, "
+                      "and is not replaced. Open it in mode 'wb' and pass the "
+                      "file object", real)
+
+
+def _replace(path, arrays):
+    """Write a file completely, and then put it in the place of another."""
+    # On the same disk, so that it can take the other's place in one step.
+    with tempfile.TemporaryDirectory(dir=os.path.dirname(path)) as folder:
+        complete = os.path.join(folder, "parameters.npz")
+        np.savez(complete, **arrays)
+        if os.path.exists(path):
+            shutil.copymode(path, complete)
+        os.replace(complete, path)
+
+
+def load_network(network, file):
+    """Load the values of all parameters of a network.
+
+    Parameters
+    ----------
+    network : Layer or list of Layer
+        The output layer or layers of a network that is built like the one
+        saved, with the same names.
+    file : str, path or file object
+        That :func:`save_network` wrote. A file object must be open for reading
+        in binary mode.
+
+    Raises
+    ------
+    TypeError
+        If `network` is no layer or list of layers, `file` is neither a path
+        nor a binary file object, or the name of a layer is no text.
+    ValueError
+        If names or shapes in the file are not those of the network; the
+        message lists both. If the type of a parameter cannot hold the numbers
+        in the file: fractions where it is of integers, say, or numbers that
+        are too large. If there is NaN among them. Or if it is no sound file of
+        arrays of numbers. Nothing is changed then.
+    OSError
+        If the file cannot be read.
+
+    Notes
+    -----
+    Files with pickled objects, which could run any code, are refused. Names
+    and shapes are compared before any array is unpacked.
+
+    The `count` of a :class:`CumulativeAverage` is set if the file has it, and
+    stays as it is otherwise; where that is 0, the next batch would replace
+    the averages that were loaded, and a warning says so. A count in the file
+    is left out if the layer has another kind of `alpha` here: a network that
+    is only used needs none.
+
+    Examples
+    --------
+    >>> import io
+    >>> from lasagne.layers import DenseLayer, InputLayer
+    >>> from bnlasagne import load_network, save_network
+    >>> layer = DenseLayer(InputLayer((None, 8)), 5, name="fc")
+    >>> file = io.BytesIO()
+    >>> save_network(layer, file)
+    >>> layer.b.set_value(layer.b.get_value() + 1)
+    >>> load_network(layer, io.BytesIO(file.getvalue()))
+    >>> layer.b.get_value().tolist()
+    [0.0, 0.0, 0.0, 0.0, 0.0]
+    """
+    params, schedules = _named(network, "load_network()")
+    needed = {name: value.shape for name, value
+              in _values(params, "load_network()").items()}
+    source = _checked_file(file, "read", "load_network()")
+    content = _content(source)
+    with _damage_named(source):
+        shapes = _shapes(content)
+    for name, schedule in schedules.items():
+        if name in shapes and schedule is not None:
+            needed[name] = ()
+        elif name not in params:
+            shapes.pop(name, None)
+    check_rows("load_network()", "file", [
+        Row(_described(name, shapes), _described(name, needed),
+            shapes.get(name) == needed.get(name))
+        for name in collections.OrderedDict.fromkeys([*needed, *shapes])],
+        [_NUMBERED] if all(re.fullmatch("arr_[0-9]+", name)
+                           for name in shapes) and shapes else [])
+    with _damage_named(source):
+        arrays = _arrays(content, needed)
+    setting = Setting("load_network()")
+    for name, value in arrays.items():
+        if name in params:
+            setting.add(params[name], value, name)
+        else:
+            _add_count(setting, schedules[name], value, name)
+    setting.carry_out()
+    lost = [name for name, schedule in schedules.items() if schedule
+            is not None and name not in arrays and schedule.count == 0]
+    if lost:
+        warnings.warn(
+            "load_network(): the file has no %s: the next batch replaces the "
+            "averages that were loaded. To go on from there, set the count of "
+            "the CumulativeAverage." % ", ".join(lost), stacklevel=2)
+
+
+_NUMBERED = (
+    "The arrays are numbered, as numpy.savez(file, *values) numbers arrays of "
+    "a list. If these are from lasagne.layers.get_all_param_values(), pass "
+    "[f['arr_%d' % i] for i in range(len(f.files))], with f = numpy.load(file)"
+    ", to lasagne.layers.set_all_param_values().")
+
+
+def _described(name, shapes):
+    return "%s: %s" % (name, shapes[name]) if name in shapes else ""
+
+
+def _add_count(setting, schedule, value, name):
+    count = int(converted("load_network(): " + name, value, "int64"))
+    if count < 0:
+        raise ValueError("load_network(): %s must be a number of batches, 0 "
+                         "or more, got %d." % (name, count))
+    setting.add_attribute(schedule, "count", count, name)
+
+
+def _content(file):
+    # Read first: what is wrong with a file once it is read is damage, of
+    # which NumPy would leave it open, and raise an OSError at times.
+    if not hasattr(file, "read"):
+        with open(file, "rb") as stream:
+            return stream.read()
+    content = file.read()
+    if not isinstance(content, bytes):
+        raise TypeError("load_network(): file must be open in binary mode, "
+                        "mode 'rb'. Reading it gave %s."
+                        % type(content).__name__)
+    return content
+
+
+@contextlib.contextmanager
+def _damage_named(file):
+    try:
+        yield
+    # What is raised depends on where a file is damaged.
+    except Exception as error:
+        raise ValueError("load_network(): %s is no sound file of arrays of "
+                         "numbers as save_network() writes it: %s"
+                         % (file, error)) from error
+
+
+def _shapes(content):
+    """The shapes of the arrays in a file, which are not unpacked."""
+    if content.startswith(np.lib.format.MAGIC_PREFIX):
+        raise ValueError("it has one array only, without a name")
+    shapes = {}
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        for member in _members(archive):
+            name = _name_in(member)
+            if name in shapes:
+                raise ValueError("it has two arrays of the name %s" % name)
+            shapes[name] = _shape(archive, member, name)
+    return shapes
+
+
+def _members(archive):
+    # Folders have members of their own, if another program packed the file.
+    return [member for member in archive.infolist() if not member.is_dir()]
+
+
+def _name_in(member):
+    name, suffix = os.path.splitext(member.filename)
+    return name if suffix == ".npy" else member.filename
+
+
+def _shape(archive, member, name):
+    with archive.open(member) as stream:
+        # Headers of later versions can be of any length. NumPy writes them
+        # for arrays of records.
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise ValueError("%s must be an array of numbers" % name)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+        if dtype.kind not in "biufc":
+            raise ValueError("%s must be an array of numbers, got an array of "
+                             "type %s" % (name, dtype))
+        size = stream.tell() + dtype.itemsize * math.prod(shape)
+        if size != member.file_size:
+            raise ValueError("%s takes %d bytes, and must take %d to be an "
+                             "array of shape %s and type %s"
+                             % (name, member.file_size, size, shape, dtype))
+    return shape
+
+
+def _arrays(content, names):
+    """Arrays in a file, by their names."""
+    arrays = {}
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        for member in _members(archive):
+            if _name_in(member) in names:
+                with archive.open(member) as stream:
+                    arrays[_name_in(member)] = np.lib.format.read_array(
+                        stream, allow_pickle=False)
+    return arrays
+
+
+def _named(network, caller):
+    """All parameters and schedules, with names of their own.
+
+    Returns
+    -------
+    params : OrderedDict of str to Theano shared variable
+        In Lasagne's order.
+    schedules : OrderedDict of str to CumulativeAverage or None
+        Of batch normalization layers; None if their weight is another. Where
+        several layers share a schedule, it is the same object.
+    """
+    outputs = checked_layers(network, caller)
+    prefixes = _prefixes(all_layers(outputs), caller)
+    names = {}
+    for layer, prefix in prefixes.items():
+        for attribute, param in _params_of(layer):
+            names.setdefault(param, "%s.%s" % (prefix, attribute))
+    params = lasagne.layers.get_all_params(outputs)
+    # A layer may have parameters that only its get_params() knows.
+    named = [(names.get(param, "param%d" % number), param)
+             for number, param in enumerate(params)]
+    found, schedules = {}, collections.OrderedDict()
+    for layer, prefix in prefixes.items():
+        if isinstance(layer, BatchNormLayer):
+            schedules[prefix + ".count"] = found.setdefault(
+                layer.alpha, CumulativeAverage.of(layer))
+    counts = collections.Counter(name for name, _ in named)
+    counts.update(name for name, schedule in schedules.items() if schedule)
+    twice = [name for name, count in counts.items() if count > 1]
+    if twice:
+        raise ValueError("%s: two parameters would have the same name in the "
+                         "file: %s. Give layers other names."
+                         % (caller, ", ".join(twice)))
+    return collections.OrderedDict(named), schedules
+
+
+def _prefixes(layers, caller):
+    """Names of layers in a file: each is different."""
+    counts = collections.Counter(_name_of(layer, caller) for layer in layers)
+    prefixes = collections.OrderedDict()
+    for number, layer in enumerate(layers):
+        name = _name_of(layer, caller)
+        if name is None or counts[name] > 1:
+            name = "%d.%s" % (number, name or type(layer).__name__)
+        prefixes[layer] = name
+    return prefixes
+
+
+def _name_of(layer, caller):
+    name = getattr(layer, "name", None)
+    if not isinstance(name, (str, type(None))):
+        raise TypeError("%s: %s must have a name of text, or none, for the "
+                        "names in the file." % (caller, label(layer)))
+    # A NUL ends names in the file. Parts of surrogate pairs have no code.
+    if name is not None and any(character == "\0" or
+                                "\ud800" <= character <= "\udfff"
+                                for character in name):
+        raise ValueError("%s: %s has a character in its name that the names "
+                         "in a file cannot have. Give the layer another name."
+                         % (caller, label(layer)))
+    return name
+
+
+def _params_of(layer):
+    """A layer's own parameters, by the names of its attributes."""
+    attributes = {value: name for name, value in vars(layer).items()
+                  if isinstance(value, theano.Variable)}
+    for number, param in enumerate(layer.params):
+        name = attributes.get(param, "param%d" % number)
+        if isinstance(param, theano.compile.SharedVariable):
+            yield name, param
+            continue
+        # An expression: its shared variables are saved.
+        sources = [source for source in theano.gof.graph.inputs([param])
+                   if isinstance(source, theano.compile.SharedVariable)]
+        for index, source in enumerate(sources):
+            yield "%s.%d" % (name, index), source

@@ -1,0 +1,162 @@
+"""Batch renormalization: the options r_max and d_max."""
+
+from bnlasagne import BatchNormLayer, plain_expressions
+
+import numpy as np
+import pytest
+import theano
+import theano.tensor as T
+from helpers import reference
+from lasagne.nonlinearities import rectify
+from numpy.testing import assert_allclose, assert_array_equal
+
+EPSILON = 0.01
+
+
+@pytest.fixture(params=["fused", "plain"], autouse=True)
+def expressions(request):
+    """The test runs with the fused Ops and with plain expressions."""
+    if request.param == "fused":
+        yield
+    else:
+        with plain_expressions():
+            yield
+
+
+@pytest.fixture
+def stored(rng):
+    return rng.normal(1, 1, (1, 3)), rng.uniform(0.5, 2, (1, 3))
+
+
+@pytest.fixture
+def params(rng):
+    return rng.uniform(0.5, 2, (1, 3)), rng.normal(size=(1, 3))
+
+
+def corrections(batch, stored, r_max, d_max, axes=(0,)):
+    """r and d of the paper's algorithm 1, in this library's convention."""
+    mean, std = reference.statistics(batch, axes)
+    stored_mean, stored_std = stored
+    r = np.clip((std + EPSILON) / (stored_std + EPSILON), 1 / r_max, r_max)
+    d = np.clip((mean - stored_mean) / (stored_std + EPSILON), -d_max, d_max)
+    return r, d
+
+
+def expected(batch, r, d, gamma=1, beta=0, axes=(0,)):
+    return (reference.normalize_batch(batch, axes) * r + d) * gamma + beta
+
+
+def make(stored, params=(1, 0), **kwargs):
+    return BatchNormLayer((None, 3), mean=stored[0], std=stored[1],
+                          gamma=params[0], beta=params[1], **kwargs)
+
+
+@pytest.mark.parametrize("r_max, d_max", [(1.1, 0.2), (3, 5), (1, 0.5),
+                                          (1.5, 0)])
+def test_output(rng, floatX, mode, stored, params, r_max, d_max):
+    batch = rng.normal(2, 2, (10, 3)).astype(floatX)
+    layer = make(stored, params, r_max=r_max, d_max=d_max,
+                 nonlinearity=rectify)
+    x = T.matrix()
+    actual = theano.function([x], layer.get_output_for(x), mode=mode)(batch)
+    assert actual.dtype == floatX
+    r, d = corrections(batch, stored, r_max, d_max)
+    assert_allclose(actual, np.maximum(expected(batch, r, d, *params), 0),
+                    rtol=2e-4, atol=2e-5)
+
+
+def test_without_limits_it_is_as_in_testing(rng, float64, mode, stored,
+                                            params):
+    layer = make(stored, params, r_max=1e6, d_max=1e6)
+    x = T.matrix()
+    outputs = [layer.get_output_for(x, deterministic=deterministic)
+               for deterministic in (False, True)]
+    training, testing = theano.function([x], outputs, mode=mode)(
+        rng.normal(size=(10, 3)))
+    assert_allclose(training, testing, rtol=1e-9, atol=1e-12)
+
+
+def test_limits_of_one_and_zero_are_batch_norm(rng, float64, mode, stored):
+    batch = rng.normal(size=(10, 3))
+    x = T.matrix()
+    layers = [make(stored), make(stored, r_max=1, d_max=0),
+              make(stored, r_max=theano.shared(1.), d_max=theano.shared(0.))]
+    functions = [theano.function([x], layer.get_output_for(x), mode=mode)
+                 for layer in layers]
+    plain, fixed, scheduled = (function(batch) for function in functions)
+    assert_array_equal(fixed, plain)
+    assert_allclose(scheduled, plain, rtol=1e-12, atol=1e-12)
+    ops = [sorted(str(node.op) for node in function.maker.fgraph.apply_nodes)
+           for function in functions]
+    assert ops[0] == ops[1]
+
+
+def test_schedule(rng, float64, quick, stored):
+    batch = rng.normal(2, 2, (10, 3))
+    r_max, d_max = theano.shared(1.), theano.shared(0.)
+    layer = make(stored, r_max=r_max, d_max=d_max)
+    x = T.matrix()
+    function = theano.function([x], layer.get_output_for(
+        x, batch_norm_update_averages=False))
+    for limits in [(1, 0), (1.2, 0.3), (9, 9)]:
+        r_max.set_value(limits[0])
+        d_max.set_value(limits[1])
+        r, d = corrections(batch, stored, *limits)
+        assert_allclose(function(batch), expected(batch, r, d), rtol=1e-10,
+                        atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["x", "gamma", "beta"])
+def test_gradient_takes_corrections_to_be_constants(
+        rng, float64, quick, stored, params, name):
+    batch, weights = rng.normal(2, 2, (2, 6, 3))
+    layer = make(stored, params, r_max=1.2, d_max=0.4)
+    x = T.matrix()
+    loss = (layer.get_output_for(x) * weights).sum()
+    wrt = {"x": x, "gamma": layer.gamma, "beta": layer.beta}[name]
+    actual = theano.function([x], T.grad(loss, wrt),
+                             on_unused_input="ignore")(batch)
+    r, d = corrections(batch, stored, 1.2, 0.4)
+    point = {"x": batch, "gamma": params[0], "beta": params[1]}
+
+    def oracle(value):
+        at = dict(point, **{name: value})
+        return (expected(at["x"], r, d, at["gamma"], at["beta"])
+                * weights).sum()
+    assert_allclose(actual, reference.finite_differences(
+        oracle, point[name]), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [0.25, 1])
+def test_averages_follow_as_ever(rng, float64, mode, stored, alpha):
+    batch = rng.normal(2, 2, (10, 3))
+    layer = make(stored, r_max=2, d_max=1, alpha=alpha)
+    x = T.matrix()
+    theano.function([x], layer.get_output_for(x), mode=mode)(batch)
+    for param, old, new in zip((layer.mean, layer.std), stored,
+                               reference.statistics(batch, (0,))):
+        assert_allclose(param.get_value(), (1 - alpha) * old + alpha * new)
+
+
+@pytest.mark.parametrize("left_out", ["gamma", "beta"])
+def test_convolutional_without_a_parameter(rng, float64, quick, left_out):
+    batch = rng.normal(2, 2, (4, 3, 2, 5))
+    layer = BatchNormLayer((None, 3, 2, 5), r_max=1.5, d_max=0.5,
+                           **{left_out: None})
+    x = T.tensor4()
+    actual = theano.function([x], layer.get_output_for(x))(batch)
+    axes = (0, 2, 3)
+    r, d = corrections(batch, (0, 1), 1.5, 0.5, axes)
+    assert_allclose(actual, expected(batch, r, d, axes=axes), rtol=1e-10,
+                    atol=1e-10)
+
+
+@pytest.mark.parametrize("arguments, error, message", [
+    ({"r_max": 0.5}, ValueError, "r_max must be a number from 1 to inf"),
+    ({"d_max": -1}, ValueError, "d_max must be a number from 0 to inf"),
+    ({"r_max": "3"}, TypeError, "r_max must be a number or"),
+    ({"d_max": T.vector()}, ValueError, "d_max must be a scalar"),
+])
+def test_wrong_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        BatchNormLayer((None, 3), **arguments)

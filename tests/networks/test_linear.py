@@ -1,0 +1,395 @@
+"""Batch normalization folded into linear layers of all types."""
+
+from collections import namedtuple
+from functools import partial
+
+from bnlasagne import BatchNormLayer, batch_norm, fold_batch_norm
+
+import lasagne
+import numpy as np
+import pytest
+import theano
+import theano.tensor as T
+from helpers import reference
+from helpers.common import LATER, needs_compiler
+from helpers.folded import (
+    LEAKY,
+    assert_close,
+    batches_for,
+    check,
+    compiled,
+    dense,
+    into,
+    kinds,
+    nin,
+    randomize,
+)
+from lasagne.init import Normal
+from lasagne.layers import InputLayer, get_all_layers, get_output
+from lasagne.nonlinearities import identity, tanh
+
+
+@pytest.fixture
+def x():
+    return InputLayer((None, 5))
+
+
+Case = namedtuple("Case", "kind shape options product axes through")
+Case.__doc__ = """A type of layers, with its linear part in NumPy.
+
+`axes` are those to normalize over; `through`, whether batch normalization
+before the layer can go through it.
+"""
+Case.__new__.__defaults__ = ({}, None, None, True)
+
+
+def dilated(x, W):
+    return reference.correlate(x, np.swapaxes(W, 0, 1), dilation=(2, 1))
+
+
+def locally_connected(x, W):
+    return reference.locally_connected(x, np.flip(W, (2, 3)))
+
+
+def channelwise(x, W):
+    # Each filter sees its own channel: with the others, it has zeros.
+    own = np.eye(len(W)).reshape(len(W), len(W), 1, 1, 1, 1)
+    return locally_connected(x, own * W[:, None])
+
+
+def transposed(x, W, **options):
+    return reference.transposed(x, reference.flipped(W), **options)
+
+
+CASES = {
+    "dense": Case("DenseLayer", (4,), {}, reference.dense),
+    "dense on images": Case("DenseLayer", (4, 3, 2), {}, reference.dense),
+    "dense on sequences": Case(
+        "DenseLayer", (4, 3), {"num_leading_axes": 2},
+        partial(reference.dense, leading=2), (0, 1)),
+    "dense on the last axis": Case(
+        "DenseLayer", (2, 3, 4), {"num_leading_axes": -1},
+        partial(reference.dense, leading=3), (0, 1, 2)),
+    "1-d": Case("Conv1DLayer", (4, 7), {"filter_size": 3},
+                reference.convolve),
+    "1-d, padded": Case(
+        "Conv1DLayer", (4, 7), {"filter_size": 3, "pad": 1, "stride": 2},
+        partial(reference.convolve, pad=1, stride=2), None, False),
+    "1-d, pad='same'": Case(
+        "Conv1DLayer", (4, 7), {"filter_size": 3, "pad": "same"},
+        partial(reference.convolve, pad=1), None, False),
+    "2-d": Case(
+        "Conv2DLayer", (4, 7, 6), {"filter_size": (3, 2), "stride": (2, 1)},
+        partial(reference.convolve, stride=(2, 1))),
+    "2-d, padded": Case(
+        "Conv2DLayer", (4, 7, 6), {"filter_size": (3, 2), "pad": (0, 1)},
+        partial(reference.convolve, pad=(0, 1)), None, False),
+    "2-d, pad='full'": Case(
+        "Conv2DLayer", (4, 5, 6), {"filter_size": (3, 2), "pad": "full"},
+        partial(reference.convolve, pad=(2, 1)), None, False),
+    "2-d, one position": Case(
+        "Conv2DLayer", (4, 5, 6), {"filter_size": 1, "pad": "same"},
+        reference.convolve),
+    "2-d, not flipped": Case(
+        "Conv2DLayer", (4, 7, 6), {"filter_size": 3, "flip_filters": False},
+        reference.correlate),
+    "2-d, in groups": Case(
+        "Conv2DLayer", (4, 7, 6), {"filter_size": 3, "num_groups": 2},
+        partial(reference.convolve, groups=2)),
+    "3-d": Case("Conv3DLayer", (4, 5, 4, 3), {"filter_size": 2},
+                reference.convolve),
+    "dilated": Case(
+        "DilatedConv2DLayer", (4, 7, 6),
+        {"filter_size": 3, "dilation": (2, 1)}, dilated),
+    "transposed": Case(
+        "TransposedConv2DLayer", (4, 5, 4),
+        {"filter_size": 3, "stride": (2, 1), "crop": (1, 0)},
+        partial(transposed, stride=(2, 1), crop=(1, 0)), None, False),
+    "transposed, flipped": Case(
+        "TransposedConv2DLayer", (4, 5, 4),
+        {"filter_size": 2, "flip_filters": True}, reference.transposed, None,
+        False),
+    "transposed, 3-d": Case(
+        "TransposedConv3DLayer", (4, 4, 3, 2), {"filter_size": 2}, transposed,
+        None, False),
+    "NIN": Case("NINLayer", (4, 3, 2), {}, nin),
+    "NIN, 1-d": Case("NINLayer", (4, 3), {}, nin),
+    "local": Case("LocallyConnected2DLayer", (4, 5, 6), {"filter_size": 3},
+                  locally_connected, None, False),
+    "local, one position": Case(
+        "LocallyConnected2DLayer", (4, 5, 6), {"filter_size": 1},
+        locally_connected),
+    "local, by channel": Case(
+        "LocallyConnected2DLayer", (4, 5, 6),
+        {"filter_size": 3, "channelwise": True}, channelwise, None, False),
+    "local, one position, by channel": Case(
+        "LocallyConnected2DLayer", (4, 5, 6),
+        {"filter_size": 1, "channelwise": True}, channelwise),
+}
+
+
+def exists(case):
+    options = {"num_leading_axes", "num_groups", "flip_filters"}
+    return hasattr(lasagne.layers, case.kind) and (
+        LATER or not options & set(case.options))
+
+
+def layer_of(case, incoming, bias="tied", **kwargs):
+    if bias == "untied":
+        kwargs["untie_biases"] = True
+    units = 4 if case.options.get("channelwise") else 6
+    return getattr(lasagne.layers, case.kind)(
+        incoming, units, b=None if bias == "none" else Normal(1),
+        **kwargs, **case.options)
+
+
+def mode_of(case):
+    """Convolutions need C; for the others, Python is there sooner."""
+    return theano.Mode("cvm" if "Conv" in case.kind else "py", "fast_compile")
+
+
+def cases(*names):
+    return [pytest.param(CASES[name], id=name, marks=marks(CASES[name]))
+            for name in names]
+
+
+def marks(case):
+    found = [] if exists(case) else [pytest.mark.skip(
+        reason="needs Lasagne's development version")]
+    return found + ([needs_compiler] if "Conv" in case.kind else [])
+
+
+each_layer = pytest.mark.parametrize("case, bias", [
+    pytest.param(case, bias, id="%s, bias %s" % (name, bias),
+                 marks=marks(case))
+    for name, case in CASES.items() for bias in ("none", "tied", "untied")
+    if (case.kind, bias) != ("DenseLayer", "untied")])
+
+
+def leaky(x):
+    return np.where(x > 0, x, x / 2)
+
+
+def oracle(layer, x):
+    """What batch normalization computes, by the averages."""
+    values = {name: getattr(layer, name).get_value()
+              for name in ("mean", "std", "gamma", "beta")}
+    return reference.normalize(x, **values)
+
+
+def oracle_of_linear(case, layer, x):
+    y = case.product(x, layer.W.get_value())
+    channel = y.ndim - 1 if case.kind == "DenseLayer" else 1
+    return y if layer.b is None \
+        else reference.add_bias(y, layer.b.get_value(), channel)
+
+
+@each_layer
+def test_into_the_layer_before(rng, floatX, case, bias):
+    layer = layer_of(case, InputLayer((None,) + case.shape), bias,
+                     nonlinearity=identity)
+    network = randomize(BatchNormLayer(layer, axes=case.axes,
+                                       nonlinearity=LEAKY), rng)
+    batches = batches_for(network, rng)
+    folded, report = check(network, rng, batches, mode_of(case))
+    assert into(report) == [layer]
+    assert type(folded) is type(layer)
+    assert folded.nonlinearity is LEAKY
+    assert folded.b.ndim == (1 if bias != "untied"
+                             else len(folded.output_shape) - 1)
+    expected = leaky(oracle(network, oracle_of_linear(case, layer,
+                                                      *batches)))
+    actual, = compiled(folded, [get_output(folded)],
+                       mode_of(case))(*batches)
+    assert_close(actual, expected, floatX)
+
+
+@each_layer
+def test_into_the_layer_after(rng, floatX, case, bias):
+    first = BatchNormLayer(InputLayer((None,) + case.shape), axes=case.axes)
+    layer = layer_of(case, first, bias, nonlinearity=LEAKY)
+    network = randomize(layer, rng)
+    batches = batches_for(network, rng)
+    folded, report = check(network, rng, batches, mode_of(case))
+    assert into(report) == [layer if case.through else None]
+    assert len(get_all_layers(folded)) == 3 - case.through
+    expected = leaky(oracle_of_linear(case, layer, oracle(first, *batches)))
+    actual, = compiled(folded, [get_output(folded)],
+                       mode_of(case))(*batches)
+    assert_close(actual, expected, floatX)
+
+
+@pytest.mark.parametrize("case", cases(
+    "dense", "2-d", "2-d, in groups", "local, one position", "NIN"))
+def test_one_before_and_one_after(rng, float64, case):
+    first = BatchNormLayer(InputLayer((None,) + case.shape))
+    layer = layer_of(case, first, nonlinearity=None)
+    network = randomize(batch_norm(layer, nonlinearity=tanh), rng)
+    folded, report = check(network, rng, mode=mode_of(case))
+    assert into(report) == [layer, layer]
+    assert len(get_all_layers(folded)) == 2
+
+
+def test_untied_bias_of_one_position(rng, float64, quick):
+    layer = lasagne.layers.NINLayer(
+        InputLayer((None, 4, 1, 1)), 3, untie_biases=True, nonlinearity=None)
+    folded, _ = check(randomize(BatchNormLayer(layer), rng), rng)
+    assert folded.untie_biases and folded.b.get_value().shape == (3, 1, 1)
+
+
+# --- axes ------------------------------------------------------------------
+
+@pytest.mark.parametrize("case", cases(
+    "dense", "dense on images", "dense on sequences", "2-d",
+    "2-d, in groups", "dilated", "transposed", "NIN", "local",
+    "local, one position, by channel"))
+def test_all_axes(rng, float64, case):
+    axes = tuple(range(1 + len(case.shape)))
+    first = BatchNormLayer(InputLayer((None,) + case.shape), axes=axes)
+    layer = layer_of(case, first, nonlinearity=None)
+    axes = tuple(range(len(layer.output_shape)))
+    network = randomize(BatchNormLayer(layer, axes=axes), rng)
+    _, report = check(network, rng, mode=mode_of(case))
+    assert into(report) == [layer if case.through else None, layer]
+
+
+@pytest.mark.parametrize("case", cases(
+    "2-d", "NIN", "local", "local, by channel", "dense on sequences"))
+def test_axes_with_shared_weights_before(rng, float64, case):
+    layer = layer_of(case, InputLayer((None,) + case.shape),
+                     nonlinearity=None)
+    network = randomize(BatchNormLayer(layer, axes=0), rng)
+    _, report = check(network, rng, mode=mode_of(case))
+    if "Local" in case.kind:
+        assert into(report) == [layer]
+    else:
+        assert into(report) == [None]
+        axes = {"DenseLayer": [1]}.get(case.kind, [2, 3])
+        assert "its statistics differ along axes %s, along which the " \
+            "weights of %s (layer 1) do not" % (axes, case.kind) \
+            in str(report[0])
+
+
+@pytest.mark.parametrize("case", cases(
+    "2-d", "NIN", "local, one position", "dense on images",
+    "dense on sequences"))
+def test_axes_with_shared_weights_after(rng, float64, case):
+    first = BatchNormLayer(InputLayer((None,) + case.shape), axes=0)
+    network = randomize(layer_of(case, first), rng)
+    _, report = check(network, rng, mode=mode_of(case))
+    alike = case is CASES["dense on images"]
+    assert into(report) == [network if alike else None]
+    assert alike or "its statistics differ along axes" in str(report[0])
+
+
+def test_two_batch_norms_before(rng, float64, quick, x):
+    first = BatchNormLayer(x)
+    network = randomize(dense(BatchNormLayer(first)), rng)
+    folded, report = check(network, rng)
+    assert into(report) == [network, network]
+    assert kinds(folded) == ["Input", "Dense"]
+
+
+def test_two_batch_norms_after(rng, float64, quick, x):
+    layer = dense(x)
+    network = randomize(BatchNormLayer(BatchNormLayer(layer),
+                                       nonlinearity=LEAKY), rng)
+    folded, report = check(network, rng)
+    assert into(report) == [layer, layer]
+    assert folded.nonlinearity is LEAKY
+
+
+def test_each_example_of_its_own(rng, float64, quick):
+    network = randomize(BatchNormLayer(dense(InputLayer((3, 5))), axes=1),
+                        rng)
+    _, report = check(network, rng)
+    assert "each example by statistics of its own" in str(report[0])
+
+
+@pytest.mark.parametrize("left_out", [["beta"], ["gamma"], ["beta", "gamma"]])
+def test_without_beta_or_gamma(rng, float64, quick, x, left_out):
+    options = dict.fromkeys(left_out)
+    first = BatchNormLayer(x, **options)
+    network = randomize(BatchNormLayer(dense(first), **options), rng)
+    folded, report = check(network, rng)
+    assert kinds(folded) == ["Input", "Dense"]
+
+
+# --- what a layer does not tell --------------------------------------------
+
+def plain_convolution(*args, **options):
+    return T.nnet.conv2d(*args, **options)
+
+
+def padding_convolution(x, W, **options):
+    """Pads by itself."""
+    for name in ("input_shape", "image_shape"):
+        options.pop(name, None)
+    shape = [x.shape[0], x.shape[1], x.shape[2] + 2, x.shape[3] + 2]
+    padded = T.set_subtensor(T.zeros(shape)[:, :, 1:-1, 1:-1], x)
+    return T.nnet.conv2d(padded, W, **options)
+
+
+def correlation(*args, **options):
+    return T.nnet.conv2d(*args, **dict(options, filter_flip=False))
+
+
+def convolution_of_centred_filters(x, W, **options):
+    return T.nnet.conv2d(x, W - W.mean((1, 2, 3), keepdims=True), **options)
+
+
+def squared_convolution(*args, **options):
+    return T.nnet.conv2d(*args, **options) ** 2
+
+
+class OtherConvolution(lasagne.layers.Conv2DLayer):
+    """Convolves by other weights, in all versions of Lasagne."""
+
+    def convolve(self, input, **kwargs):
+        return 2 * super(OtherConvolution, self).convolve(input, **kwargs)
+
+    def get_output_for(self, input, **kwargs):
+        output = super(OtherConvolution, self).get_output_for(input, **kwargs)
+        return output if LATER else 2 * output
+
+
+def norm_and_conv(after, kind=lasagne.layers.Conv2DLayer, **options):
+    def conv(incoming):
+        return kind(incoming, 3, 3, nonlinearity=None, **options)
+
+    incoming = InputLayer((None, 2, 6, 5))
+    if after:
+        return conv(BatchNormLayer(incoming))
+    return BatchNormLayer(conv(incoming))
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("convolution", [
+    padding_convolution, correlation, convolution_of_centred_filters,
+    squared_convolution,
+    partial(T.nnet.conv2d, filter_dilation=(2, 2))])
+def test_convolutions_that_are_not_known(float64, after, convolution):
+    network = norm_and_conv(after, convolution=convolution)
+    folded, report = fold_batch_norm(network, return_report=True)
+    assert into(report) == [None]
+    assert ("%s it is not known to be linear: it does not compute what "
+            "Lasagne's Conv2DLayer computes" % ("after" if after else "before")
+            ) in str(report[0])
+    assert kinds(folded) == kinds(network)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_class_that_convolves_otherwise(float64, after):
+    network = norm_and_conv(after, OtherConvolution)
+    _, report = fold_batch_norm(network, return_report=True)
+    assert "OtherConvolution" in str(report[0]) and into(report) == [None]
+
+
+@needs_compiler
+@pytest.mark.filterwarnings("ignore:.*image_shape")
+@pytest.mark.parametrize("after", [False, True])
+def test_another_name_for_the_convolution(rng, float64, after):
+    network = norm_and_conv(after, convolution=plain_convolution)
+    _, report = check(randomize(network, rng), rng,
+                      mode=theano.Mode("cvm", "fast_compile"))
+    assert None not in into(report)
