@@ -1,7 +1,6 @@
 """Read the values of parameters, and set several of them in one step."""
 
-import collections
-import functools
+import contextlib
 import reprlib
 import warnings
 
@@ -9,8 +8,10 @@ import numpy as np
 import theano
 
 __all__ = [
+    "Changes",
     "NotConstant",
     "Setting",
+    "all_or_nothing",
     "as_numbers",
     "converted",
     "settable",
@@ -202,7 +203,54 @@ def _why_not_constant(source):
     return None
 
 
-class Setting(object):
+class Changes(contextlib.ExitStack):
+    """Change values and attributes, and put all of them back in the end.
+
+    Use it as a context manager; :func:`all_or_nothing` keeps the changes
+    unless there is an error. ``callback()`` adds what else has to be undone.
+    What was changed last is put back first.
+    """
+
+    def keep_values(self, variables):
+        """Have shared variables put back whose values functions change."""
+        for variable in variables:
+            # A copy: a function may compute in the memory of the value.
+            self.callback(variable.set_value, variable.get_value())
+
+    def set_value(self, variable, value):
+        """Set a shared variable."""
+        self.keep_values([variable])
+        variable.set_value(value)
+
+    def set_attribute(self, holder, name, value):
+        """Set an attribute that an object has."""
+        self.callback(setattr, holder, name, getattr(holder, name))
+        setattr(holder, name, value)
+
+
+@contextlib.contextmanager
+def all_or_nothing():
+    """Keep all changes of a block or, on any error, none of them.
+
+    Examples
+    --------
+    >>> import theano
+    >>> from bnlasagne.networks.setting import all_or_nothing
+    >>> variable = theano.shared(1.)
+    >>> with all_or_nothing() as changes:
+    ...     changes.set_value(variable, 2)
+    ...     raise ValueError("no")
+    Traceback (most recent call last):
+    ValueError: no
+    >>> variable.get_value()
+    array(1.)
+    """
+    with Changes() as changes:
+        yield changes
+        changes.pop_all()
+
+
+class Setting:
     """Values that are to be set: all of them or, on an error, none.
 
     Parameters
@@ -213,8 +261,7 @@ class Setting(object):
 
     def __init__(self, caller=None):
         self._prefix = "" if caller is None else caller + ": "
-        self._values = collections.OrderedDict()
-        self._attributes = collections.OrderedDict()
+        self._values, self._attributes = {}, {}
 
     def add(self, variable, value, name=None):
         """Have a variable set to a value of its shape.
@@ -268,19 +315,8 @@ class Setting(object):
                                              value))
 
     def carry_out(self):
-        undo = []
-        try:
+        with all_or_nothing() as changes:
             for variable, value in self._values.items():
-                before = variable.get_value(borrow=True,
-                                            return_internal_type=True)
-                variable.set_value(value)
-                undo.append((variable.set_value, before))
+                changes.set_value(variable, value)
             for (holder, attribute), value in self._attributes.items():
-                before = getattr(holder, attribute)
-                undo.append((functools.partial(setattr, holder, attribute),
-                             before))
-                setattr(holder, attribute, value)
-        except BaseException:
-            for put_back, before in reversed(undo):
-                put_back(before)
-            raise
+                changes.set_attribute(holder, attribute, value)

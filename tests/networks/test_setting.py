@@ -1,8 +1,10 @@
 """Values of parameters, and setting several in one step."""
 
 from bnlasagne.networks.setting import (
+    Changes,
     NotConstant,
     Setting,
+    all_or_nothing,
     converted,
     value_of,
 )
@@ -77,6 +79,49 @@ def test_updates_itself():
         with pytest.raises(NotConstant, match="is updated by each function"):
             value_of(variable, "it")
     assert counter.get_value() == 1
+
+
+# --- all_or_nothing() ------------------------------------------------------
+
+class Holder:
+    name = "before"
+
+
+@pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
+def test_all_or_nothing(error):
+    """A function that computes in a variable's memory is undone, too."""
+    first, second = theano.shared(np.zeros(2)), theano.shared(np.zeros(3))
+    holder, undone = Holder(), []
+    add = theano.function([], [], updates=[(second, second + 1)],
+                          mode="FAST_COMPILE")
+    try:
+        with all_or_nothing() as changes:
+            changes.callback(undone.append, "it")
+            changes.set_value(first, np.ones(2))
+            changes.set_value(first, np.full(2, 3.))
+            changes.keep_values([second])
+            add()
+            second.get_value(borrow=True)[:] += 1
+            changes.set_attribute(holder, "name", "after")
+            if error:
+                raise error
+    except (ValueError, KeyboardInterrupt):
+        assert error
+    assert_array_equal(first.get_value(), np.full(2, 0 if error else 3))
+    assert_array_equal(second.get_value(), np.full(3, 0 if error else 2))
+    assert holder.name == ("before" if error else "after")
+    assert undone == (["it"] if error else [])
+
+
+def test_changes_for_a_while():
+    variable, holder = theano.shared(1.), Holder()
+    changes = Changes()
+    changes.set_value(variable, 2)
+    changes.set_attribute(holder, "name", "after")
+    assert (variable.get_value(), holder.name) == (2, "after")
+    with changes:
+        pass
+    assert (variable.get_value(), holder.name) == (1, "before")
 
 
 # --- Setting ---------------------------------------------------------------
