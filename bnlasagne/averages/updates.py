@@ -38,6 +38,7 @@ from theano.gof.graph import io_toposort
 from theano.scan_module.scan_op import Scan
 
 from ..graphs.flags import own_expressions
+from ..graphs.loops import all_nodes, inner_graph
 from ..graphs.needed import needed
 from ..graphs.next_values import next_value
 from ..networks.labels import label
@@ -367,10 +368,8 @@ def _resolve_loops(fgraph, aliases):
 
 def _is_marked(outputs):
     """Whether layers are applied in a graph or in a loop in it."""
-    ops = [node.op for node in io_toposort([], outputs)]
-    return any(isinstance(op, (TrackAverages, UpdatedAverage))
-               or (isinstance(op, Scan) and _is_marked(op.outputs))
-               for op in ops)
+    return any(isinstance(node.op, (TrackAverages, UpdatedAverage))
+               for node in all_nodes(outputs))
 
 
 def _initial(variable, aliases):
@@ -434,18 +433,16 @@ def _moves_outside(node):
     list of pairs
         An average, and what moves it on, as variables outside of the loop.
     """
-    op = node.op
-    nodes, computed = io_toposort([], op.outputs), needed(op.outputs)
+    inner = inner_graph(node)
+    computed, lift = needed(inner.outputs), inner.constants
     moves = []
-    for inner in nodes:
-        if computed.isdisjoint(inner.outputs):
+    for each in io_toposort([], inner.outputs):
+        if computed.isdisjoint(each.outputs):
             continue
-        if isinstance(inner.op, TrackAverages):
-            moves.extend(inner.op.moves(inner))
-        elif isinstance(inner.op, Scan) and _is_marked(inner.op.outputs):
-            moves.extend(_moves_outside(inner))
-    lift = dict(zip(op.inner_non_seqs(op.inputs),
-                    op.outer_non_seqs(node.inputs)))
+        if isinstance(each.op, TrackAverages):
+            moves.extend(each.op.moves(each))
+        elif isinstance(each.op, Scan) and _is_marked(each.op.outputs):
+            moves.extend(_moves_outside(each))
     return [(lift[average], move.lifted(lift)) for average, move in moves
             if average in lift and all(
                 root in lift or isinstance(root, theano.Constant)

@@ -8,7 +8,8 @@ function computes it. So it must not count as an application.
 import theano
 import theano.tensor as T
 from theano.compile.ops import Shape, Shape_i
-from theano.scan_module.scan_op import Scan
+
+from .loops import inner_graph
 
 __all__ = ["inputs_by_value", "needed"]
 
@@ -49,26 +50,11 @@ def inputs_by_value(node):
             op.scalar_op, theano.scalar.Second):
         # T.fill, T.zeros_like: an array of the shape of the first input.
         return node.inputs[1:]
-    if isinstance(op, Scan):
-        return _inputs_of_loop(node)
-    if isinstance(op, theano.OpFromGraph):
-        inner = needed(op.local_outputs)
-        return [variable for variable, argument
-                in zip(node.inputs, op.local_inputs) if argument in inner]
     if hasattr(op, "inputs_by_value"):
         return op.inputs_by_value(node)
-    return node.inputs
-
-
-def _inputs_of_loop(node):
-    """The same for a loop (theano.scan), whose iteration is a graph too."""
-    op, positions = node.op, list(range(len(node.inputs)))
-    in_iteration = needed(op.outputs)
-    unused = {
-        position for outer, inner in (
-            (op.outer_seqs, op.inner_seqs),
-            (op.outer_non_seqs, op.inner_non_seqs))
-        for position, variable in zip(outer(positions), inner(op.inputs))
-        if variable not in in_iteration}
-    return [node.inputs[position] for position in positions
-            if position not in unused]
+    inner = inner_graph(node)
+    if inner is None:
+        return node.inputs
+    used = needed(inner.outputs)
+    return [variable for variable, argument in zip(node.inputs, inner.inputs)
+            if argument is None or argument in used]

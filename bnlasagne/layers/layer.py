@@ -17,6 +17,7 @@ import theano.tensor as T
 from ..averages.marker import track
 from ..averages.schedules import CumulativeAverage
 from ..graphs.flags import own_expressions
+from ..graphs.switches import Switch
 from ..kernels import expressions, ops
 from ..networks.labels import label
 from ..networks.setting import Setting, as_numbers, settable, value_of
@@ -65,17 +66,8 @@ def applications():
         _recorders.reset(before)
 
 
-_unsynchronized = contextvars.ContextVar("unsynchronized", default=False)
-
-
-@contextlib.contextmanager
-def own_statistics():
-    """Build layers that normalize by this process's batches alone."""
-    before = _unsynchronized.set(True)
-    try:
-        yield
-    finally:
-        _unsynchronized.reset(before)
+# Within it, layers normalize by this process's batches alone.
+own_statistics = Switch("own_statistics")
 
 
 _UNIT_STD = lasagne.init.Constant(1)
@@ -620,7 +612,7 @@ class BatchNormLayer(lasagne.layers.Layer):
         return expressions.batch_statistics(x, self.axes) + (self._count(x),)
 
     def _is_synchronized(self):
-        return self.channel is not None and not _unsynchronized.get()
+        return self.channel is not None and not own_statistics.is_on
 
     def _count(self, x):
         """Number of values per channel."""

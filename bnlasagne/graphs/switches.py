@@ -1,0 +1,42 @@
+"""Turn something on for the time of a ``with`` statement."""
+
+import contextlib
+import contextvars
+
+__all__ = ["Switch"]
+
+
+class Switch:
+    """A switch that is on within ``with switch():``, and otherwise off.
+
+    Each thread has its own; ``with`` statements may be nested.
+
+    Parameters
+    ----------
+    name : str
+
+    Examples
+    --------
+    >>> from bnlasagne.graphs.switches import Switch
+    >>> switch = Switch("an example")
+    >>> with switch():
+    ...     switch.is_on
+    True
+    >>> switch.is_on
+    False
+    """
+
+    def __init__(self, name):
+        self._on = contextvars.ContextVar(name, default=False)
+
+    @contextlib.contextmanager
+    def __call__(self):
+        before = self._on.set(True)
+        try:
+            yield
+        finally:
+            self._on.reset(before)
+
+    @property
+    def is_on(self):
+        return self._on.get()
