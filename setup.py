@@ -89,6 +89,7 @@ examples = [
 ]
 test = [
     "pytest>=7",
+    "hypothesis>=6",
     # Pinned: each release of ruff may find more.
     "ruff==0.17.6",
     *examples,  # the tests run them

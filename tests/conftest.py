@@ -2,10 +2,17 @@
 
 import bnlasagne  # isort: skip  # noqa: F401  # First: it repairs the stack.
 
+import hypothesis
 import numpy as np
 import pytest
 import theano
 from helpers.jobs import why_not
+
+# The same examples in each run, on a busy machine, too.
+hypothesis.settings.register_profile(
+    "bnlasagne", derandomize=True, deadline=None, database=None,
+    max_examples=30)
+hypothesis.settings.load_profile("bnlasagne")
 
 
 @pytest.fixture

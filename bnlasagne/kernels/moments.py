@@ -1,15 +1,15 @@
-"""Moments of data that comes in parts: count, mean, sum of squares."""
+"""Merge the moments of parts of data: count, mean, sum of squares."""
 
 import numpy as np
 
-__all__ = ["Moments", "PooledMoments"]
+__all__ = ["Moments"]
 
 
 class Moments:
-    """Count, mean and sum of squared deviations, in double precision.
+    """Hold count, mean and sum of squared deviations, in double precision.
 
-    Moments of parts, merged by :meth:`merge`, are those of the whole, whatever
-    its mean and however it was cut.
+    The moments of parts, merged by :meth:`merge`, are those of the whole,
+    whatever its mean and however it was cut.
 
     Parameters
     ----------
@@ -35,6 +35,13 @@ class Moments:
     >>> moments = moments.merge(Moments.of(parts[1], axes=(0,)))
     >>> moments.count, moments.mean, moments.variance()
     (3, array([[3.]]), array([[4.66666667]]))
+
+    Merging rounds, so that the last bits depend on the order. Exact sums do
+    not; they are arrays to be added:
+
+    >>> total = sum(Moments.of(part, (0,)).exact_sums() for part in parts)
+    >>> Moments.from_exact_sums(total)
+    Moments(count=3, mean=array([[3.]]), m2=array([[14.]]))
     """
 
     def __init__(self, count, mean, m2):
@@ -43,17 +50,29 @@ class Moments:
         self.m2 = m2
 
     def __repr__(self):
-        return "Moments(count=%r, mean=%r, m2=%r)" % (
-            self.count, self.mean, self.m2)
+        return f"Moments(count={self.count}, mean={self.mean!r}, " \
+            f"m2={self.m2!r})"
+
+    @classmethod
+    def empty(cls, shape):
+        """Return the moments of no values.
+
+        Parameters
+        ----------
+        shape : sequence of int
+            Of the mean.
+        """
+        return cls(0, np.zeros(shape), np.zeros(shape))
 
     @classmethod
     def of(cls, values, axes):
-        """Moments of an array over some axes, which stay, with size 1.
+        """Compute the moments of an array over some axes.
 
         Parameters
         ----------
         values : array
         axes : tuple of int
+            They stay, with size 1.
 
         Returns
         -------
@@ -62,20 +81,19 @@ class Moments:
         values = np.asarray(values)
         count = int(np.prod([values.shape[axis] for axis in axes]))
         if not count:
-            shape = [1 if axis in axes else size
-                     for axis, size in enumerate(values.shape)]
-            return cls(0, np.zeros(shape), np.zeros(shape))
+            return cls.empty([1 if axis in axes else size
+                              for axis, size in enumerate(values.shape)])
         with np.errstate(invalid="ignore", over="ignore"):
             mean = values.mean(axes, dtype=np.float64, keepdims=True)
             deviation = values - mean
+            # The deviations tell by how much the mean was rounded.
             rest = deviation.mean(axes, keepdims=True)
-            # What rounded the mean, which the deviations tell.
             m2 = np.square(deviation).sum(axes, keepdims=True)
             return cls(count, mean + rest,
                        np.maximum(m2 - count * np.square(rest), 0))
 
     def merge(self, other):
-        """Moments of these values and others together.
+        """Merge with the moments of other values.
 
         Parameters
         ----------
@@ -85,6 +103,7 @@ class Moments:
         Returns
         -------
         Moments
+            Those of all values together.
         """
         if not other.count:
             return self
@@ -99,7 +118,7 @@ class Moments:
                            self.m2 + other.m2 + between)
 
     def variance(self, ddof=0):
-        """Variance.
+        """Compute the variance.
 
         Parameters
         ----------
@@ -118,107 +137,114 @@ class Moments:
             If there are not more than `ddof` values.
         """
         if self.count <= ddof:
-            raise ValueError("The variance with ddof=%r takes more than %r "
-                             "values, got %d." % (ddof, ddof, self.count))
+            raise ValueError(
+                f"Moments: the variance with ddof={ddof!r} takes more than "
+                f"{ddof!r} values, got {self.count}.")
         return self.m2 / (self.count - ddof)
 
     def std(self, ddof=0):
-        """Standard deviation; see :meth:`variance`."""
+        """Compute the standard deviation; see :meth:`variance`."""
         return np.sqrt(self.variance(ddof))
 
     def is_finite(self):
-        """Whether there is neither an infinity nor a NaN in them."""
+        """Tell whether there is neither an infinity nor a NaN in them."""
         return bool(np.all(np.isfinite(self.mean))
                     and np.all(np.isfinite(self.m2)))
 
+    # As messages between ranks
 
-class PooledMoments:
-    """Moments of parts, added up without rounding.
+    def to_vector(self):
+        """Write them into one vector: the count, the means, the sums.
 
-    So neither the order of the parts nor who added up which of them makes a
-    difference to what comes out, not even in the last bit.
+        Returns
+        -------
+        array
+            Of float64, with 1 + 2 C entries for C channels.
+        """
+        return np.concatenate([[self.count], np.ravel(self.mean),
+                               np.ravel(self.m2)])
 
-    Parameters
-    ----------
-    shape : tuple of int
-        Of the mean.
+    @classmethod
+    def from_vector(cls, vector):
+        """Read them from a vector, as :meth:`to_vector` makes it.
 
-    Notes
-    -----
-    A number of double precision is a whole multiple of 2 ** -1074, so sums of
-    such numbers and of their squares are whole numbers, which Python has of
-    any size.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from bnlasagne.kernels.moments import Moments, PooledMoments
-    >>> pooled = PooledMoments((1, 1))
-    >>> for part in np.array([[1.], [2.]]), np.array([[6.]]):
-    ...     pooled.add(Moments.of(part, axes=(0,)))
-    >>> pooled.moments()
-    Moments(count=3, mean=array([[3.]]), m2=array([[14.]]))
-    """
-
-    def __init__(self, shape):
-        self.shape = tuple(shape)
-        self.count = 0
-        self._sums = self._squares = [0] * int(np.prod(self.shape))
-
-    def add(self, moments):
-        """Add the moments of a part; they must be finite."""
-        if not moments.count:
-            return
-        n = moments.count
-        means = list(map(_whole, moments.mean.ravel().tolist()))
-        self.count += n
-        self._sums = [total + n * mean
-                      for total, mean in zip(self._sums, means)]
-        self._squares = [
-            total + n * mean * mean + (_whole(m2) << _BITS)
-            for total, mean, m2 in zip(self._squares, means,
-                                       moments.m2.ravel().tolist())]
-
-    def __add__(self, other):
-        """Those of all parts of both."""
-        both = PooledMoments(self.shape)
-        both.count = self.count + other.count
-        both._sums = [one + two for one, two
-                      in zip(self._sums, other._sums)]
-        both._squares = [one + two for one, two
-                         in zip(self._squares, other._squares)]
-        return both
-
-    def moments(self):
-        """What was added up, each number rounded once.
+        Parameters
+        ----------
+        vector : array or Theano vector
+            Of a Theano vector, the count, mean and sums are expressions.
 
         Returns
         -------
         Moments
-            Infinite where it is too large for double precision.
+            The mean is a vector.
+        """
+        channels = (vector.shape[0] - 1) // 2
+        return cls(vector[0], vector[1:1 + channels], vector[1 + channels:])
+
+    # Sums that do not depend on the order. A number of double precision is a
+    # whole multiple of 2 ** -_BITS; so sums of such numbers and of their
+    # squares are whole numbers, which Python has of any size.
+
+    def exact_sums(self):
+        """Write them as sums that can be added without rounding.
+
+        Add the arrays of several parts, in any order and grouping: what
+        :meth:`from_exact_sums` makes of their sum is the same in all bits.
+
+        Returns
+        -------
+        array
+            Of whole numbers: the count, the sum and the sum of squares of the
+            values in each channel. Its shape is that of the mean, after a
+            first axis of size 3.
         """
         if not self.count:
-            return Moments(0, np.zeros(self.shape), np.zeros(self.shape))
-        n = self.count
-        mean = [_divided(total, n << _BITS) for total in self._sums]
-        m2 = [_divided(n * squares - total * total, n << 2 * _BITS)
-              for total, squares in zip(self._sums, self._squares)]
-        return Moments(n, np.reshape(mean, self.shape),
-                       np.reshape(m2, self.shape))
+            return np.zeros((3,) + np.shape(self.mean), object)
+        mean = _whole(self.mean)
+        sums = self.count * mean
+        squares = sums * mean + (_whole(self.m2) << _BITS)
+        return np.stack([np.full_like(sums, self.count), sums, squares])
+
+    @classmethod
+    def from_exact_sums(cls, total):
+        """Read them from exact sums, each number rounded once.
+
+        Parameters
+        ----------
+        total : array
+            Sum of what :meth:`exact_sums` returned.
+
+        Returns
+        -------
+        Moments
+            Infinite where they are too large for double precision.
+        """
+        counts, sums, squares = total
+        count = counts.ravel()[0]
+        if not count:
+            return cls.empty(counts.shape)
+        m2 = count * squares - sums * sums
+        return cls(count, _divided(sums, count << _BITS).astype(float),
+                   _divided(m2, count << 2 * _BITS).astype(float))
 
 
-# The smallest number of double precision is 2 ** -1074.
-_BITS = 1074
+# The smallest number of double precision is 2 ** -1074. As `frexp` has it, it
+# has 52 bits more.
+_BITS = 1074 + 52
 
 
-def _whole(value):
-    """A finite number, in multiples of the smallest one."""
-    numerator, denominator = value.as_integer_ratio()
-    return numerator << (_BITS + 1 - denominator.bit_length())
+def _whole(values):
+    """Finite numbers in multiples of 2 ** -_BITS, as whole numbers."""
+    fractions, exponents = np.frexp(values)
+    numbers = np.ldexp(fractions, 53).astype(np.int64).astype(object)
+    return numbers << (exponents + _BITS - 53).astype(object)
 
 
-def _divided(numerator, denominator):
+def _ratio(numerator, denominator):
     try:
         return numerator / denominator
     except OverflowError:
         return float("inf")
+
+
+_divided = np.frompyfunc(_ratio, 2, 1)

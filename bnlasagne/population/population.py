@@ -33,7 +33,7 @@ from theano.gof.graph import ancestors, io_toposort
 
 from ..graphs.flags import own_expressions
 from ..graphs.needed import inputs_by_value, needed
-from ..kernels.moments import Moments, PooledMoments
+from ..kernels.moments import Moments
 from ..layers.freezing import uses_stored_statistics
 from ..layers.layer import applications, own_statistics
 from ..networks.labels import label, numbered_labels
@@ -182,8 +182,8 @@ def update_population_statistics(network, batches, method="layerwise", ddof=0,
             if channel is not None:
                 measured = {group: channel.sum_objects(measured[group])
                             for group in stages[number].groups}
-            for group, pooled in measured.items():
-                found[group] = _checked(pooled, group, stages, number)
+            for group, total in measured.items():
+                found[group] = _checked(total, group, stages, number)
                 group.set_stand_ins(found[group], ddof)
     return _store(graph, found, ddof, channel)
 
@@ -206,14 +206,14 @@ def _outline(stages, method, ddof):
         for number, stage in enumerate(stages, 1) for group in stage.groups)
 
 
-def _checked(pooled, group, stages, number):
+def _checked(total, group, stages, number):
     """The moments of all data."""
-    if not pooled.count:
+    moments = Moments.from_exact_sums(total)
+    if not moments.count:
         raise ValueError(
             "%s: there is no data: batches are empty in pass %d. A function "
             "must return a new iterator each time."
             % (stages[number], number + 1))
-    moments = pooled.moments()
     if not moments.is_finite():
         raise ValueError("%s: the values are too large." % group)
     return moments
@@ -687,10 +687,11 @@ def _measure(stages, source, kept, progress):
     Returns
     -------
     dict
-        Group → PooledMoments.
+        Group → exact sums; see `Moments.exact_sums`.
     """
     last = stages[-1]
-    found = {group: PooledMoments(group.shape) for group in last.groups}
+    found = {group: Moments.empty(group.shape).exact_sums()
+             for group in last.groups}
     for number, values in _values(stages, source, kept, progress):
         measured, frontier = _run(last, values, number)
         for group, axes, value in measured:
@@ -704,7 +705,7 @@ def _measure(stages, source, kept, progress):
                 raise ValueError(
                     "%s: batch %d has values that are not finite, or too "
                     "large." % (group, number))
-            found[group].add(moments)
+            found[group] = found[group] + moments.exact_sums()
         if kept is not None:
             kept.append(number, frontier)
     return found

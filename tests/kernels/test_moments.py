@@ -5,11 +5,15 @@ from fractions import Fraction
 from functools import reduce
 
 from bnlasagne import Moments
-from bnlasagne.kernels.moments import PooledMoments
 
 import numpy as np
 import pytest
+import theano.tensor as T
 from helpers import reference
+from helpers.splits import cuts_of
+from hypothesis import example, given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from numpy.testing import assert_allclose, assert_array_equal
 
 AXES = [(0,), (0, 2), (2,), (0, 1, 2)]
@@ -50,13 +54,15 @@ def test_by_hand():
     assert repr(moments).startswith("Moments(count=2, mean=array([[2., 5.]])")
 
 
-@pytest.mark.parametrize("kind", [1, 2, 3, 64, 200, "uneven"])
-def test_parts_make_the_whole(rng, kind):
-    values = rng.normal(3, 2, (200, 4))
+@given(cuts_of(200))
+@example(uneven(200))
+@example(list(range(200)))
+def test_parts_make_the_whole(cuts):
+    values = np.random.RandomState(1502).normal(3, 2, (200, 4))
     # A drift, so that parts differ, and a channel without any variance.
     values += np.linspace(0, 50, 200)[:, None]
     values[:, 3] = 7
-    moments = merged(values, cuts(kind, 200))
+    moments = merged(values, cuts)
     assert_moments(moments, values)
     assert_array_equal(moments.m2[:, 3], 0)
 
@@ -169,17 +175,38 @@ def test_merge_of_means_too_far_apart():
     assert not parts[0].merge(parts[1]).is_finite()
 
 
+# As messages between ranks
+
+@pytest.mark.parametrize("axes", [(0,), (0, 2)])
+def test_vectors(rng, axes):
+    moments = Moments.of(rng.normal(size=(5, 3, 4)), axes)
+    vector = moments.to_vector()
+    assert vector.dtype == "float64"
+    assert len(vector) == 1 + 2 * moments.mean.size
+    found = Moments.from_vector(vector)
+    assert found.count == moments.count
+    assert_array_equal(found.mean, moments.mean.ravel())
+    assert_array_equal(found.m2, moments.m2.ravel())
+
+
+def test_vectors_of_theano(rng):
+    vector = T.dvector()
+    found = Moments.from_vector(vector)
+    value = Moments.of(rng.normal(size=(5, 3)), (0,)).to_vector()
+    for expression, expected in zip(
+            (found.count, found.mean, found.m2),
+            (value[0], value[1:4], value[4:])):
+        assert_array_equal(expression.eval({vector: value}), expected)
+
+
 # Added up without rounding
 
 def pooled(parts):
-    total = PooledMoments(parts[0].mean.shape)
-    for part in parts:
-        total.add(part)
-    return total
+    return Moments.from_exact_sums(sum(part.exact_sums() for part in parts))
 
 
-def exact(parts):
-    """Mean and sum of squared deviations, of one channel, in fractions."""
+def in_fractions(parts):
+    """Mean and sum of squared deviations, of one channel."""
     n = sum(part.count for part in parts)
     means = [Fraction(part.mean.item()) for part in parts]
     mean = sum(part.count * value for part, value in zip(parts, means)) / n
@@ -190,45 +217,52 @@ def exact(parts):
 
 @pytest.mark.parametrize("offset, scale", [
     (0, 1), (1e9, 1e-3), (1e140, 1e130), (-1e-300, 1e-310), (5e-324, 0)])
-def test_pooled_moments_are_rounded_once(rng, offset, scale):
+def test_exact_sums_are_rounded_once(rng, offset, scale):
     values = offset + scale * rng.normal(size=(40, 1))
     parts = [Moments.of(part, (0,)) for part in np.split(values, [1, 8, 30])]
-    found = pooled(parts).moments()
+    found = pooled(parts)
     assert found.count == 40
-    assert (found.mean.item(), found.m2.item()) == exact(parts)
+    assert found.mean.dtype == found.m2.dtype == "float64"
+    assert (found.mean.item(), found.m2.item()) == in_fractions(parts)
 
 
-def test_pooled_moments_depend_neither_on_order_nor_on_grouping(rng):
+@given(arrays("float64", st.tuples(st.integers(1, 12), st.just(2)),
+              elements=st.floats(-1e150, 1e150)), st.data())
+def test_exact_sums_depend_neither_on_order_nor_on_grouping(values, data):
+    parts = [Moments.of(part, (0,))
+             for part in np.split(values, data.draw(cuts_of(len(values))))]
+    expected = pooled(parts)
+    parts = data.draw(st.permutations(parts))
+    cut, = data.draw(cuts_of(len(parts), parts=2))
+    ranks = [sum((part.exact_sums() for part in own),
+                 Moments.empty((1, 2)).exact_sums())
+             for own in (parts[:cut], parts[cut:])]
+    # As they travel from process to process.
+    ranks[0] = pickle.loads(pickle.dumps(ranks[0]))
+    found = Moments.from_exact_sums(ranks[1] + ranks[0])
+    assert found.count == expected.count == len(values)
+    assert_array_equal(found.mean, expected.mean)
+    assert_array_equal(found.m2, expected.m2)
+
+
+def test_exact_sums_are_the_whole(rng):
     values = 1e6 + rng.normal(size=(60, 3)) * [1e-2, 1, 1e6]
     parts = [Moments.of(part, (0,)) for part in np.split(values, uneven(60))]
-    expected = pooled(parts).moments()
-    for _ in range(5):
-        order = rng.permutation(len(parts))
-        one, two, three = (pooled([parts[i] for i in chosen])
-                           for chosen in np.split(order, [2, 5]))
-        # As they travel from process to process.
-        two = pickle.loads(pickle.dumps(two))
-        found = (three + (one + two)).moments()
-        assert found.count == expected.count
-        assert_array_equal(found.mean, expected.mean)
-        assert_array_equal(found.m2, expected.m2)
-    assert_moments(expected, values, rtol=1e-9)
+    assert_moments(pooled(parts), values, rtol=1e-9)
 
 
-def test_pooled_moments_of_nothing():
-    total = PooledMoments((1, 2))
-    total.add(Moments.of(np.zeros((0, 2)), (0,)))
-    assert total.moments().count == 0
-    assert total.moments().mean.shape == (1, 2)
+def test_exact_sums_of_nothing():
+    nothing = Moments.of(np.zeros((0, 2)), (0,))
+    assert pooled([nothing]).count == 0
+    assert pooled([nothing]).mean.shape == (1, 2)
     part = Moments.of(np.array([[1., 2.], [3., 5.]]), (0,))
-    total.add(part)
-    both = (total + PooledMoments((1, 2))).moments()
+    both = pooled([nothing, part, Moments(0, np.full((1, 2), np.nan), None)])
     assert_array_equal(both.mean, part.mean)
     assert_array_equal(both.m2, part.m2)
 
 
-def test_pooled_moments_that_are_too_large():
+def test_exact_sums_that_are_too_large():
     parts = [Moments(1, np.array([value]), np.zeros(1))
              for value in (1.5e308, -1.5e308)]
-    assert not pooled(parts).moments().is_finite()
-    assert pooled(parts[:1]).moments().is_finite()
+    assert not pooled(parts).is_finite()
+    assert pooled(parts[:1]).is_finite()
