@@ -12,7 +12,8 @@ from .folding import fold_batch_norm
 from .kernels.moments import Moments
 from .kernels.ops import plain_expressions
 from .layers.freezing import freeze_batch_norm, unfreeze_batch_norm
-from .layers.layer import BatchNormLayer, batch_norm
+from .layers.layer import BatchNormLayer
+from .layers.wrapping import batch_norm
 from .parallel.channel import RanksDisagree, world
 from .parallel.training import average_gradients, broadcast_params
 from .population.plots import plot_statistics

@@ -999,7 +999,7 @@ def test_original_stays(rng, network):
     assert first.frozen and first.nonlinearity is tanh
     assert first.input_layer.b is None
     assert first.input_layer.nonlinearity is identity
-    with pytest.raises(ValueError, match="has wrapped"):
+    with pytest.raises(ValueError, match="was wrapped before"):
         batch_norm(first.input_layer)
     assert_array_equal(tested(batch), expected)
     trained(batch)

@@ -1,9 +1,8 @@
 """Translate standard deviations and variances between conventions.
 
-A batch normalization layer divides by something that is stored as a standard
-deviation, a variance or an inverse standard deviation, with a small constant
-epsilon added here or there. What counts for its deterministic output is the
-divisor:
+A layer stores a standard deviation, a variance or an inverse standard
+deviation, and adds a small constant epsilon to it, or has added it before.
+Its deterministic output depends on the divisor only:
 
 ====================  ===============================  ====================
 stored                divisor                          stored so by
@@ -12,16 +11,22 @@ standard deviation    ``std + epsilon``                this package
 variance              ``sqrt(var + epsilon)``          PyTorch, Keras, ONNX
 inverse of a divisor  ``1 / inv_std``                  Lasagne's later layer
 ====================  ===============================  ====================
+
+All arithmetic is done in float64.
 """
 
 import collections
+import contextlib
 import numbers
 
 import numpy as np
 
+from ..networks.labels import label
+
 __all__ = [
     "Statistics",
     "divisor_of",
+    "errors_of",
     "statistics_of",
     "stored_std",
 ]
@@ -37,15 +42,15 @@ mean, std, var, inv_std : arrays
 
 
 def divisor_of(std, var, inv_std, epsilon, own_epsilon):
-    """What a layer divides by.
+    """Compute what a layer divides by.
 
     Parameters
     ----------
     std, var, inv_std : float64 arrays or None
-        One of them is given.
+        Exactly one of them is given.
     epsilon : number or None
         Epsilon of the layer that the statistics come from. Not used with
-        `inv_std`, which includes it. None: these are statistics of data.
+        `inv_std`, which includes it. None: they are statistics of data.
     own_epsilon : float
         Added to the standard deviations of data.
 
@@ -57,14 +62,14 @@ def divisor_of(std, var, inv_std, epsilon, own_epsilon):
     ------
     ValueError
         If not exactly one is given, `epsilon` is no number from zero on, or
-        what is given is infinite, not a number, or not large enough for a
-        positive divisor. Data may have a standard deviation of zero.
+        the values are not finite, or too small for a positive divisor. The
+        standard deviation of data may be zero.
     """
     given = [name for name, value in [
         ("std", std), ("var", var), ("inv_std", inv_std)] if value is not None]
     if len(given) != 1:
-        raise ValueError("expected one of std, var and inv_std, got %s"
-                         % (" and ".join(given) or "none of them"))
+        raise ValueError("expected one of std, var and inv_std, got "
+                         + (" and ".join(given) or "none of them"))
     _check_epsilon(epsilon)
     if inv_std is not None:
         _check("inv_std", inv_std, inv_std > 0, "positive")
@@ -80,24 +85,16 @@ def divisor_of(std, var, inv_std, epsilon, own_epsilon):
     return root + own_epsilon if epsilon is None else root
 
 
-def _check_sum(name, value, epsilon, added):
-    fits = value + added > 0
-    if epsilon is None:
-        _check(name, value, fits | (value == 0), "zero or more")
-    else:
-        _check(name, value, fits, "positive with epsilon=%s added" % epsilon)
-
-
 def stored_std(divisor, own_epsilon, dtype):
-    """The standard deviation that is stored for a divisor.
+    """Compute the standard deviation to store for a divisor.
 
     Parameters
     ----------
     divisor : float64 array
     own_epsilon : float
-        What is added to it by the layer.
+        Epsilon of the layer that stores it.
     dtype : str
-        Of what is stored.
+        Type of the stored array.
 
     Returns
     -------
@@ -106,8 +103,8 @@ def stored_std(divisor, own_epsilon, dtype):
     Raises
     ------
     ValueError
-        If their sum, in that type, is not the divisor to 1e-5, or to what the
-        type can tell.
+        If the layer, which adds its epsilon in `dtype`, would not divide by
+        `divisor` to a precision of 1e-5, or four roundings of that type.
     """
     std = divisor - own_epsilon
     narrow = np.dtype(dtype).type
@@ -117,24 +114,23 @@ def stored_std(divisor, own_epsilon, dtype):
     fits = np.abs(total - divisor) <= precision * np.abs(divisor)
     if not np.all(fits):
         raise ValueError(
-            "deviations would be divided by %s, which epsilon=%s plus a "
-            "number of type %s cannot give precisely. Build the layer with "
-            "another epsilon" % (divisor[~fits][0], own_epsilon, dtype))
+            f"a divisor of {divisor[~fits][0]} was given, but epsilon="
+            f"{own_epsilon} plus a number of type {dtype} cannot give it "
+            "precisely. Build the layer with another epsilon")
     return std
 
 
 def statistics_of(mean, std, own_epsilon, epsilon):
-    """Statistics of a layer in the conventions of others.
+    """Convert the stored statistics of a layer to all conventions.
 
     Parameters
     ----------
     mean, std : arrays
-        As they are stored.
+        The stored statistics.
     own_epsilon : float
-        What the layer adds to `std`.
+        Epsilon of the layer that stores them.
     epsilon : number or None
-        What the layer adds that they go to. None: they are to be statistics
-        as such, of data.
+        Epsilon of the layer that gets them. None: statistics of data.
 
     Returns
     -------
@@ -159,15 +155,32 @@ def statistics_of(mean, std, own_epsilon, epsilon):
                               for value in (std, var, inv_std)))
 
 
+@contextlib.contextmanager
+def errors_of(layer):
+    """Have errors about values name the layer."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{label(layer)}: {error}.") from None
+
+
 def _check_epsilon(epsilon):
     if epsilon is not None and not (isinstance(epsilon, numbers.Real) and
                                     0 <= epsilon < np.inf):
         raise ValueError("epsilon must be a finite number from 0 on, or None, "
-                         "got %r" % (epsilon,))
+                         f"got {epsilon!r}")
+
+
+def _check_sum(name, value, epsilon, added):
+    fits = value + added > 0
+    if epsilon is None:
+        _check(name, value, fits | (value == 0), "zero or more")
+    else:
+        _check(name, value, fits, f"positive with epsilon={epsilon} added")
 
 
 def _check(name, value, fits, expected):
     fits = fits & np.isfinite(value)
     if not np.all(fits):
-        raise ValueError("%s must be finite and %s, got %s"
-                         % (name, expected, np.unique(value[~fits])))
+        raise ValueError(f"{name} must be finite and {expected}, got "
+                         f"{np.unique(value[~fits])}")
