@@ -1,6 +1,8 @@
 """Fixtures for all tests."""
 
-import bnlasagne  # isort: skip  # noqa: F401  # First: it repairs the stack.
+import contextlib
+
+import bnlasagne  # isort: skip  # First: it repairs the stack.
 
 import hypothesis
 import numpy as np
@@ -40,6 +42,14 @@ def mode(request):
     if request.param == "FAST_COMPILE":
         return request.param
     return theano.Mode("py", "fast_run")
+
+
+@pytest.fixture(params=["fused", "plain"])
+def expressions(request):
+    """The test runs with the fused Ops and with plain expressions."""
+    with contextlib.nullcontext() if request.param == "fused" \
+            else bnlasagne.plain_expressions():
+        yield
 
 
 @pytest.fixture

@@ -34,8 +34,8 @@ from theano.gof.graph import ancestors, io_toposort
 from ..graphs.flags import own_expressions
 from ..graphs.needed import inputs_by_value, needed
 from ..kernels.moments import Moments
-from ..layers.freezing import uses_stored_statistics
 from ..layers.layer import applications, own_statistics
+from ..layers.subclasses import uses_stored_statistics
 from ..networks.labels import label, numbered_labels
 from ..networks.walk import all_layers, checked_layers
 from ..parallel.channel import channel_of

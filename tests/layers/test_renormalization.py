@@ -1,6 +1,6 @@
 """Batch renormalization: the options r_max and d_max."""
 
-from bnlasagne import BatchNormLayer, plain_expressions
+from bnlasagne import BatchNormLayer
 
 import numpy as np
 import pytest
@@ -13,14 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 EPSILON = 0.01
 
 
-@pytest.fixture(params=["fused", "plain"], autouse=True)
-def expressions(request):
-    """The test runs with the fused Ops and with plain expressions."""
-    if request.param == "fused":
-        yield
-    else:
-        with plain_expressions():
-            yield
+pytestmark = pytest.mark.usefixtures("expressions")
 
 
 @pytest.fixture

@@ -1,0 +1,31 @@
+"""Tell how subclasses of the batch normalization layer normalize."""
+
+import copy
+
+from ..averages.marker import average_of
+from ..graphs.needed import needed
+from ..networks.linear import have_equal_graphs, output_of, overrides
+from .layer import BatchNormLayer
+
+__all__ = ["uses_stored_statistics"]
+
+
+def uses_stored_statistics(layer):
+    """Whether a layer normalizes by its running averages for testing.
+
+    A layer of a subclass may not, whatever its flags are. If it does, it does
+    so in training as well once it is frozen.
+    """
+    if not overrides(layer, BatchNormLayer, *dir(BatchNormLayer)):
+        return True
+    free, frozen = copy.copy(layer), copy.copy(layer)
+    free.frozen, frozen.frozen = False, True
+    if not have_equal_graphs(free, frozen):
+        return False
+    try:
+        used = needed([output_of(frozen, deterministic=False)])
+    except Exception:  # A user's method may raise any.
+        return False
+    moves_averages = any(average_of(variable) is not variable
+                         for variable in used)
+    return {layer.mean, layer.std} <= used and not moves_averages
