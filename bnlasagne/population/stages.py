@@ -1,0 +1,331 @@
+"""Cut a network into stages, between its batch normalization layers.
+
+The statistics of a layer depend on how the layers below it normalize. So a
+network is measured in stages, from its input upward. A stage starts from the
+frontier that the stage before has computed. It computes the inputs of the
+layers that it measures, and its own frontier: what later stages need and what
+does not depend on statistics that are still to be measured. What lies above is
+not computed. Kept between passes or computed again, a frontier comes from the
+same functions, so that its bits are the same.
+"""
+
+import lasagne
+import numpy as np
+import theano
+from theano.gof.graph import ancestors, io_toposort
+
+from ..graphs.needed import inputs_by_value, needed
+from ..layers.layer import applications, own_statistics
+from ..layers.subclasses import uses_stored_statistics
+from ..networks.labels import label, numbered_labels
+from ..networks.walk import all_layers
+
+__all__ = ["MeasuredNetwork", "stages_of"]
+
+
+class Group:
+    """Group the applications of layers that share a mean and a deviation.
+
+    Parameters
+    ----------
+    mean, std : Theano shared variables
+        What the layers store. Stand-ins take their place in all functions, so
+        that the layers stay as they are until all is measured.
+    """
+
+    def __init__(self, mean, std):
+        self.applications = []
+        self.labels = []
+        self.stored = mean, std
+        self.stand_ins = tuple(
+            theano.shared(variable.get_value(),
+                          broadcastable=variable.broadcastable)
+            for variable in self.stored)
+
+    def __str__(self):
+        return ", ".join(dict.fromkeys(self.labels))
+
+    @property
+    def shape(self):
+        """The shape of the statistics."""
+        return self.stored[0].get_value(borrow=True).shape
+
+    @property
+    def inputs(self):
+        """What the layers are applied to."""
+        return [application.input for application in self.applications]
+
+    def add(self, application, text):
+        """Add an application, and what messages call its layer."""
+        self.applications.append(application)
+        self.labels.append(text)
+
+    def statistics(self, moments, ddof):
+        """Mean and standard deviation, as the layers store them."""
+        least = max(2, ddof + 1)
+        if moments.count < least:
+            raise ValueError(
+                f"{self}: the statistics of a training set, with ddof={ddof}, "
+                f"take {least} values per channel or more, but its batches "
+                f"have {moments.count} in all.")
+        with np.errstate(over="ignore"):
+            values = tuple(
+                np.asarray(value, variable.dtype) for value, variable
+                in zip((moments.mean, moments.std(ddof)), self.stored))
+        if not all(np.isfinite(value).all() for value in values):
+            raise ValueError(f"{self}: the statistics are too large for "
+                             f"{self.stored[0].dtype}.")
+        return values
+
+
+class MeasuredNetwork:
+    """Find the applications of batch normalization layers in a network.
+
+    Parameters
+    ----------
+    network, kwargs
+        See :func:`update_population_statistics`.
+    one_pass : bool
+        Whether layers normalize by the statistics of the batch.
+
+    Attributes
+    ----------
+    inputs : dict
+        Input layer → its variable.
+    groups : list of Group
+    layers : list of BatchNormLayer
+        In the order in which they are first applied.
+    """
+
+    def __init__(self, network, one_pass, kwargs):
+        self.inputs = _input_variables(network)
+        found = _applications(network, self.inputs, one_pass, kwargs)
+        self.groups = _groups(found, numbered_labels(all_layers(
+            network if isinstance(network, (list, tuple)) else [network])))
+        self.layers = list(dict.fromkeys(
+            application.layer for application in found))
+        for group in self.groups:
+            _check_roots(group, set(self.inputs.values()))
+
+
+def _input_variables(network):
+    """Input layers, each with its own variable where that is possible.
+
+    Other parts of the network may refer to that variable, or be sized by it.
+    """
+    variables = {}
+    for layer in lasagne.layers.get_all_layers(network):
+        if isinstance(layer, lasagne.layers.InputLayer):
+            # Layers on one variable may be given different arrays.
+            variables[layer] = layer.input_var.type(name=layer.name) \
+                if layer.input_var in variables.values() else layer.input_var
+    return variables
+
+
+def _applications(network, inputs, one_pass, kwargs):
+    """The applications to measure, in order."""
+    for name in ("inputs", "batch_norm_use_averages",
+                 "batch_norm_update_averages"):
+        if name in kwargs:
+            raise TypeError(f"update_population_statistics() passes {name} to "
+                            "get_output() itself.")
+    with applications() as recorded, own_statistics():
+        outputs = lasagne.layers.get_output(
+            network, inputs=dict(inputs),
+            batch_norm_use_averages=not one_pass,
+            batch_norm_update_averages=False,
+            **dict({"deterministic": True}, **kwargs))
+    found = [application for application in _computed(recorded, outputs)
+             if not application.layer.frozen
+             and uses_stored_statistics(application.layer)]
+    if not found:
+        raise ValueError(
+            "update_population_statistics(): the network has no batch "
+            "normalization layer that uses its stored statistics, or frozen "
+            "ones only.")
+    return found
+
+
+def _computed(recorded, outputs):
+    """Leave out the applications of which only the shape is needed."""
+    outputs = outputs if isinstance(outputs, list) else [outputs]
+    computed, present = needed(outputs), set(ancestors(outputs))
+    return [application for application in recorded
+            if application.output in computed
+            or application.output not in present]
+
+
+def _groups(found, labels):
+    """Applications by the statistics that they share."""
+    groups, owner = {}, {}
+    for application in found:
+        layer = application.layer
+        text = labels.get(layer) or label(layer)
+        key = layer.mean, layer.std
+        for variable in key:
+            if not isinstance(variable, theano.compile.SharedVariable):
+                raise ValueError(
+                    f"{text}: its statistics cannot be set, as {variable} is "
+                    "an expression and no shared variable.")
+        if key not in groups:
+            groups[key] = Group(*key)
+        group = groups[key]
+        group.add(application, text)
+        for variable in key:
+            if owner.setdefault(variable, group) is not group:
+                raise ValueError(
+                    f"{text} shares {variable}, but not both its mean and its "
+                    f"std, with {owner[variable]}.")
+    return list(groups.values())
+
+
+def _check_roots(group, inputs):
+    """Raise an error if a layer depends on what batches do not have."""
+    for variable in ancestors(group.inputs, blockers=inputs):
+        if variable.owner is None and variable not in inputs and not (
+                isinstance(variable, (theano.Constant,
+                                      theano.compile.SharedVariable))):
+            raise ValueError(
+                f"{group}: its input depends on {variable}, for which batches "
+                "have no value: they have those of the input layers. Refer to "
+                "the `input_var` of an input layer instead, also for sizes. "
+                "(In a loop of theano.scan, what a layer is applied to is out "
+                "of reach.)")
+
+
+class Stage:
+    """Compute a part of a network, from the frontier of the stage before.
+
+    Parameters
+    ----------
+    groups : list of Group
+        What it measures.
+    start : list of Theano variables
+        The frontier of the stage before.
+    frontier : list of Theano variables
+        What later stages need of this one and those before.
+    stand_ins : dict
+        Stored statistic → the variable in its place.
+    """
+
+    def __init__(self, groups, start, frontier, stand_ins):
+        self.groups = groups
+        self.start = start
+        self.frontier = frontier
+        self.stand_ins = stand_ins
+        self._function = None
+
+    def __str__(self):
+        return ", ".join(map(str, self.groups))
+
+    def run(self, values, number):
+        """Compute from the frontier before.
+
+        Parameters
+        ----------
+        values : list of array
+        number : int
+            Of the batch, for messages.
+
+        Returns
+        -------
+        measured : list of (Group, tuple of int, array)
+            For each application, its group, the axes to normalize over, and
+            its input.
+        frontier : list of array
+        """
+        places = [(group, application.layer.axes) for group in self.groups
+                  for application in group.applications]
+        if self._function is None:
+            self._function = self._compile()
+        try:
+            outputs = self._function(*values)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"Batch {number} does not go through the network "
+                             f"up to {self}: {error}") from error
+        return ([place + (output,) for place, output in zip(places, outputs)],
+                outputs[len(places):])
+
+    def _compile(self):
+        # The variables of the start may be computed from others.
+        inputs = [variable.type() for variable in self.start]
+        return theano.function(
+            inputs, _inputs_of(self.groups) + self.frontier,
+            givens={**self.stand_ins, **dict(zip(self.start, inputs))},
+            on_unused_input="ignore")
+
+
+def _inputs_of(groups):
+    return [variable for group in groups for variable in group.inputs]
+
+
+def stages_of(network):
+    """Find the stages that measure all groups, one after the other.
+
+    Parameters
+    ----------
+    network : MeasuredNetwork
+
+    Returns
+    -------
+    list of Stage
+    """
+    stand_ins = {stored: stand_in for group in network.groups for
+                 stored, stand_in in zip(group.stored, group.stand_ins)}
+    below = {group: needed(group.inputs).intersection(stand_ins)
+             for group in network.groups}
+    start = list(network.inputs.values())
+    nodes = io_toposort(start, _inputs_of(network.groups))
+    # Other variables are statistics in another shape, or constants.
+    by_data = _dependents(start, nodes, lambda node: node.inputs)
+    stages = []
+    remaining = network.groups
+    while remaining:
+        unknown = {variable for group in remaining
+                   for variable in group.stored}
+        ready = [group for group in remaining
+                 if below[group].isdisjoint(unknown)]
+        if not ready:
+            raise ValueError(
+                f"{'; '.join(map(str, remaining))}: a statistic is shared "
+                "along a path through the network, so that it depends on "
+                "itself, and there is no exact one. Use method='one_pass'.")
+        remaining = [group for group in remaining if group not in ready]
+        frontier = _frontier(
+            _inputs_of(remaining), by_data,
+            _dependents(unknown, nodes, inputs_by_value))
+        stages.append(Stage(ready, start, frontier, stand_ins))
+        start = frontier
+    return stages
+
+
+def _dependents(sources, nodes, inputs_of):
+    """The variables that nodes compute from sources, and the sources."""
+    found = set(sources)
+    for node in nodes:
+        if not found.isdisjoint(inputs_of(node)):
+            found.update(node.outputs)
+    return found
+
+
+def _frontier(targets, by_data, unknown):
+    """What can be computed from data now, and is needed for the targets.
+
+    Parameters
+    ----------
+    targets : list of Theano variables
+    by_data, unknown : set of Theano variables
+        What depends on the network's inputs, and what depends on statistics
+        that are still to be measured.
+    """
+    frontier, seen, stack = [], set(), list(reversed(targets))
+    while stack:
+        variable = stack.pop()
+        if variable in seen or variable not in by_data:
+            continue
+        seen.add(variable)
+        if variable in unknown:
+            stack.extend(reversed(variable.owner.inputs))
+        else:
+            frontier.append(variable)
+    return frontier
