@@ -69,6 +69,7 @@ requirements = [
     # Lasagne 0.1 imports pkg_resources without asking for it: setuptools 82
     # dropped it, and 80.9 began to print a warning about it.
     "setuptools<80.9",
+    "packaging",
 ]
 plot = [
     # The first with Axes.axline().

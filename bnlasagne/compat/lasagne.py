@@ -1,0 +1,87 @@
+"""Repair Lasagne 0.1, the release on PyPI."""
+
+import contextlib
+import functools
+import types
+import warnings
+
+from .versions import pip_line
+
+__all__ = [
+    "hand_flags_into_loops",
+    "ignore_image_shape_warning",
+    "with_pkg_resources",
+]
+
+
+@contextlib.contextmanager
+def with_pkg_resources():
+    """Explain that setuptools is missing; keep it from warning if it is there.
+
+    Lasagne 0.1 imports pkg_resources without asking pip for it. Setuptools
+    warns of that import from version 80.9 on, and has no such module from 82
+    on.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "pkg_resources is deprecated")
+        try:
+            yield
+        except ImportError as error:
+            if error.name != "pkg_resources":
+                raise
+            raise ImportError(
+                "Lasagne 0.1 needs the module pkg_resources, which setuptools "
+                "had up to version 81 (and, without a warning, before 80.9). "
+                f"Type:\n{pip_line()}", name="pkg_resources") from error
+
+
+def ignore_image_shape_warning(lasagne):
+    """Silence a complaint about a name that Theano has changed since."""
+    warnings.filterwarnings(
+        "ignore", "The `image_shape` keyword argument to `tensor.nnet.conv2d`",
+        UserWarning, r"lasagne\.",
+    )
+
+
+def hand_flags_into_loops(recurrent):
+    """Have the layers in a recurrent layer's loop get the flags it gets."""
+    layer_class = recurrent.CustomRecurrentLayer
+    method = layer_class.get_output_for
+    if not _drops_flags(method):
+        return
+
+    @functools.wraps(method)
+    def get_output_for(self, inputs, **flags):
+        # The same code, which finds this call's flags in what it calls.
+        names = dict(vars(recurrent),
+                     helper=_HelperWithFlags(recurrent.helper, flags))
+        function = types.FunctionType(
+            method.__code__, names, method.__name__, method.__defaults__,
+            method.__closure__)
+        return function(self, inputs, **flags)
+
+    layer_class.get_output_for = get_output_for
+
+
+def _drops_flags(method):
+    """Whether the step of the loop, a function within, knows no flags."""
+    return any(
+        getattr(constant, "co_name", "") == "step"
+        and "kwargs" not in constant.co_freevars
+        for constant in getattr(method, "__code__", method).co_consts
+    )
+
+
+class _HelperWithFlags:
+    """The module ``lasagne.layers.helper`` as one call's code sees it."""
+
+    def __init__(self, helper, flags):
+        self._helper = helper
+        self._flags = flags
+
+    def __getattr__(self, name):
+        return getattr(self._helper, name)
+
+    def get_output(self, layers, inputs=None, **flags):
+        return self._helper.get_output(
+            layers, inputs, **dict(self._flags, **flags))

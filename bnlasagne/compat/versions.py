@@ -1,0 +1,132 @@
+"""Tell which versions of Python, NumPy and Theano work, and check them."""
+
+import contextlib
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import sys
+
+__all__ = ["REQUIREMENTS", "check", "explained", "pip_line"]
+
+# What setup.py asks pip for (a test compares the two).
+REQUIREMENTS = (
+    "Theano==1.0.5",
+    "Lasagne>=0.1",
+    "numpy>=1.17.3,<1.24",
+    "setuptools<80.9",
+    "packaging",
+)
+# Of Lasagne, every release works, and so do checkouts of any version.
+_WHY = {
+    "numpy": "Theano 1.0.5 uses names that NumPy 1.24 removed",
+    "theano": "older ones fail on current Pythons; newer ones are "
+              "Theano-PyMC, to be uninstalled first",
+}
+
+
+def check():
+    """Raise an error if Python or a package is missing or cannot work.
+
+    Versions are those of imported packages: only these are known to be the
+    ones that are used.
+
+    Raises
+    ------
+    ImportError
+        It names the versions that work, and the command that installs them.
+    """
+    refusal = (_refusal_of_python() or _refusal_of_missing()
+               or _refusal_of_version(_imported_version))
+    if refusal is not None:
+        raise refusal
+
+
+@contextlib.contextmanager
+def explained():
+    """If an import fails because of a version, say so."""
+    try:
+        yield
+    except Exception as error:
+        refusal = _refusal_of_python() or _refusal_of_version(
+            lambda package: (_imported_version(package)
+                             or _installed_version(package)))
+        # Lasagne passes on what Theano's import raised: that is explained.
+        if refusal is None or str(error) == str(refusal):
+            raise
+        raise refusal from error
+
+
+def pip_line(python=None):
+    """The command that installs versions that work.
+
+    It names all of them at once: asked for one package alone, pip may pick
+    another that does not fit, such as the newest NumPy for Theano.
+    """
+    python = python or sys.executable or "python"
+    return f"    {python} -m pip install " + " ".join(
+        f'"{line}"' for line in REQUIREMENTS)
+
+
+def _refusal_of_python():
+    if (3, 8) <= sys.version_info[:2] < (3, 12):
+        return None
+    return ImportError(
+        "bnlasagne needs Python 3.8 to 3.11 (Theano 1.0.5 cannot be built for "
+        f"a newer one), but this is Python {sys.version_info[0]}."
+        f"{sys.version_info[1]}. Install Python 3.11, say, and type:\n"
+        + pip_line("python3.11"))
+
+
+def _refusal_of_missing():
+    for package in ("numpy", "theano", "lasagne"):
+        if _folder(package) is None:
+            return _refusal(package, f"there is none for {sys.executable}")
+    return None
+
+
+def _refusal_of_version(version_of):
+    from packaging.version import InvalidVersion, Version
+
+    for package, why in _WHY.items():
+        version = version_of(package)
+        # Nothing is known of a version that is none.
+        with contextlib.suppress(InvalidVersion, TypeError):
+            if not _specifier(package).contains(Version(version),
+                                                prereleases=True):
+                return _refusal(
+                    package, f"found {version} in {_folder(package)} ({why})")
+    return None
+
+
+def _refusal(package, found):
+    wanted = next(line for line in REQUIREMENTS
+                  if line.lower().startswith(package))
+    return ImportError(f"bnlasagne needs {wanted}, but {found}. Type:\n"
+                       + pip_line(), name=package)
+
+
+def _specifier(package):
+    from packaging.requirements import Requirement
+
+    return next(requirement.specifier
+                for requirement in map(Requirement, REQUIREMENTS)
+                if requirement.name.lower() == package)
+
+
+def _imported_version(package):
+    return getattr(sys.modules.get(package), "__version__", None)
+
+
+def _installed_version(package):
+    for name in (package, package + "-pymc"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return None
+
+
+def _folder(package):
+    """The folder that a package lies in, or None."""
+    spec = importlib.util.find_spec(package)
+    # A mere folder of that name, say of data, has no origin.
+    return os.path.dirname(spec.origin) if spec and spec.origin else None
