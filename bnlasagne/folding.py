@@ -17,6 +17,7 @@ import theano.tensor as T
 from .graphs.flags import own_expressions
 from .graphs.needed import needed
 from .layers.layer import BatchNormLayer
+from .networks.copy import copy_network
 from .networks.labels import numbered_labels
 from .networks.linear import (
     computes_like,
@@ -25,15 +26,15 @@ from .networks.linear import (
     linear_of,
     overrides,
 )
+from .networks.parts import of_library
 from .networks.setting import NotConstant, value_of
 from .networks.walk import (
     checked_layers,
-    copy_network,
     inputs_of,
     layers_in,
-    of_library,
     references_of,
     replace_layer,
+    variables_in,
     variables_of,
 )
 
@@ -448,8 +449,8 @@ class _Fold(object):
         if layer in self._replaced:
             # Its attributes may still have sources of its former weights.
             found -= self._replaced[layer]
-            found |= needed(_variables(layer.W, layer.b) +
-                            variables_of(layer, ["nonlinearity"]))
+            found |= needed(variables_in(
+                [layer.W, layer.b, layer.nonlinearity]))
         return found
 
     def _names(self, layers):

@@ -15,7 +15,7 @@ import theano.tensor as T
 from theano.scan_module.scan_utils import equal_computations
 
 from ..graphs.flags import own_expressions
-from .walk import of_library
+from .parts import of_library
 
 __all__ = [
     "Linear",

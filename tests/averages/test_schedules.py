@@ -9,7 +9,7 @@ from bnlasagne import (
     GradientAccumulator,
     get_batch_norm_updates,
 )
-from bnlasagne.networks.walk import copy_network
+from bnlasagne.networks.copy import copy_network
 
 import lasagne
 import numpy as np

@@ -5,7 +5,8 @@ from copy import deepcopy
 from functools import lru_cache, partial
 
 from bnlasagne import BatchNormLayer, batch_norm
-from bnlasagne.networks.walk import all_layers, copy_network, replace_layer
+from bnlasagne.networks.copy import copy_network
+from bnlasagne.networks.walk import all_layers, replace_layer
 
 import lasagne
 import numpy as np
@@ -500,6 +501,45 @@ def test_variables_that_functions_change_stay_common(x):
     copy = copy_network([network])[network]
     assert copy.function() is copy.b and network.function() is network.b
     assert count == 2
+
+
+def test_functions_that_share_a_variable(x):
+    layer = DenseLayer(x, 4)
+
+    def change(new):
+        nonlocal layer
+        layer = new
+
+    network = Layer(x)
+    network.functions = [lambda: layer]
+    network.change = change
+    copies = copy_network([network])
+    copy, copied = copies[network], copies[layer]
+    copy.change("other")
+    assert copy.functions[0]() == "other"
+    assert network.functions[0]() is layer is not copied
+
+
+def test_functions_of_variables_without_values(x):
+    """As while a class or a module is still being made."""
+    def function():
+        return layer, missing
+
+    layer, network = DenseLayer(x, 4), Layer(x)
+    network.function = function
+    copy = copy_network([network])[network].function
+    with pytest.raises(NameError, match="missing"):
+        copy()
+    missing = 1
+    assert copy()[0] is not layer and copy()[1] == 1
+
+
+def test_containers_with_themselves(x):
+    network = DenseLayer(x, 4)
+    network.circle = [network]
+    network.circle.append(network.circle)
+    copy = copy_network([network])[network]
+    assert copy.circle[0] is copy and copy.circle[1] is copy.circle
 
 
 def test_functions_that_use_inputs_stay(x):

@@ -1,0 +1,202 @@
+"""Copy networks."""
+
+import copy
+import types
+
+import lasagne
+import theano
+from theano.gof.graph import ancestors, inputs, io_toposort
+from theano.sandbox.rng_mrg import MRG_RandomStreams
+from theano.tensor.shared_randomstreams import RandomStreams
+
+from ..graphs.next_values import next_value
+from .parts import Replacement, values_in
+from .walk import attributes_of, methods_of, referred_layers
+
+__all__ = ["copy_network"]
+
+_STREAMS = (MRG_RandomStreams, RandomStreams)
+
+
+def copy_network(layers):
+    """Copy a network, with all parameters and layers within layers.
+
+    Parameters
+    ----------
+    layers : list of Layer
+        The output layers.
+
+    Returns
+    -------
+    dict of Layer to Layer
+        From the network's layers to their copies, in the order of
+        :func:`all_layers`; then from layers that only functions refer to.
+
+    Notes
+    -----
+    The copies of two layers share what the two layers share: parameters, and
+    parts of parameters that are expressions. The copy shares its input layers
+    with the original, so that ``get_output(copy, {l_in: x})`` works for both.
+    A function that refers to layers or parameters of the network is copied,
+    too; so is an object that can be called. What other objects refer to is not
+    copied. Shared variables and random streams that no layer has among its
+    parameters or attributes stay the same: a function reads them, and users
+    set them, for both networks.
+    """
+    return _Copier().copy(referred_layers(layers))
+
+
+class _Copier:
+    """Copy layers, variables and random streams, each once."""
+
+    def __init__(self):
+        self._layers = {}
+        self._variables = {}
+        self._streams = {}
+        # By the memory of the original: one of the copies that share memory.
+        self._in_memory = {}
+        self._owned = set()
+        self._copied = Replacement(self._leaf)
+
+    def copy(self, layers):
+        """Copy layers, each of which may refer to any other."""
+        new = [layer for layer in layers if layer not in self._layers]
+        self._owned |= _owned_by(new)
+        params = {source for layer in layers
+                  for source in inputs(list(layer.params))}
+        for layer in new:
+            if _stays(layer):
+                self._layers[layer] = layer
+                self._keep(layer.input_var, params)
+            else:
+                self._layers[layer] = copy.copy(layer)
+        for layer in new:
+            if self._layers[layer] is not layer:
+                self._fill(layer, self._layers[layer])
+        return {layer: self._layers[layer] for layer in layers}
+
+    def _fill(self, layer, new):
+        for name, value in vars(layer).items():
+            if name != "input_var":  # It may be shared, but is data.
+                vars(new)[name] = self._copied(value, new_containers=True)
+        for name, function in methods_of(layer).items():
+            own = self._copied(function)
+            if own is not function:
+                vars(new)[name] = types.MethodType(own, new)
+
+    def _keep(self, input_var, params):
+        """Have the copy refer to an input variable, not to a copy of it."""
+        # Data, as well: the input may be a slice of a shared variable.
+        kept = [source for source in ancestors([input_var])
+                if source.owner is None and source not in params]
+        self._variables.update((each, each) for each in [input_var, *kept])
+
+    def _leaf(self, value):
+        if isinstance(value, lasagne.layers.Layer):
+            return self._layer(value)
+        if isinstance(value, theano.Variable):
+            return self._variable(value)
+        if isinstance(value, _STREAMS) and value in self._owned:
+            return self._stream(value)
+        return value
+
+    def _layer(self, layer):
+        # An Op may name a layer that is not part of the network.
+        if layer not in self._layers:
+            self.copy(referred_layers([layer]))
+        return self._layers[layer]
+
+    def _stream(self, stream):
+        if stream not in self._streams:
+            # What was drawn already stays with the original.
+            self._streams[stream] = copy.deepcopy(
+                stream, {id(stream.state_updates): []})
+        return self._streams[stream]
+
+    def _variable(self, variable):
+        """The copy of a variable; itself, if nothing in it is copied."""
+        if variable in self._variables:
+            return self._variables[variable]
+        if isinstance(variable, theano.compile.SharedVariable):
+            return self._shared(variable)
+        if variable.owner is None:
+            return variable
+        # Starts from what is known, so that parts that several expressions
+        # share are shared by their copies.
+        for node in io_toposort(list(self._variables), [variable]):
+            self._variables.update(zip(node.outputs, self._outputs(node)))
+        return self._variables[variable]
+
+    def _outputs(self, node):
+        """The outputs of a copy of a node; its own, if nothing is copied."""
+        op, sources = self._op(node.op), list(map(self._variable, node.inputs))
+        if op is node.op and sources == node.inputs:
+            return node.outputs
+        new = node.clone_with_new_inputs(sources)
+        new.op = op
+        return new.outputs
+
+    def _op(self, op):
+        """An Op, of the copies of the layers that it names."""
+        own = {name: self._layer(value) for name, value in vars(op).items()
+               if isinstance(value, lasagne.layers.Layer)}
+        if own:
+            op = copy.copy(op)
+            vars(op).update(own)
+        return op
+
+    def _shared(self, variable):
+        memory = variable.container
+        if memory not in self._owned:
+            new = self._variables[variable] = variable
+            return new
+        if memory in self._in_memory:
+            # An alias, such as the clone of a running average that an
+            # application has.
+            new = self._in_memory[memory].clone()
+            new.name = variable.name
+        else:
+            new = self._in_memory[memory] = type(variable)(
+                name=variable.name, type=variable.type, strict=True,
+                value=variable.get_value(return_internal_type=True))
+        self._variables[variable] = new
+        # Now that the copy is known: both may be made of the variable itself.
+        new.tag = copy.copy(variable.tag)
+        for name, value in vars(variable.tag).items():
+            if isinstance(value, theano.Variable):
+                setattr(new.tag, name, self._variable(value))
+        update = getattr(variable, "default_update", None)
+        if update is not None:
+            new.default_update = self._variable(update)
+        return new
+
+
+def _owned_by(layers):
+    """The random streams of layers, and the memory of shared variables.
+
+    Those are the parameters and attributes of the layers, and what Theano
+    updates them from; not what only functions refer to.
+    """
+    found, stack = set(), []
+    for layer in layers:
+        if not _stays(layer):
+            held = [value for value, _ in values_in(
+                attributes_of(layer, ["input_var"]), False)]
+            found.update(each for each in held if isinstance(each, _STREAMS))
+            stack += inputs([each for each in held
+                             if isinstance(each, theano.Variable)])
+    seen = set()
+    while stack:
+        source = stack.pop()
+        if source not in seen and isinstance(
+                source, theano.compile.SharedVariable):
+            seen.add(source)
+            found.add(source.container)
+            update = next_value(source)
+            stack += [] if update is None else inputs([update])
+    return found
+
+
+def _stays(layer):
+    """Whether the copy of a network has the layer itself."""
+    return isinstance(layer, lasagne.layers.InputLayer) and not layer.params
