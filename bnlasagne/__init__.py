@@ -21,14 +21,10 @@ from .population.population import (
     PopulationStatistics,
     update_population_statistics,
 )
-from .weights.exchange import (
-    get_keras_weights,
-    get_torch_state_dict,
-    set_keras_weights,
-    set_torch_state_dict,
-)
 from .weights.files import load_network, save_network
+from .weights.keras import get_keras_weights, set_keras_weights
 from .weights.lasagne import get_lasagne_values, set_lasagne_values
+from .weights.torch import get_torch_state_dict, set_torch_state_dict
 
 from . import moved  # isort: skip  # noqa: F401  # For old pickles.
 

@@ -1,4 +1,4 @@
-"""Save parameters in files that NumPy alone can read, and load them."""
+"""Save parameters in files that NumPy can read, and load them."""
 
 import collections
 import contextlib
@@ -23,7 +23,7 @@ from ..layers.layer import BatchNormLayer
 from ..networks.labels import label
 from ..networks.setting import Setting, converted
 from ..networks.walk import all_layers, checked_layers
-from .comparison import Row, check_rows
+from .matching import compare
 
 __all__ = [
     "load_network",
@@ -91,34 +91,13 @@ def save_network(network, file):
                       RuntimeWarning, stacklevel=2)
     arrays.update((name, np.array(schedule.count, "int64"))
                   for name, schedule in schedules.items() if schedule)
-    if hasattr(file, "write"):
-        # At once: some file objects cannot go back, as NumPy would have them.
-        content = io.BytesIO()
-        np.savez(content, **arrays)
-        file.write(content.getvalue())
+    if not hasattr(file, "write"):
+        _replace(os.path.realpath(file), file, arrays)
         return
-    path = os.path.realpath(file)
-    for each in (file, path):
-        _check_replaceable(each, path)
-    try:
-        _replace(path, arrays)
-    except OSError as error:
-        # It names the temporary file.
-        raise type(error)(error.errno, error.strerror, path) from error
-
-
-def _values(params, caller):
-    """The values of parameters, as long as files can have them."""
-    values = {name: param.get_value(borrow=True)
-              for name, param in params.items()}
-    for name, value in values.items():
-        if not isinstance(value, (np.ndarray, np.generic)) or \
-                value.dtype.kind not in "biufc":
-            raise TypeError(
-                "%s: %s must be an array of numbers or truth values, got a "
-                "%s. Make the parameter a shared variable of an array."
-                % (caller, name, type(value).__name__))
-    return values
+    # At once: some file objects cannot go back, as NumPy would have them.
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    file.write(content.getvalue())
 
 
 def _checked_file(file, method, caller):
@@ -135,30 +114,53 @@ def _checked_file(file, method, caller):
                     % (caller, method, reprlib.repr(file)))
 
 
-def _check_replaceable(path, real):
-    """Refuse a file that is there, but is no regular one."""
-    try:
-        # Not following a link: one that is left in a real path is a loop.
-        mode = (os.lstat if path == real else os.stat)(path).st_mode
-    except OSError:
-        return
-    if stat.S_ISDIR(mode):
-        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), real)
-    if not stat.S_ISREG(mode):
-        raise OSError(errno.EINVAL, "save_network(): this is no regular file, "
-                      "and is not replaced. Open it in mode 'wb' and pass the "
-                      "file object", real)
+def _values(params, caller):
+    """The values of parameters, if files can hold them."""
+    values = {name: param.get_value(borrow=True)
+              for name, param in params.items()}
+    for name, value in values.items():
+        if not isinstance(value, (np.ndarray, np.generic)) or \
+                value.dtype.kind not in _NUMBERS:
+            raise TypeError(
+                "%s: %s must be an array of numbers or truth values, got a "
+                "%s. Make the parameter a shared variable of an array."
+                % (caller, name, type(value).__name__))
+    return values
 
 
-def _replace(path, arrays):
+# Truth values, integers, floats and complex numbers.
+_NUMBERS = "biufc"
+
+
+def _replace(path, given, arrays):
     """Write a file completely, and then put it in the place of another."""
-    # On the same disk, so that it can take the other's place in one step.
-    with tempfile.TemporaryDirectory(dir=os.path.dirname(path)) as folder:
-        complete = os.path.join(folder, "parameters.npz")
-        np.savez(complete, **arrays)
-        if os.path.exists(path):
-            shutil.copymode(path, complete)
-        os.replace(complete, path)
+    # Links are followed. A link that is left in a real path is a loop.
+    for mode in _modes(os.stat, given) + _modes(os.lstat, path):
+        if stat.S_ISDIR(mode):
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "save_network(): this is no regular "
+                          "file, and is not replaced. Open it in mode 'wb' and"
+                          " pass the file object", path)
+    try:
+        # On the same disk, so that it can take the place in one step.
+        with tempfile.TemporaryDirectory(dir=os.path.dirname(path)) as folder:
+            complete = os.path.join(folder, "parameters.npz")
+            np.savez(complete, **arrays)
+            if os.path.exists(path):
+                shutil.copymode(path, complete)
+            os.replace(complete, path)
+    except OSError as error:
+        # It names the temporary file.
+        raise type(error)(error.errno, error.strerror, path) from error
+
+
+def _modes(function, path):
+    """What kind of file is there: a list of one mode, or of none."""
+    try:
+        return [function(path).st_mode]
+    except OSError:
+        return []
 
 
 def load_network(network, file):
@@ -217,20 +219,22 @@ def load_network(network, file):
     source = _checked_file(file, "read", "load_network()")
     content = _content(source)
     with _damage_named(source):
-        shapes = _shapes(content)
+        archive, members, shapes = _headers(content)
     for name, schedule in schedules.items():
         if name in shapes and schedule is not None:
             needed[name] = ()
         elif name not in params:
+            # A network that is only used needs no count.
             shapes.pop(name, None)
-    check_rows("load_network()", "file", [
-        Row(_described(name, shapes), _described(name, needed),
-            shapes.get(name) == needed.get(name))
-        for name in collections.OrderedDict.fromkeys([*needed, *shapes])],
-        [_NUMBERED] if all(re.fullmatch("arr_[0-9]+", name)
-                           for name in shapes) and shapes else [])
+    numbered = shapes and all(re.fullmatch("arr_[0-9]+", name)
+                              for name in shapes)
+    compare("load_network()", "file", [
+        tuple((name, side[name]) if name in side else None
+              for side in (shapes, needed))
+        for name in dict.fromkeys([*needed, *shapes])],
+        [_NUMBERED] if numbered else [])
     with _damage_named(source):
-        arrays = _arrays(content, needed)
+        arrays = {name: _array(archive, members[name]) for name in needed}
     setting = Setting("load_network()")
     for name, value in arrays.items():
         if name in params:
@@ -254,10 +258,6 @@ _NUMBERED = (
     ", to lasagne.layers.set_all_param_values().")
 
 
-def _described(name, shapes):
-    return "%s: %s" % (name, shapes[name]) if name in shapes else ""
-
-
 def _add_count(setting, schedule, value, name):
     count = int(converted("load_network(): " + name, value, "int64"))
     if count < 0:
@@ -267,8 +267,8 @@ def _add_count(setting, schedule, value, name):
 
 
 def _content(file):
-    # Read first: what is wrong with a file once it is read is damage, of
-    # which NumPy would leave it open, and raise an OSError at times.
+    # Read first: an error from then on is damage. NumPy would leave a damaged
+    # file open, and raise an OSError at times.
     if not hasattr(file, "read"):
         with open(file, "rb") as stream:
             return stream.read()
@@ -291,28 +291,28 @@ def _damage_named(file):
                          % (file, error)) from error
 
 
-def _shapes(content):
-    """The shapes of the arrays in a file, which are not unpacked."""
+def _headers(content):
+    """Read the headers of the arrays in a file, and unpack no array.
+
+    Returns
+    -------
+    archive : ZipFile
+    members : dict of str to ZipInfo
+    shapes : dict of str to tuple of int
+    """
     if content.startswith(np.lib.format.MAGIC_PREFIX):
         raise ValueError("it has one array only, without a name")
-    shapes = {}
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        for member in _members(archive):
-            name = _name_in(member)
-            if name in shapes:
+    archive, members, shapes = zipfile.ZipFile(io.BytesIO(content)), {}, {}
+    for member in archive.infolist():
+        # Folders have members of their own, if another program packed it.
+        if not member.is_dir():
+            name, suffix = os.path.splitext(member.filename)
+            name = name if suffix == ".npy" else member.filename
+            if name in members:
                 raise ValueError("it has two arrays of the name %s" % name)
+            members[name] = member
             shapes[name] = _shape(archive, member, name)
-    return shapes
-
-
-def _members(archive):
-    # Folders have members of their own, if another program packed the file.
-    return [member for member in archive.infolist() if not member.is_dir()]
-
-
-def _name_in(member):
-    name, suffix = os.path.splitext(member.filename)
-    return name if suffix == ".npy" else member.filename
+    return archive, members, shapes
 
 
 def _shape(archive, member, name):
@@ -322,7 +322,7 @@ def _shape(archive, member, name):
         if np.lib.format.read_magic(stream) != (1, 0):
             raise ValueError("%s must be an array of numbers" % name)
         shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-        if dtype.kind not in "biufc":
+        if dtype.kind not in _NUMBERS:
             raise ValueError("%s must be an array of numbers, got an array of "
                              "type %s" % (name, dtype))
         size = stream.tell() + dtype.itemsize * math.prod(shape)
@@ -333,16 +333,9 @@ def _shape(archive, member, name):
     return shape
 
 
-def _arrays(content, names):
-    """Arrays in a file, by their names."""
-    arrays = {}
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        for member in _members(archive):
-            if _name_in(member) in names:
-                with archive.open(member) as stream:
-                    arrays[_name_in(member)] = np.lib.format.read_array(
-                        stream, allow_pickle=False)
-    return arrays
+def _array(archive, member):
+    with archive.open(member) as stream:
+        return np.lib.format.read_array(stream, allow_pickle=False)
 
 
 def _named(network, caller):
@@ -350,45 +343,43 @@ def _named(network, caller):
 
     Returns
     -------
-    params : OrderedDict of str to Theano shared variable
+    params : dict of str to Theano shared variable
         In Lasagne's order.
-    schedules : OrderedDict of str to CumulativeAverage or None
-        Of batch normalization layers; None if their weight is another. Where
+    schedules : dict of str to CumulativeAverage or None
+        Of batch normalization layers; None if their `alpha` is another. Where
         several layers share a schedule, it is the same object.
     """
     outputs = checked_layers(network, caller)
     prefixes = _prefixes(all_layers(outputs), caller)
-    names = {}
+    names, found, schedules = {}, {}, {}
     for layer, prefix in prefixes.items():
         for attribute, param in _params_of(layer):
-            names.setdefault(param, "%s.%s" % (prefix, attribute))
-    params = lasagne.layers.get_all_params(outputs)
-    # A layer may have parameters that only its get_params() knows.
-    named = [(names.get(param, "param%d" % number), param)
-             for number, param in enumerate(params)]
-    found, schedules = {}, collections.OrderedDict()
-    for layer, prefix in prefixes.items():
+            names.setdefault(param, f"{prefix}.{attribute}")
         if isinstance(layer, BatchNormLayer):
             schedules[prefix + ".count"] = found.setdefault(
                 layer.alpha, CumulativeAverage.of(layer))
-    counts = collections.Counter(name for name, _ in named)
-    counts.update(name for name, schedule in schedules.items() if schedule)
+    # A layer may have parameters that only its get_params() knows.
+    named = [(names.get(param, f"param{number}"), param) for number, param
+             in enumerate(lasagne.layers.get_all_params(outputs))]
+    counts = collections.Counter(
+        [name for name, _ in named] +
+        [name for name, schedule in schedules.items() if schedule])
     twice = [name for name, count in counts.items() if count > 1]
     if twice:
         raise ValueError("%s: two parameters would have the same name in the "
                          "file: %s. Give layers other names."
                          % (caller, ", ".join(twice)))
-    return collections.OrderedDict(named), schedules
+    return dict(named), schedules
 
 
 def _prefixes(layers, caller):
     """Names of layers in a file: each is different."""
     counts = collections.Counter(_name_of(layer, caller) for layer in layers)
-    prefixes = collections.OrderedDict()
+    prefixes = {}
     for number, layer in enumerate(layers):
         name = _name_of(layer, caller)
         if name is None or counts[name] > 1:
-            name = "%d.%s" % (number, name or type(layer).__name__)
+            name = f"{number}.{name or type(layer).__name__}"
         prefixes[layer] = name
     return prefixes
 
@@ -413,7 +404,7 @@ def _params_of(layer):
     attributes = {value: name for name, value in vars(layer).items()
                   if isinstance(value, theano.Variable)}
     for number, param in enumerate(layer.params):
-        name = attributes.get(param, "param%d" % number)
+        name = attributes.get(param, f"param{number}")
         if isinstance(param, theano.compile.SharedVariable):
             yield name, param
             continue
@@ -421,4 +412,4 @@ def _params_of(layer):
         sources = [source for source in theano.gof.graph.inputs([param])
                    if isinstance(source, theano.compile.SharedVariable)]
         for index, source in enumerate(sources):
-            yield "%s.%d" % (name, index), source
+            yield f"{name}.{index}", source

@@ -1,4 +1,4 @@
-"""Translate parameter lists of networks with Lasagne's later layer.
+"""Take parameter lists to and from networks with Lasagne's later layer.
 
 That layer came with Lasagne's development version. It stores vectors, inverse
 standard deviations, and all in another order.
@@ -14,7 +14,7 @@ from ..layers.layer import BatchNormLayer
 from ..networks.labels import numbered_labels
 from ..networks.setting import Setting, as_numbers, settable
 from ..networks.walk import all_layers, checked_layers
-from .comparison import Row, check_rows, described
+from .matching import compare
 
 __all__ = [
     "get_lasagne_values",
@@ -23,7 +23,7 @@ __all__ = [
 
 
 def get_lasagne_values(network):
-    """Parameters as a network with Lasagne's later layer has them.
+    """Get parameters as a network with Lasagne's later layer has them.
 
     Parameters
     ----------
@@ -51,12 +51,12 @@ def get_lasagne_values(network):
     set_lasagne_values : The other way, with what does not carry over.
     """
     values = []
-    for slot in _lasagne_params(network, "get_lasagne_values()"):
-        if slot.role in ("mean", "std"):
-            statistics = slot.layer.get_statistics()
-            values.append(getattr(statistics, _LATER_NAMES[slot.role]))
+    for param in _params(network, "get_lasagne_values()"):
+        if param.role in ("mean", "std"):
+            statistics = param.layer.get_statistics()
+            values.append(getattr(statistics, _LATER_NAMES[param.role]))
         else:
-            values.append(slot.param.get_value().reshape(slot.shape))
+            values.append(param.variable.get_value().reshape(param.shape))
     return values
 
 
@@ -91,44 +91,44 @@ def set_lasagne_values(network, values):
     Lists that were saved from networks with the original gist of this layer
     are for :func:`lasagne.layers.set_all_param_values`.
     """
-    slots = _lasagne_params(network, "set_lasagne_values()")
+    params = _params(network, "set_lasagne_values()")
     if not isinstance(values, (list, tuple)):
         raise TypeError("set_lasagne_values(): expected a list of arrays as "
                         "get_all_param_values() returns it, got %s."
                         % reprlib.repr(values))
-    values = [as_numbers("array %d" % number, value)
+    values = [as_numbers(f"array {number}", value)
               for number, value in enumerate(values)]
-    theirs = [described("array %d" % number, value)
-              for number, value in enumerate(values)]
-    ours = ["%s: %s" % (slot.name, slot.shape) for slot in slots]
-    as_here = [param.get_value(borrow=True).shape for param
-               in lasagne.layers.get_all_params(network)]
-    check_rows("set_lasagne_values()", "parameter list", [
-        Row(*row) for row in itertools.zip_longest(
-            theirs, ours, [value.shape == slot.shape for value, slot
-                           in zip(values, slots)], fillvalue="")],
-        [_FROM_HERE] if as_here == [value.shape for value in values] else [])
-    setting = Setting("set_lasagne_values()")
-    statistics = collections.OrderedDict()
-    labels = numbered_labels(all_layers(checked_layers(network, "")))
-    for number, (slot, value) in enumerate(zip(slots, values)):
-        if slot.role in ("mean", "std"):
-            found = statistics.setdefault(slot.layer, {})
-            found[_LATER_NAMES[slot.role]] = value
+    own = [variable.get_value(borrow=True).shape
+           for variable in lasagne.layers.get_all_params(network)]
+    compare("set_lasagne_values()", "parameter list", itertools.zip_longest(
+        [(f"array {number}", value.shape)
+         for number, value in enumerate(values)],
+        [(param.name, param.shape) for param in params]),
+        [_FROM_HERE] if own == [value.shape for value in values] else [])
+    setting, statistics = Setting("set_lasagne_values()"), {}
+    for number, (param, value) in enumerate(zip(params, values)):
+        if param.role in ("mean", "std"):
+            statistics.setdefault(param.layer, {})[param.role] = param, value
         else:
             setting.add(
-                slot.param,
-                value.reshape(slot.param.get_value(borrow=True).shape),
-                "array %d, for %s," % (number, slot.name))
+                param.variable,
+                value.reshape(param.variable.get_value(borrow=True).shape),
+                f"array {number}, for {param.name},")
     for layer, found in statistics.items():
-        converted = layer.converted_statistics(
-            found.get("mean", 0), inv_std=found.get("inv_std", 1))
-        # One of them may be another layer's.
-        for name, (param, value) in zip(("mean", "inv_std"), converted):
-            if name in found:
-                setting.add(param, value,
-                            "%s: %s" % (labels[layer], name))
+        _add_statistics(setting, layer, found)
     setting.carry_out()
+
+
+def _add_statistics(setting, layer, found):
+    """Have running averages of a layer set: one of them, or both."""
+    values = {role: value for role, (_, value) in found.items()}
+    converted = layer.converted_statistics(values.get("mean", 0),
+                                           inv_std=values.get("std", 1))
+    for role, (variable, value) in zip(("mean", "std"), converted):
+        # One of them may be another layer's.
+        if role in found:
+            setting.add(variable, value, "%s: %s" % (
+                found[role][0].label, _LATER_NAMES[role]))
 
 
 _FROM_HERE = (
@@ -136,44 +136,36 @@ _FROM_HERE = (
     "network with this package's layer, or the original one. Use "
     "lasagne.layers.set_all_param_values(network, values) for it.")
 
+# In the order of the later layer.
 _LATER_NAMES = {"beta": "beta", "gamma": "gamma", "mean": "mean",
                 "std": "inv_std"}
 
-_Param = collections.namedtuple("_Param", "param, layer, role, name, shape")
-_Param.__doc__ = """A parameter, and where it is in a network."""
+_Param = collections.namedtuple(
+    "_Param", "variable, name, shape, layer, label, role",
+    defaults=(None, None, None))
+_Param.__doc__ = """A parameter; and of which batch normalization layer."""
 
 
-def _lasagne_params(network, caller):
-    """Parameters in the order of a network with Lasagne's later layer."""
+def _params(network, caller):
+    """The parameters in the order of a network with Lasagne's later layer."""
     outputs = checked_layers(network, caller)
-    owners, labels = {}, numbered_labels(all_layers(outputs))
-    for layer in labels:
+    owners = {}
+    for layer, text in numbered_labels(all_layers(outputs)).items():
         for role in _LATER_NAMES if isinstance(layer, BatchNormLayer) else ():
-            param = getattr(layer, role)
-            if param is not None:
-                name = "%s: %s" % (labels[layer], role)
-                owners.setdefault(settable(param, name), (layer, role))
-    slots = []
-    for param in lasagne.layers.get_all_params(outputs):
-        layer, role = owners.get(param, (None, None))
-        shape = param.get_value(borrow=True).shape
-        if layer is not None:
+            variable = getattr(layer, role)
+            if variable is not None:
+                owners.setdefault(settable(variable, f"{text}: {role}"),
+                                  (layer, text, role))
+    params = []
+    for variable in lasagne.layers.get_all_params(outputs):
+        name, shape = str(variable), variable.get_value(borrow=True).shape
+        owner = owners.get(variable, ())
+        if owner:
+            layer, _, role = owner
+            name = f"inv_std for {name}" if role == "std" else name
             shape = layer.get_statistics().mean.shape
-        name = "inv_std for %s" % param if role == "std" else str(param)
-        slots.append(_Param(param, layer, role, name, shape))
-    return _ordered(slots)
-
-
-def _ordered(slots):
-    """With the parameters of each batch normalization layer in their order."""
-    order = list(_LATER_NAMES)
-    result = []
-    while slots:
-        layer = slots[0].layer
-        length = next((i for i, slot in enumerate(slots)
-                       if slot.layer is not layer), len(slots))
-        run, slots = slots[:length], slots[length:]
-        if layer is not None:
-            run.sort(key=lambda slot: order.index(slot.role))
-        result += run
-    return result
+        params.append(_Param(variable, name, shape, *owner))
+    order = [None, *_LATER_NAMES]
+    return [param for _, run in itertools.groupby(params, lambda each:
+                                                  each.layer)
+            for param in sorted(run, key=lambda each: order.index(each.role))]

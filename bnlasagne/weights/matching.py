@@ -1,4 +1,8 @@
-"""Find the layer for the weights of each module of another framework."""
+"""Match weights to layers, by names and then in order.
+
+Messages about weights that do not fit are made here as well, for other
+frameworks, files and parameter lists alike.
+"""
 
 import collections
 import collections.abc
@@ -7,49 +11,48 @@ import re
 import reprlib
 
 from ..networks.setting import as_numbers
-from .comparison import Row, check_rows, described
-from .slots import BatchNormSlot, LinearSlot, distinct
 
 __all__ = [
     "Pair",
-    "check",
+    "check_pairs",
+    "compare",
+    "distinct",
     "match",
 ]
 
 _log = logging.getLogger(__name__)
 
-Pair = collections.namedtuple("Pair", "slot, weights, others")
-Pair.__doc__ = """A layer and its weights.
+Pair = collections.namedtuple("Pair", "entry, weights, others")
+Pair.__doc__ = """A layer, and the weights that go to it.
 
 Attributes
 ----------
-slot : LinearSlot, BatchNormSlot or None
+entry : Entry or None
+    The layer. None if these weights go nowhere.
 weights : dict of str to (key, array)
-    By the names of parameters here.
+    By the names of the layer's parameters.
 others : list of (key, array)
-    What it has no parameters for.
+    Weights that the layer has no parameters for.
 """
 
 
-def match(framework, slots, weights, caller):
-    """Bring layers and weights together, by names and then in order.
+def match(framework, entries, weights):
+    """Find the weights for each layer, by names and then in order.
 
-    Layers that share all parameters with one before are those of a module that
-    is applied several times; unless there are weights for each.
+    A layer that shares all parameters with an earlier layer is a second
+    application of the same module; unless there are weights for each of them.
 
     Parameters
     ----------
     framework : Framework
-    slots : list of LinearSlot and BatchNormSlot
-        In the order of the network.
+    entries : list of Entry
+        The layers, in the order of the network.
     weights : dict of str to array
-    caller : str
-        Who asks, for messages.
 
     Returns
     -------
     list of Pair
-        Of each slot; and then of weights that are left.
+        One for each layer, and then those with the weights that are left.
 
     Raises
     ------
@@ -57,50 +60,50 @@ def match(framework, slots, weights, caller):
         If `weights` is something else.
     ValueError
         If the name of a layer fits several modules, or if the order decides
-        and is that of an alphabet.
+        and is that of the alphabet.
     """
-    groups = _groups(framework, weights, caller)
-    if len(groups) < len(slots):
-        slots = distinct(slots)
+    groups = _groups(framework, weights)
+    if len(groups) < len(entries):
+        entries = distinct(entries)
     kinds = {module: _kinds_of(group, framework.names)
              for module, group in groups.items()}
-    found = _matched_by_names(slots, kinds, framework, caller)
-    for kind in (LinearSlot, BatchNormSlot):
-        _match_in_order([slot for slot in slots if isinstance(slot, kind)],
-                        [module for module in groups
-                         if kinds[module][0] is kind],
-                        found, framework, caller)
-    for module, slot in found.items():
-        _log.info("%s gets the weights of %s", slot.label, module)
-    modules = {slot: module for module, slot in found.items()}
-    return [_pair(slot, groups.get(modules.get(slot), {})) for slot in slots
-            ] + [_pair(None, groups[module]) for module in groups
-                 if module not in found]
+    found = _by_name(framework, entries, kinds)
+    for kind in ("linear", "batch norm"):
+        found.update(_in_order(
+            framework, [entry for entry in entries if entry.kind == kind],
+            [module for module in groups if kinds[module][0] == kind], found))
+    for module, entry in found.items():
+        _log.info("%s gets the weights of %s", entry.label, module)
+    modules = {entry: module for module, entry in found.items()}
+    return [_pair(entry, groups.get(modules.get(entry), {}))
+            for entry in entries] + [
+                _pair(None, group) for module, group in groups.items()
+                if module not in found]
 
 
-def _groups(framework, weights, caller):
-    """Weights by the layers that they belong to."""
+def distinct(entries):
+    """The first of the layers that share all parameters."""
+    found = {}
+    for entry in entries:
+        found.setdefault(entry.params(), entry)
+    return list(found.values())
+
+
+def _groups(framework, weights):
+    """The weights of each module: dicts of names to (key, array)."""
+    expected = "%s: expected a %s, " % (framework.caller, framework.what)
     if not isinstance(weights, collections.abc.Mapping):
         # A module's representation has many lines.
         found = " ".join(reprlib.repr(weights).split())
-        raise TypeError("%s: expected a %s, got %s. %s" % (
-            caller, framework.what, found, framework.how))
-    inner = framework.within(weights)
-    if inner is not None:
-        raise TypeError(
-            "%s: expected a %s, got a checkpoint with the keys %s. Pass %s."
-            % (caller, framework.what, reprlib.repr(list(weights)),
-               " or ".join("checkpoint" + path for path in inner)
-               or "one of its parts that has the weights"))
-    groups = collections.OrderedDict()
+        raise TypeError("%sgot %s. %s" % (expected, found, framework.how))
+    groups = {}
     for key, value in framework.flat(weights).items():
         if not isinstance(key, str):
-            raise TypeError("%s: expected a %s, with names of weights, got "
-                            "the name %r. %s" % (caller, framework.what, key,
-                                                 framework.how))
+            raise TypeError("%swith names of weights, got the name %r. %s"
+                            % (expected, key, framework.how))
         module, name = framework.split(key)
         if name not in framework.ignored:
-            array = as_numbers("%s: %s" % (caller, key), value)
+            array = as_numbers("%s: %s" % (framework.caller, key), value)
             # A single integer is a count, such as of the models averaged.
             if array.ndim or array.dtype.kind == "f":
                 groups.setdefault(module, {})[name] = key, array
@@ -108,106 +111,98 @@ def _groups(framework, weights, caller):
 
 
 def _kinds_of(group, names):
-    """The kinds of layers that a group of weights may be for, likely first."""
+    """The kinds of layers that a module may be, the likely one first."""
     flat = all(value.ndim < 2 for _, value in group.values())
     if all(name.isdigit() for name in group):
-        return [BatchNormSlot if flat else LinearSlot]
+        return ["batch norm" if flat else "linear"]
     only_norms = {names[role] for role in ("gamma", "beta", "mean", "var")}
     only_norms -= {names["W"], names["b"]}
     if not only_norms.isdisjoint(group):
-        return [BatchNormSlot]
+        return ["batch norm"]
     if not flat:
-        return [LinearSlot]
+        return ["linear"]
     # A scale and a shift, say; or a dense layer with weights that do not fit.
-    kinds = [LinearSlot, BatchNormSlot]
+    kinds = ["linear", "batch norm"]
     return kinds[::-1] if names["gamma"] in group else kinds
 
 
-def _matched_by_names(slots, kinds, framework, caller):
-    """Layers whose names are those of modules, or ends of these.
+def _by_name(framework, entries, kinds):
+    """Find the layers that have the name of a module, or the end of one.
 
     Returns
     -------
-    dict of str to slot
-        Modules that were found.
+    dict of str to Entry
+        By their modules, in the order of these.
     """
-    counts = collections.Counter((type(slot), slot.layer.name)
-                                 for slot in slots)
-    names = {slot: slot.layer.name for slot in slots
-             if slot.layer.name is not None and
-             counts[type(slot), slot.layer.name] == 1}
-    claims = _claims(names, kinds, framework.separator)
-    if not _complete(names, claims):
-        # The layers may be part of a larger network than the modules.
-        for shorter in _without_common_start(names, framework.separator):
-            without = _claims(shorter, kinds, framework.separator)
-            if _complete(names, without):
-                claims = without
-                break
-    for slot, modules in claims.items():
+    counts = collections.Counter((entry.kind, entry.layer.name)
+                                 for entry in entries)
+    names = {entry: entry.layer.name for entry in entries
+             if entry.layer.name is not None and
+             counts[entry.kind, entry.layer.name] == 1}
+    attempts = [_claims(shorter, kinds, framework.separator)
+                for shorter in _shortened(names, framework.separator)]
+    claims = next((claims for claims in attempts
+                   if len(claims) == len(names) and
+                   all(len(modules) == 1 for modules in claims.values())),
+                  attempts[0])
+    for entry, modules in claims.items():
         if len(modules) > 1:
             raise ValueError(
                 "%s: the name of %s is the end of several names in the %s: "
                 "%s. Give the layer the whole name of its module, or pass "
                 "fewer weights."
-                % (caller, slot.label, framework.what,
-                   " and ".join("%r" % module for module in modules)))
-    # In the order of the modules.
-    found = {modules[0]: slot for slot, modules in claims.items()}
-    return collections.OrderedDict(
-        (module, found[module]) for module in kinds if module in found)
+                % (framework.caller, entry.label, framework.what,
+                   " and ".join(map(repr, modules))))
+    found = {modules[0]: entry for entry, modules in claims.items()}
+    return {module: found[module] for module in kinds if module in found}
+
+
+def _shortened(names, separator):
+    """The names of layers, and then without the start that all names share.
+
+    The network may be part of a larger one than the modules are.
+    """
+    parts = {entry: name.split(separator) for entry, name in names.items()}
+    while True:
+        yield {entry: separator.join(each) for entry, each in parts.items()}
+        if len(parts) < 2 or len({each[0] for each in parts.values()}) > 1 \
+                or any(len(each) == 1 for each in parts.values()):
+            return
+        parts = {entry: each[1:] for entry, each in parts.items()}
 
 
 def _claims(names, kinds, separator):
-    """For each layer, the modules that have its name.
+    """The modules for each layer that shares the end of a name with some.
 
-    A module has the name of the layer with which it has the longest end in
-    common: ``model.block.conv`` that of ``block.conv``, not that of ``conv``.
+    A module goes to the layer with which its name has the longest end in
+    common: ``model.block.conv`` to ``block.conv``, not to ``conv``.
     """
-    slots = {(type(slot), name): slot for slot, name in names.items()}
-    claims = collections.OrderedDict()
+    entries = {(entry.kind, name): entry for entry, name in names.items()}
+    claims = {}
     for module, possible in kinds.items():
         parts = module.split(separator)
         ends = [separator.join(parts[start:]) for start in range(len(parts))]
-        slot = next((slots[kind, end] for end in ends for kind in possible
-                     if (kind, end) in slots), None)
-        if slot is not None:
-            claims.setdefault(slot, []).append(module)
-    for slot, modules in claims.items():
-        if names[slot] in modules:
-            claims[slot] = [names[slot]]
-    return claims
+        entry = next((entries[kind, end] for end in ends for kind in possible
+                      if (kind, end) in entries), None)
+        if entry is not None:
+            claims.setdefault(entry, []).append(module)
+    return {entry: [names[entry]] if names[entry] in modules else modules
+            for entry, modules in claims.items()}
 
 
-def _complete(names, claims):
-    return len(claims) == len(names) and all(
-        len(modules) == 1 for modules in claims.values())
-
-
-def _without_common_start(names, separator):
-    """Names without what they all start with, ever more of it."""
-    parts = {slot: name.split(separator) for slot, name in names.items()}
-    if len(parts) < 2:
-        return
-    for count in range(1, min(map(len, parts.values()))):
-        if len({tuple(each[:count]) for each in parts.values()}) > 1:
-            return
-        yield {slot: separator.join(each[count:])
-               for slot, each in parts.items()}
-
-
-def _match_in_order(slots, modules, found, framework, caller):
-    """Add those that are left to what was found by names."""
-    taken = [slot for slot in slots if slot in found.values()]
-    slots = [slot for slot in slots if slot not in taken and
-             not (taken and slot.layer.name is not None)]
+def _in_order(framework, entries, modules, found):
+    """The modules and layers of a kind that are left, in their order."""
+    taken = [entry for entry in entries if entry in found.values()]
+    # If some names decide, a layer with a name gets no other weights.
+    entries = [entry for entry in entries if entry not in taken and
+               not (taken and entry.layer.name is not None)]
     modules = [module for module in modules if module not in found]
-    if len(slots) == len(modules):
-        _check_order(modules, framework, caller)
-    found.update(zip(modules, slots))
+    if len(entries) == len(modules):
+        _check_order(framework, modules)
+    return dict(zip(modules, entries))
 
 
-def _check_order(modules, framework, caller):
+def _check_order(framework, modules):
     """Refuse an order that files make, and not models."""
     # Files sort whole names, or the names of groups within groups.
     for names in ([[module] for module in modules],
@@ -220,10 +215,9 @@ def _check_order(modules, framework, caller):
                     "%s: the names in the %s are in the order of the alphabet,"
                     " with %r before %r. The order of the model is needed, as "
                     "the layers here have no names that tell. Name the layers,"
-                    " or %s" % (
-                        caller, framework.what, modules[number - 1],
-                        modules[number],
-                        framework.how[0].lower() + framework.how[1:]))
+                    " or p%s" % (framework.caller, framework.what,
+                                 modules[number - 1], modules[number],
+                                 framework.how[1:]))
 
 
 def _natural(names):
@@ -232,83 +226,102 @@ def _natural(names):
              in enumerate(re.split("([0-9]+)", name))] for name in names]
 
 
-def _pair(slot, group):
-    roles = {} if slot is None else {
-        name: role for role, name in slot.names.items()}
-    if slot is not None and all(name.isdigit() for name in group):
-        # Only the layer tells what an unnamed one may be.
+def _pair(entry, group):
+    roles = {} if entry is None else {
+        name: role for role, name in entry.names.items()}
+    if entry is not None and all(name.isdigit() for name in group):
+        # Weights are numbered: only the layer tells what they may be.
         roles = {str(number): role for number, role
-                 in enumerate(slot.in_order(len(group)))
-                 if role is not None}
-    return Pair(slot, {roles[name]: found for name, found in group.items()
-                       if name in roles},
+                 in enumerate(entry.in_order(len(group))) if role is not None}
+    return Pair(entry, {roles[name]: found for name, found in group.items()
+                        if name in roles},
                 [found for name, found in group.items() if name not in roles])
 
 
-def check(pairs, optional, framework, caller):
-    """Raise a ValueError unless all weights fit.
+def check_pairs(framework, pairs, optional):
+    """Raise a ValueError unless all weights fit their layers.
 
     Parameters
     ----------
-    pairs : list of Pair
-    optional : dict of slot to (dict of str to array)
-        What there may be, but need not.
     framework : Framework
-    caller : str
+    pairs : list of Pair
+    optional : dict of Entry to (dict of str to array)
+        Weights that a layer can do without.
     """
     rows, hints = [], []
-    for slot, weights, others in pairs:
-        expected = slot.weights() if slot else {}
-        for role in expected if slot else ():
-            rows.append(_row(slot, role, weights.get(role), expected[role]))
-        may_be = optional.get(slot, {})
-        extra = [role for role in weights if role not in expected]
-        for role in extra:
-            rows.append(_row(slot, role, weights[role], may_be.get(role)))
-        rows += [Row(described(*found), "", False) for found in others]
-        if slot and (weights or others):
-            hints += _hints(slot, [role for role in expected
-                                   if role not in weights],
-                            [role for role in extra if role not in may_be],
-                            [key for key, _ in [*weights.values(), *others]],
-                            framework)
-    check_rows(caller, framework.what, rows, hints)
+    for entry, weights, others in pairs:
+        expected = entry.get() if entry else {}
+        allowed = {**optional.get(entry, {}), **expected}
+        rows += [_row(entry, role, weights.get(role), allowed.get(role))
+                 for role in dict.fromkeys([*expected, *weights])]
+        rows += [((key, value.shape), None) for key, value in others]
+        if entry and (weights or others):
+            hints += _hints(framework, entry,
+                            [role for role in expected if role not in weights],
+                            [role for role in weights if role not in allowed],
+                            [key for key, _ in [*weights.values(), *others]])
+    compare(framework.caller, framework.what, rows, hints)
 
 
-def _row(slot, role, found, expected):
-    theirs = "" if found is None else described(*found)
-    ours = "" if expected is None else "%s, %s: %s" % (
-        slot.label, role, expected.shape)
-    fits = found is not None and expected is not None and slot.fits(
-        role, found[1].shape, expected.shape)
-    return Row(theirs, ours, fits)
+def _row(entry, role, found, expected):
+    """The two sides of a comparison: (name, shape), or None for nothing."""
+    theirs = None if found is None else (found[0], found[1].shape)
+    if expected is None:
+        return theirs, None
+    shape = expected.shape
+    if found is not None and entry.takes(role, found[1].shape):
+        shape = found[1].shape
+    return theirs, ("%s, %s" % (entry.label, role), shape)
 
 
-def _hints(slot, missing, extra, keys, framework):
-    """How to build a layer or a module so that it has what the other has."""
+def _hints(framework, entry, missing, extra, keys):
+    """How to build a layer or a module that has what the other has."""
     module = framework.split(keys[0])[0]
-    options = [role for role in missing if role in ("b", "beta", "gamma")]
+    options = [role for role in missing if role in framework.without]
     if options:
         # Of three arrays without names, one may be either.
-        joint = " or " if len(keys) + len(options) > len(slot.weights()) \
+        joint = " or " if len(keys) + len(options) > len(entry.get()) \
             else " and "
         yield "%r has no %s (%s). Build %s with %s." % (
-            module, (joint + "no ").join(
-                slot.names[role] for role in options),
-            joint.join(_distinct(framework.lacking(slot, role)
-                                 for role in options)),
-            slot.label, joint.join("%s=None" % role
-                                          for role in options))
+            module, (joint + "no ").join(entry.names[role]
+                                         for role in options),
+            joint.join(dict.fromkeys(framework.without[role]
+                                     for role in options)),
+            entry.label, joint.join(role + "=None" for role in options))
     if extra:
         yield "%r has a %s. Build %s without %s." % (
-            module, " and a ".join(slot.names[role] for role in extra),
-            slot.label,
-            " and ".join("%s=None" % role for role in extra))
+            module, " and a ".join(entry.names[role] for role in extra),
+            entry.label, " and ".join(role + "=None" for role in extra))
     if "mean" in missing and "var" in missing:
         yield "%r has no %s and no %s. %s" % (
-            module, slot.names["mean"], slot.names["var"],
+            module, entry.names["mean"], entry.names["var"],
             framework.no_statistics)
 
 
-def _distinct(texts):
-    return list(collections.OrderedDict.fromkeys(texts))
+def compare(caller, what, rows, hints=()):
+    """Raise a ValueError that lists both sides, unless all rows fit.
+
+    Parameters
+    ----------
+    caller : str
+        The function that the user called.
+    what : str
+        The thing that has the weights, such as a file.
+    rows : iterable of pairs of (str, tuple of int)
+        Names and shapes: the one found, and the one that the network needs;
+        None for nothing. They fit if the shapes are the same.
+    hints : iterable of str
+        Sentences that say what to do, for the end of the message.
+    """
+    rows = list(rows)
+    fits = [None not in row and row[0][1] == row[1][1] for row in rows]
+    if all(fits):
+        return
+    texts = [(what, "needed by the network")] + [
+        tuple("-" if side is None else "%s: %s" % side for side in row)
+        for row in rows]
+    width = max(len(theirs) for theirs, _ in texts)
+    lines = ["%s %-*s  %s" % (" " if fit else "!", width, theirs, ours)
+             for fit, (theirs, ours) in zip([True, *fits], texts)]
+    raise ValueError("%s: the %s does not fit the network, where marked:\n%s"
+                     % (caller, what, "\n".join([*lines, *hints])))

@@ -1,0 +1,326 @@
+"""Take weights to and from Keras.
+
+Keras need not be installed: weights come and go as NumPy arrays.
+"""
+
+import collections
+import collections.abc
+import re
+
+import lasagne
+import numpy as np
+
+from ..layers.layer import BatchNormLayer
+from ..networks.labels import label
+from ..networks.linear import Dense, linear_of
+from ..networks.walk import inputs_of
+from .framework import Framework
+
+__all__ = [
+    "get_keras_weights",
+    "set_keras_weights",
+]
+
+
+def get_keras_weights(network, like=None, epsilon=1e-3,
+                      data_format=None):
+    """Weights of a network as Keras' layers have them.
+
+    Parameters
+    ----------
+    network : Layer or list of Layer
+        As in :func:`get_torch_state_dict`.
+    like : dict or None
+        The weights of the model that they are for, as in
+        :func:`set_keras_weights`. It tells names and types, and where a bias
+        of zeros or a scale of ones is wanted. By default, names are those of
+        the layers, and types those of the parameters.
+    epsilon : number
+        The `epsilon` of the batch normalization layers there.
+    data_format : None, 'channels_last' or 'channels_first'
+        Where the model has the channels of images. By default, last, for what
+        convolution, pooling or batch normalization tells to be images.
+
+    Returns
+    -------
+    OrderedDict of str to array
+        From names such as ``'conv/kernel'``, or those of `like`.
+
+    Raises
+    ------
+    TypeError
+        If `network` is no layer or list of layers.
+    ValueError
+        If a layer with parameters is of another type or, without `like`, has
+        no name; if `like` does not fit: the message then lists both sides; or
+        if the order of features cannot be told.
+
+    See also
+    --------
+    set_keras_weights : The other way, with more on names and on features.
+    """
+    return _Keras("get_keras_weights()", epsilon, data_format).get(network,
+                                                                   like)
+
+
+def set_keras_weights(network, weights, epsilon=1e-3, data_format=None):
+    """Load the weights of a Keras model.
+
+    Parameters
+    ----------
+    network : Layer or list of Layer
+        As in :func:`set_torch_state_dict`.
+    weights : dict of str to array, dict or list
+        Such as ``{w.path: w.numpy() for w in model.weights}``, with names like
+        ``'model/conv/kernel'``, or with ``w.name`` in Keras 2, like
+        ``'conv/kernel:0'``. The weights of a layer may also come as a dict, or
+        as a list: ``{layer.name: layer.get_weights() for layer in
+        model.layers}``. Dicts may hold dicts, as the groups of HDF5 files do.
+    epsilon : number
+        The `epsilon` of the model's batch normalization layers.
+    data_format : None, 'channels_last' or 'channels_first'
+        Where the model has the channels of images. By default, last, for what
+        convolution, pooling or batch normalization tells to be images.
+
+    Raises
+    ------
+    TypeError
+        If `network` is no layer or list of layers, or `weights` no dict of
+        arrays of numbers.
+    ValueError
+        If a layer with parameters is of another type; if the names and shapes
+        on one side are not those that the other side needs: the message lists
+        both; if names, the order of layers or that of features are ambiguous;
+        or if weights are NaN, or too large for the type of the parameter.
+        Nothing is changed then.
+
+    Notes
+    -----
+    Layers find their weights as in :func:`set_torch_state_dict`, with slashes
+    for dots. What does not carry over is the same, too.
+
+    Build layers without what a model lacks: ``gamma=None`` for
+    ``scale=False``, ``beta=None`` for ``center=False``, and ``b=None`` for
+    ``use_bias=False``.
+
+    Where the model has channels last and flattens images, it has the features
+    in another order than Lasagne, where channels come first. Weights of dense
+    layers, and parameters of batch normalization layers, are put in order, if
+    they follow on a flattening directly, or through dropout, nonlinearities,
+    batch normalization, sums or concatenation. Other ways from images to
+    features or back are refused. If nothing tells whether what is flattened
+    are images, `data_format` must.
+    """
+    _Keras("set_keras_weights()", epsilon, data_format).set(network, weights)
+
+
+class _Keras(Framework):
+    """Keras: cross-correlations, of images with channels last or first."""
+
+    what = "dict of weights"
+    how = "Pass {w.path: w.numpy() for w in model.weights}."
+    separator = "/"
+    names = {"W": "kernel", "b": "bias", "gamma": "gamma", "beta": "beta",
+             "mean": "moving_mean", "var": "moving_variance"}
+    without = {"b": "use_bias=False", "gamma": "scale=False",
+               "beta": "center=False"}
+    no_statistics = ("It is another kind of normalization than "
+                     "BatchNormalization.")
+
+    def __init__(self, caller, epsilon, data_format):
+        super().__init__(caller, epsilon)
+        if data_format not in (None, "channels_last", "channels_first"):
+            raise ValueError("%s: data_format must be None, 'channels_last' or"
+                             " 'channels_first', got %r."
+                             % (caller, data_format))
+        self._data_format = data_format
+
+    def axes(self, channels, taps):
+        return taps + channels[::-1]
+
+    def split(self, key):
+        # Keras 2 numbers its variables, as in conv/kernel:0.
+        return super().split(key.partition(":")[0])
+
+    def flat(self, weights):
+        found = {}
+        _mapped(found.setdefault, weights)
+        return found
+
+    def restored(self, found, like):
+        return _mapped(lambda path, _: found[path], like)
+
+    def feature_order(self, layer):
+        """For each feature of a layer's input there, its number here.
+
+        Lasagne has channels second, so that images are flattened channel by
+        channel. Where channels are last, they are flattened pixel by pixel.
+
+        Returns
+        -------
+        array of int or None
+            None if the order is the same.
+
+        Raises
+        ------
+        ValueError
+            If the layers of the network do not tell.
+        """
+        if self._data_format == "channels_first":
+            return None
+        linear, below = linear_of(layer), inputs_of(layer)
+        if isinstance(linear, Dense) and len(linear.features()) > 1:
+            # With several leading axes, axis 1 is not among the features.
+            return self._of_flattened(layer, linear.features()) \
+                if len(linear.features()) == len(layer.input_shape) - 1 \
+                else None
+        return self._of_output(below[0]) if len(below) == 1 else None
+
+    def _of_output(self, layer):
+        """The order of the features that a layer puts out."""
+        below = inputs_of(layer)
+        if len(layer.output_shape) != 2 or not below or \
+                linear_of(layer) is not None:
+            return None
+        if len(below) > 1:
+            return self._of_merged(layer, below)
+        shape = below[0].output_shape
+        if isinstance(layer, (lasagne.layers.FlattenLayer,
+                              lasagne.layers.ReshapeLayer)) and \
+                len(shape) > 2 and layer.output_shape[1] != shape[-1]:
+            if None in shape[1:]:
+                raise self._unknown(layer)
+            if np.prod(shape[1:]) == layer.output_shape[1]:
+                return self._of_flattened(layer, shape[1:])
+        order = self._of_output(below[0])
+        if order is None or layer.output_shape == shape:
+            return order
+        raise self._unknown(layer)
+
+    def _of_flattened(self, layer, shape):
+        """The order of the features that a layer flattens to one axis."""
+        order = _flat_order(shape)
+        axis_1 = None if order is None else _axis_1_below(layer)
+        if axis_1 == "moved":
+            raise self._unknown(layer)
+        if order is not None and axis_1 is None and self._data_format is None:
+            raise ValueError(
+                "%s: %s flattens %s, of which no convolution or pooling tells "
+                "whether these are images. Pass data_format='channels_last' if"
+                " the model has the first of these axes last, and "
+                "'channels_first' if it takes the same arrays."
+                % (self.caller, label(layer), shape))
+        return None if axis_1 == "features" else order
+
+    def _of_merged(self, layer, below):
+        """The order of features that come from several layers."""
+        orders = [self._of_output(each) for each in below]
+        if all(order is None for order in orders):
+            return None
+        sizes = [each.output_shape[1] for each in below]
+        orders = [np.arange(size) if order is None else order
+                  for order, size in zip(orders, sizes)]
+        if isinstance(layer, lasagne.layers.ConcatLayer) and \
+                layer.axis == 1 and layer.output_shape[1] == sum(sizes):
+            return np.concatenate([order + start for order, start in zip(
+                orders, np.cumsum([0] + sizes))])
+        if isinstance(layer, lasagne.layers.ElemwiseMergeLayer) and all(
+                np.array_equal(order, orders[0]) for order in orders):
+            return orders[0]
+        raise self._unknown(layer)
+
+    def _unknown(self, layer):
+        return ValueError(
+            "%s: the order of features with channels last cannot be told at "
+            "%s. Have a dense layer follow the flattening directly, or build "
+            "the model with data_format='channels_first'."
+            % (self.caller, label(layer)))
+
+    def check(self, layers):
+        """Refuse images of features computed by weights.
+
+        Where channels are last, these features make other images.
+        """
+        if self._data_format == "channels_first":
+            return
+        for layer in layers:
+            for reshape in _reshapes_below(layer) \
+                    if _axis_1(layer) == "channels" else ():
+                raise ValueError(
+                    "%s: %s makes images of features, whose order is another "
+                    "with channels last. Build the model with data_format="
+                    "'channels_first'." % (self.caller, label(reshape)))
+
+
+def _mapped(function, weights, path=None):
+    """Weights in dicts and lists, each replaced by function(name, weights)."""
+    def inner(key, value):
+        return _mapped(function, value,
+                       key if path is None else f"{path}/{key}")
+
+    if isinstance(weights, collections.abc.Mapping):
+        return collections.OrderedDict(
+            (key, inner(key, value)) for key, value in weights.items())
+    if isinstance(weights, (list, tuple)):
+        # Of get_weights(): by their numbers.
+        return [inner(number, value) for number, value in enumerate(weights)]
+    return function(path, weights)
+
+
+def _flat_order(shape):
+    """Numbers of features by positions, then channels; None if the same."""
+    numbers = np.arange(np.prod(shape))
+    order = np.moveaxis(numbers.reshape(shape), 0, -1).ravel()
+    return None if np.array_equal(order, numbers) else order
+
+
+# In the input of these layers, axis 1 has channels.
+_OF_IMAGES = tuple(
+    kind for name, kind in vars(lasagne.layers).items()
+    if re.fullmatch(r"(Max)?Pool\dDLayer|Upscale\dDLayer", name))
+
+
+def _axis_1(layer):
+    """What a layer tells about axis 1 of its output.
+
+    Returns
+    -------
+    'channels', 'features', 'moved' or None
+        'features' if another axis has the channels.
+    """
+    ndim = len(layer.output_shape)
+    linear = linear_of(layer)
+    if linear is not None:
+        return "channels" if linear.channel == 1 and ndim > 2 else "features"
+    if isinstance(layer, _OF_IMAGES):
+        return "channels"
+    if isinstance(layer, BatchNormLayer) and ndim > 2:
+        own = set(range(ndim)) - set(layer.axes)
+        return "channels" if own == {1} else \
+            "features" if own == {ndim - 1} else None
+    if ndim < 3 or isinstance(layer, lasagne.layers.DimshuffleLayer) or (
+            isinstance(layer, lasagne.layers.ReshapeLayer) and
+            layer.input_shape[:2] != layer.output_shape[:2]):
+        return "moved"
+    return None
+
+
+def _axis_1_below(layer):
+    """What the layers below one tell about axis 1; the nearest has it."""
+    found = (_axis_1(below) or _axis_1_below(below)
+             for below in inputs_of(layer))
+    return next(filter(None, found), None)
+
+
+def _reshapes_below(layer):
+    """The layers that give axes to features which have to do with weights."""
+    for below in inputs_of(layer):
+        if isinstance(below, lasagne.layers.ReshapeLayer):
+            shape = below.output_shape[1:]
+            if len(below.input_shape) == 2 and any(
+                    each.params for each
+                    in lasagne.layers.get_all_layers(below)) and (
+                        None in shape or _flat_order(shape) is not None):
+                yield below
+        elif linear_of(below) is None:
+            yield from _reshapes_below(below)
