@@ -1,1 +1,4 @@
-"""Train in many processes."""
+"""Train on many ranks."""
+
+# Theano's optimizations are registered there.
+from . import order  # noqa: F401

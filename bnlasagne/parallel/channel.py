@@ -1,30 +1,27 @@
-"""Processes that work together, over MPI.
+"""Send arrays and objects between the ranks of a communicator.
 
-It imports mpi4py only where the user asks for it; everywhere else, a
-communicator that the user made is at hand.
+If ranks run different functions, each of them would wait forever, or add up
+numbers that do not belong together. So ranks first compare what they are about
+to do (`Channel.agree`), and at the end of the program, that it ends. If that
+differs, all of them raise an error that names the first difference.
 
-What can go wrong with collective communication is that ranks do not meet: one
-makes a step more than the others, or another function, or ends. Each would
-wait for ever, or sum up what does not belong together. So before anything else
-is sent, ranks tell each other what they are about to do (`Channel.agree`), and
-at the end of the program, that it ends. Where that differs, all of them raise
-an error that says how.
+mpi4py is imported by `world` only: everywhere else, the user has a
+communicator already.
 """
 
 import atexit
 import contextlib
 import functools
 import hashlib
-import os
 import pickle
 import sys
-import time
 import traceback
 import warnings
 
 import numpy as np
 
 from ..compat import launched_rank
+from . import ends, waiting
 
 __all__ = [
     "Channel",
@@ -33,25 +30,6 @@ __all__ = [
     "channel_of_world",
     "world",
 ]
-
-
-def _seconds(name, default):
-    """A time that the user may set as an environment variable."""
-    text = os.environ.get(name, str(default))
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError("The environment variable %s must be a number of "
-                         "seconds, got %r." % (name, text)) from None
-
-
-# Seconds of waiting for other ranks after which to say so; and to give up.
-PATIENCE = 60
-# The same for ranks that may be waiting for this one.
-_SHORT_PATIENCE = 30
-TIMEOUT = _seconds("BNLASAGNE_MPI_TIMEOUT", 1800)
-# Seconds of waiting after which to leave the processor to others.
-_SPIN = 0.01
 
 _MISSING = (
     "Training on several machines needs mpi4py and an MPI library, but mpi4py "
@@ -64,19 +42,19 @@ class RanksDisagree(RuntimeError):
 
 
 def world():
-    """All processes that ``mpiexec`` started together.
+    """Return the communicator of all ranks that ``mpiexec`` started.
 
     Returns
     -------
     mpi4py.MPI.Intracomm
-        ``MPI.COMM_WORLD``. Its `rank` is this process's number, from 0, and
-        its `size` the number of processes: 1 for a program that was started
-        without ``mpiexec``.
+        ``MPI.COMM_WORLD``. Its `rank` is the number of this process, from 0,
+        and its `size` the number of processes: 1 for a program that was
+        started without ``mpiexec``.
 
     Raises
     ------
     ImportError
-        If mpi4py is missing, or the MPI library that it needs.
+        If mpi4py or an MPI library is missing.
 
     Examples
     --------
@@ -88,19 +66,19 @@ def world():
     try:
         from mpi4py import MPI
         comm = MPI.COMM_WORLD
-    # Without a library, with that of another MPI, or built for another Python,
-    # mpi4py raises errors of many types.
+    # Without a library, with the library of another MPI, or built for another
+    # Python, mpi4py raises errors of many types.
     except Exception as error:
         raise ImportError(_MISSING % (
             type(error).__name__, " ".join(str(error).split()),
             sys.executable), name="mpi4py") from error
-    # So that no rank waits for one that ends before it has done anything.
+    # Even a rank that ends before it builds a layer must not be waited for.
     channel_of(comm, "world()")
     return comm
 
 
 def channel_of(comm, caller):
-    """The channel of a communicator; always the same one.
+    """Return the channel of a communicator, which has only one.
 
     Parameters
     ----------
@@ -111,7 +89,7 @@ def channel_of(comm, caller):
     Returns
     -------
     Channel or None
-        None for None, and for one process alone.
+        None for None, and for a communicator of one rank.
 
     Raises
     ------
@@ -125,18 +103,25 @@ def channel_of(comm, caller):
     kind = getattr(MPI, "Intracomm", ())
     if not isinstance(comm, kind) or comm == MPI.COMM_NULL:
         raise TypeError(
-            "%s: comm must be None or a communicator of mpi4py, such as "
-            "bnlasagne.world(), got %r." % (caller, comm))
+            f"{caller}: comm must be None or a communicator of mpi4py, such "
+            f"as bnlasagne.world(), got {comm!r}.")
     if comm.size == 1:
         return None
-    if not _keys:
-        _keys.append(MPI.Comm.Create_keyval(delete_fn=_forget))
-    channel = comm.Get_attr(_keys[0])
+    channel = comm.Get_attr(_key())
     if channel is None:
         channel = Channel(comm, caller)
-        comm.Set_attr(_keys[0], channel)
-        _end_together(channel)
+        comm.Set_attr(_key(), channel)
+        atexit.register(channel.end)
+        ends.watch()
     return channel
+
+
+@functools.lru_cache(maxsize=None)
+def _key():
+    """Return the key under which a communicator keeps its channel."""
+    return sys.modules["mpi4py.MPI"].Comm.Create_keyval(
+        # When the user frees the communicator.
+        delete_fn=lambda comm, key, channel: atexit.unregister(channel.end))
 
 
 def channel_of_world():
@@ -157,7 +142,7 @@ def channel_of_world():
     except ImportError as error:
         if launched_rank():
             raise
-        # One process alone takes no other rank.
+        # One process alone needs no other rank.
         warnings.warn(_LOADED_ALONE % error, stacklevel=2)
         return None
     return channel_of(comm, "pickle")
@@ -168,84 +153,9 @@ _LOADED_ALONE = (
     "its layers normalize each batch by the statistics of that batch alone, "
     "as with one rank. %s")
 
-# The key under which a communicator keeps its channel.
-_keys = []
-
-
-def _forget(comm, key, channel):
-    """MPI calls it when the user frees a communicator."""
-    atexit.unregister(channel.end)
-
-
-def _end_together(channel):
-    """Have no rank wait for one that has ended."""
-    atexit.register(channel.end)
-    _watch_exit_status()
-    hook = sys.excepthook
-    is_interactive = hasattr(sys, "ps1") or sys.flags.interactive
-    if not is_interactive and not isinstance(hook, _AbortingHook):
-        sys.excepthook = _AbortingHook(hook)
-
-
-# Whether ``python -m mpi4py`` is to end the job as soon as this program ends.
-_is_ending_job = []
-
-
-def _watch_exit_status():
-    """Notice a ``sys.exit(1)``, which no exception hook is told of.
-
-    A rank that ends so must not wait for others: it is to end them.
-    """
-    run = sys.modules.get("mpi4py.run")
-    if run is None or hasattr(run.set_abort_status, "watched"):
-        return
-    watched = run.set_abort_status
-
-    def set_abort_status(status):
-        code = status.code if isinstance(status, SystemExit) else status
-        if code is not None and code != 0:
-            _is_ending_job.append(True)
-        watched(status)
-    set_abort_status.watched = watched
-    run.set_abort_status = set_abort_status
-
-
-class _AbortingHook(object):
-    """Ends the whole job after the traceback of one rank's error.
-
-    Otherwise the others would wait for it. ``python -m mpi4py`` does this for
-    errors that end a program, and for those who call ``sys.exit(1)``; this one
-    also for programs that were started without.
-    """
-
-    def __init__(self, hook):
-        self._hook = hook
-
-    def __call__(self, kind, error, trace):
-        MPI = sys.modules["mpi4py.MPI"]
-        try:
-            _say("rank %d of %d raised an error, which ends the job:"
-                 % (MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size))
-            self._hook(kind, error, trace)
-            sys.stdout.flush()
-            sys.stderr.flush()
-        finally:
-            _abort()
-
-
-def _abort():
-    """End the job, a moment after all that was printed."""
-    # What has not come to mpiexec by then is lost.
-    time.sleep(1)
-    sys.modules["mpi4py.MPI"].COMM_WORLD.Abort(1)
-
-
-def _say(text):
-    print("bnlasagne: " + text, file=sys.stderr, flush=True)
-
 
 class Channel:
-    """What ranks send each other.
+    """Compare, add up and broadcast over the ranks of a communicator.
 
     Use :func:`channel_of` to have one.
 
@@ -260,8 +170,8 @@ class Channel:
     ----------
     rank, size : int
     pending : int
-        Messages that are left of the function that this rank is in, or was in
-        when an error ended it.
+        The number of messages that the current function of this rank has still
+        to send. It stays above 0 if an error ends that function.
     """
 
     def __init__(self, comm, owner):
@@ -273,11 +183,12 @@ class Channel:
         self.pending = 0
         self.rank = comm.rank
         self.size = comm.size
+        self._name = f"Rank {self.rank} of {self.size}"
 
     def __repr__(self):
-        return "<Channel, rank %d of %d>" % (self.rank, self.size)
+        return f"<Channel, {self._name}>"
 
-    # It stands for a connection: a copy is the same one.
+    # It stands for a connection, so a copy is the same one.
 
     def __copy__(self):
         return self
@@ -292,7 +203,7 @@ class Channel:
                 self._owner, self.size, world_.size))
         return channel_of_world, ()
 
-    # Meeting
+    # Compare
 
     def agree(self, lines):
         """Go on only if all ranks are about to do the same.
@@ -300,7 +211,7 @@ class Channel:
         Parameters
         ----------
         lines : tuple of str
-            What that is, step by step.
+            What this rank is about to do, in order.
 
         Raises
         ------
@@ -317,24 +228,23 @@ class Channel:
         mine = _digest(lines)
         all_ = np.empty((self.size, len(mine)), mine.dtype)
         self._wait(self._own.Iallgather(mine, all_), lines)
-        if (all_ != all_[0]).any():
-            self.pending = 0
-            raise RanksDisagree(_difference(self._own.allgather(lines)))
         self.pending = 0
+        if (all_ != all_[0]).any():
+            raise RanksDisagree(_difference(self._own.allgather(lines)))
 
     @contextlib.contextmanager
     def together(self, *lines):
-        """A block that all ranks finish, or none.
+        """Finish a block on all ranks, or raise an error on all of them.
 
-        Where one raises an error in it, all do: those without one of their own
-        raise one of the same type, or of the nearest that is Python's own,
-        which says on which rank it happened.
+        A rank on which the block raises an error keeps that error. The other
+        ranks raise one of the same type, or of the nearest built-in type. It
+        says on which rank the error happened.
         """
         error = None
         try:
             yield
         except RanksDisagree:
-            # All have it.
+            # All ranks have it.
             raise
         except BaseException as raised:
             error = raised
@@ -343,83 +253,106 @@ class Channel:
         except RanksDisagree:
             if error is None:
                 raise
-            # Of two errors, this rank's own tells more.
+            # Of two errors, that of the block tells more.
             raise error from None
-        found = self._own.allgather(
-            None if error is None else _described(error))
+        errors = self._own.allgather(error and _described(error))
         if error is not None:
             raise error
-        for rank, (kind, text) in enumerate(item or (None, None)
-                                            for item in found):
-            if kind is not None:
-                raise kind("On rank %d: %s" % (rank, text))
+        for rank, described in enumerate(errors):
+            if described is not None:
+                kind, text = described
+                raise kind(f"On rank {rank}: {text}")
 
     def end(self):
-        """Tell the others that this rank's program ends."""
+        """Tell the other ranks that the program of this rank ends."""
         MPI = sys.modules["mpi4py.MPI"]
-        if MPI.Is_finalized() or _is_ending_job:
+        if MPI.Is_finalized() or ends.is_ending():
             return
         try:
             self.agree((_THE_END,))
         except RanksDisagree as error:
-            _say(str(error))
-            # Others got the same error, and have a moment to say where.
-            _abort()
+            ends.say(str(error))
+            # The other ranks have a moment to print the same error.
+            ends.abort()
+
+    # Wait
 
     def _wait(self, request, lines):
-        """Wait for a message; if an error ends that, nothing can follow it."""
+        """Wait for a message; if an error ends that, the channel is broken."""
         try:
-            self._poll(request, lines)
+            waiting.wait(request, self._stages(lines))
         except BaseException as error:
             self._broken = str(error) or (
-                "Rank %d of %d was interrupted while it waited for others, "
-                "before: %s." % (self.rank, self.size, _short(lines)))
-            # It is on its way still, so its memory must stay.
+                f"{self._name} was interrupted while it waited for the "
+                f"other ranks, before: {_short(lines)}.")
+            # MPI may still write to its memory.
             self._unfinished = request
             raise
 
-    def _poll(self, request, lines):
-        start = time.monotonic()
-        warned = False
-        is_end = lines == (_THE_END,)
-        while not request.Test():
-            waited = time.monotonic() - start
-            if waited < _SPIN:
-                # With more ranks than processors, let others come.
-                _yield_processor()
-                continue
-            time.sleep(0.0002)
-            if waited > _SHORT_PATIENCE and self.pending:
-                _say("rank %d of %d has left a function by an error in the "
-                     "middle, and gone on; the others wait for what it would "
-                     "have sent. This ends the job." % (self.rank, self.size))
-                _abort()
-            # At the end, others may still have a lot to do.
-            if waited > TIMEOUT and not is_end:
-                raise RanksDisagree(
-                    "Rank %d of %d has waited %.0f seconds for others that do "
-                    "not come, before: %s. Do all ranks call this, and have "
-                    "all of them built their layers with comm? (To wait "
-                    "longer, set the environment variable "
-                    "BNLASAGNE_MPI_TIMEOUT.)"
-                    % (self.rank, self.size, waited, _short(lines)))
-            if waited > PATIENCE and not warned:
-                warned = True
-                _say("rank %d of %d has waited %d seconds for the others%s" % (
-                    self.rank, self.size, PATIENCE, ", to end with them."
-                    if is_end else " before: %s. Do all ranks call this?"
-                    % _short(lines)))
+    def _stages(self, lines):
+        """Return what to do if the other ranks do not come."""
+        before = f"before: {_short(lines)}."
 
-    # Sending; to be called in the same order on all ranks, after they agreed
+        def end_job(waited):
+            ends.say(_LEFT % self._name)
+            ends.abort()
+
+        def warn(waited):
+            ends.say(f"{self._name} has waited {waited:.0f} seconds for the "
+                     "other ranks" + (
+                         ", to end with them." if is_end
+                         else f" {before} Do all ranks call this?"))
+
+        def give_up(waited):
+            raise RanksDisagree(
+                _GAVE_UP % (self._name, waited, before))
+
+        is_end = lines == (_THE_END,)
+        stages = [(waiting.PATIENCE, warn)]
+        if self.pending:
+            stages.append((waiting.SHORT_PATIENCE, end_job))
+        # At the end, the other ranks may still have a lot to do.
+        if not is_end:
+            stages.append((waiting.TIMEOUT, give_up))
+        return stages
+
+    # Send; all ranks call these in the same order, after they agreed
 
     def sum(self, array):
-        """The sum of the ranks' arrays, of one shape and type."""
+        """Add up the arrays of all ranks, of one shape and type."""
         total = np.empty_like(array)
         self._own.Allreduce(array, total)
         return total
 
+    def merge(self, vector, function):
+        """Merge the vectors of all ranks, in the order of the ranks.
+
+        Parameters
+        ----------
+        vector : array
+            Of float64, of one size on all ranks.
+        function : function
+            Merges two vectors, that of the lower ranks first. It must be
+            defined at the top of a module, as MPI keeps it.
+
+        Returns
+        -------
+        array
+            The same on all ranks, in all bits.
+        """
+        # One element for MPI, which may send an array in pieces.
+        whole = sys.modules["mpi4py.MPI"].DOUBLE.Create_contiguous(vector.size)
+        whole.Commit()
+        try:
+            merged = np.empty_like(vector)
+            self._own.Allreduce([vector, 1, whole], [merged, 1, whole],
+                                _operation(function))
+            return merged
+        finally:
+            whole.Free()
+
     def sum_objects(self, value):
-        """The sum of Python objects."""
+        """Add up the Python objects of all ranks."""
         return self._own.allreduce(value)
 
     def broadcast(self, array, root):
@@ -434,14 +367,30 @@ _NOT_PICKLED = (
     "load_network() into a network that is built with a communicator of the "
     "new job. Or build it with comm=world(), which can be pickled.")
 
+_LEFT = (
+    "%s has left a function by an error in the middle, and gone on; the other "
+    "ranks wait for the messages that were left. This ends the job.")
+
+_GAVE_UP = (
+    "%s has waited %.0f seconds for other ranks that do not come, %s Do all "
+    "ranks call this, and have all of them built their layers with comm? (To "
+    "wait longer, set the environment variable BNLASAGNE_MPI_TIMEOUT.)")
+
 _THE_END = "the end of the program"
-# Where there is one: sleeping takes a hundred times as long, even for no time.
-_yield_processor = getattr(os, "sched_yield", lambda: time.sleep(0))
+
+
+@functools.lru_cache(maxsize=None)
+def _operation(function):
+    """Make an operation of MPI from a function that merges two vectors."""
+    def operate(lower, upper, kind):
+        merged = np.frombuffer(upper, np.float64)
+        merged[:] = function(np.frombuffer(lower, np.float64), merged)
+    return sys.modules["mpi4py.MPI"].Op.Create(operate, commute=False)
 
 
 @functools.lru_cache(maxsize=256)
 def _digest(lines):
-    """Sixteen bytes that stand for some lines."""
+    """Return sixteen bytes that stand for some lines."""
     text = "\n".join(lines).encode()
     return np.frombuffer(hashlib.sha256(text).digest()[:16], np.uint8)
 
@@ -451,32 +400,30 @@ def _short(lines):
 
 
 def _difference(by_rank):
-    """What to tell of the lines of all ranks."""
-    # The largest number of ranks that are of one mind is likely to be right.
+    """Describe the first difference between the lines of the ranks."""
+    # What most ranks do is likely to be right.
     usual = max(by_rank, key=by_rank.count)
     other = next(rank for rank, lines in enumerate(by_rank) if lines != usual)
-    first = by_rank.index(usual)
-    pairs = list(zip(usual, by_rank[other]))
-    place = next((i for i, (one, two) in enumerate(pairs) if one != two),
-                 len(pairs))
+    both = usual, by_rank[other]
+    place = next((i for i, (one, two) in enumerate(zip(*both)) if one != two),
+                 min(map(len, both)))
     one, two = (lines[place] if place < len(lines) else "nothing more"
-                for lines in (usual, by_rank[other]))
-    # Where one rank leaves a step out, the step after it tells little.
+                for lines in both)
+    # Where one rank leaves an item out, the item after it tells little.
     if two in usual and one not in by_rank[other]:
         two = "not this, but " + two
     elif one in by_rank[other] and two not in usual:
         one = "not this, but " + one
     return (
         "The ranks disagree on what to do next, so none of them does it. "
-        "First difference, step %d:\n"
-        "  rank %d: %s\n  rank %d: %s\n"
+        f"First difference, item {place + 1}:\n"
+        f"  rank {by_rank.index(usual)}: {one}\n  rank {other}: {two}\n"
         "All ranks must build the same network, and call the same functions "
-        "equally often and in the same order."
-        % (place + 1, first, one, other, two))
+        "equally often and in the same order.")
 
 
 def _described(error):
-    """An error as a pair of a type and a text, to send it."""
+    """Describe an error by a type and a text, to send it."""
     kind = next((kind for kind in type(error).__mro__ if kind in _SENDABLE),
                 RuntimeError)
     if kind is type(error):
@@ -485,7 +432,7 @@ def _described(error):
         traceback.format_exception_only(type(error), error)).strip()
 
 
-# Those that are made of a text alone.
+# Errors that are made of a text alone.
 _SENDABLE = (
     ArithmeticError, AssertionError, AttributeError, EOFError, ImportError,
     IndexError, KeyError, LookupError, MemoryError, NotImplementedError,

@@ -141,7 +141,7 @@ def check_disagreement(job, *parts):
     """All ranks noted the same error."""
     for text in job.notes:
         assert "The ranks disagree" in text, job
-        assert "First difference, step " in text
+        assert "First difference, item " in text
         for part in parts:
             assert part in text
     found = [text.split("\nwent on")[0] for text in job.notes]
@@ -205,7 +205,7 @@ def test_error_in_the_loop(run, flags, rank):
         """ % rank, flags=flags)
     check_traceback(job, "ZeroDivisionError: this batch is bad")
     assert job.errors.count("Traceback") == 1
-    assert any("rank %d of 2 raised an error" % rank in line
+    assert any("Rank %d of 2 raised an error" % rank in line
                for line in ours(job))
 
 
@@ -245,7 +245,7 @@ def test_error_in_the_midst_of_a_step_that_is_caught(run):
         """)
     assert job.code != 0
     assert job.notes == ["", "caught\n"]
-    assert "rank 1 of 2 has left a function by an error" in job.errors
+    assert "Rank 1 of 2 has left a function by an error" in job.errors
 
 
 def test_no_step_after_one_that_others_did_not_come_to(run):
@@ -427,7 +427,7 @@ def test_different_networks(run, make):
             disagreement(%s(wrong), BATCH)
         """ % make, then=GO_ON)
     check_disagreement(job, "layer2", "of 5 channels", "'one_bn'", "'two_bn'")
-    assert job.notes[0].count("First difference, step ") == 3
+    assert job.notes[0].count("First difference, item ") == 3
     # Training goes back through the layers where there are no more.
     assert ("nothing more" in job.notes[0]) == (make == "forward")
     check_went_on(job)
@@ -454,7 +454,7 @@ def test_broadcast_to_different_networks(run):
         """, then=GO_ON)
     check_disagreement(job, "broadcast_params() number ", "of shape (3, 5)",
                        "nothing more", "one.W", "two.W")
-    assert job.notes[0].count("First difference, step ") == 3
+    assert job.notes[0].count("First difference, item ") == 3
     check_went_on(job)
 
 
@@ -468,7 +468,7 @@ def test_broadcast_while_the_other_trains(run, rank):
             disagreement(trainer(right), BATCH)
         """ % rank, then=GO_ON)
     check_disagreement(
-        job, "step 1:", "rank %d: broadcast_params() from rank 0\n" % rank,
+        job, "item 1:", "rank %d: broadcast_params() from rank 0\n" % rank,
         "rank %d: a function that exchanges, first, the moments of"
         % (1 - rank))
     check_went_on(job)

@@ -108,7 +108,7 @@ def test_branches_built_in_different_orders(mode, batch):
                                mode=mode)
     for _ in range(2):
         with pytest.raises(RanksDisagree, match=(
-                r"First difference, step 1:\n.*rank \d.*'(one|two)'.*\n"
+                r"First difference, item 1:\n.*rank \d.*'(one|two)'.*\n"
                 r".*rank \d.*'(one|two)'")) as raised:
             function(batch)
         # Without what Theano says of the node.
@@ -139,7 +139,7 @@ def test_different_numbers_of_layers(batch):
         y = BatchNormLayer((None, 3), comm=COMM,
                            name=str(number)).get_output_for(y)
     function = theano.function([x], y, mode=PY)
-    with pytest.raises(RanksDisagree, match="(?s)First difference, step 3:.*"
+    with pytest.raises(RanksDisagree, match="(?s)First difference, item 3:.*"
                                             "nothing more"):
         function(batch)
     check_that_ranks_go_on(batch)

@@ -1,0 +1,73 @@
+"""End a job if one of its ranks ends with an error or an exit status.
+
+The other ranks would wait for it forever. ``python -m mpi4py`` ends the job in
+these cases; here the same is done for programs that are started without it.
+"""
+
+import sys
+import time
+
+__all__ = ["abort", "is_ending", "say", "watch"]
+
+# Whether ``python -m mpi4py`` ends the job as soon as this program ends.
+_statuses = []
+
+
+def watch():
+    """Notice errors and exit statuses that end this program."""
+    _watch_exit_status()
+    hook = sys.excepthook
+    is_interactive = hasattr(sys, "ps1") or sys.flags.interactive
+    if not is_interactive and not isinstance(hook, _AbortingHook):
+        sys.excepthook = _AbortingHook(hook)
+
+
+def is_ending():
+    """Whether this rank ends the job by its exit status, such as 1."""
+    return bool(_statuses)
+
+
+def abort():
+    """End the job with all of its ranks."""
+    # mpiexec loses the output that has not reached it by then.
+    time.sleep(1)
+    sys.modules["mpi4py.MPI"].COMM_WORLD.Abort(1)
+
+
+def say(text):
+    """Print a line to the standard error stream."""
+    print(f"bnlasagne: {text}", file=sys.stderr, flush=True)
+
+
+def _watch_exit_status():
+    """Notice a ``sys.exit(1)``, which does not call the exception hook."""
+    run = sys.modules.get("mpi4py.run")
+    if run is None or hasattr(run.set_abort_status, "watched"):
+        return
+    watched = run.set_abort_status
+
+    def set_abort_status(status):
+        code = status.code if isinstance(status, SystemExit) else status
+        if code is not None and code != 0:
+            _statuses.append(code)
+        watched(status)
+    set_abort_status.watched = watched
+    run.set_abort_status = set_abort_status
+
+
+class _AbortingHook:
+    """An exception hook that ends the job after the traceback."""
+
+    def __init__(self, hook):
+        self._hook = hook
+
+    def __call__(self, kind, error, trace):
+        world = sys.modules["mpi4py.MPI"].COMM_WORLD
+        try:
+            say(f"Rank {world.rank} of {world.size} raised an error, which "
+                "ends the job:")
+            self._hook(kind, error, trace)
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            abort()

@@ -1,0 +1,270 @@
+"""Compare what a function does on all ranks, before it does anything.
+
+Functions that exchange equal messages may still do different things. So a
+schedule also names the shared variables that the function updates, and the
+outputs that it computes from messages.
+"""
+
+import numpy as np
+import theano
+import theano.tensor as T
+from theano.gof import toolbox
+
+from .collectives import Collective
+
+__all__ = ["RecordUpdates", "Schedule", "schedule_of", "sources_of"]
+
+# What these compute depends on no value.
+_SHAPES = (theano.compile.Shape, theano.compile.Shape_i)
+
+
+class Schedule(theano.Op):
+    """Give the first token, after a comparison with the other ranks.
+
+    Parameters
+    ----------
+    channels : tuple of Channel
+        All that the function uses.
+    lines : tuple of tuple of str
+        For each channel, the messages in their order; then what the function
+        updates and returns.
+    n_messages : tuple of int
+        For each channel, the number of lines that stand for a message.
+    """
+
+    __props__ = ("channels", "lines", "n_messages")
+
+    def __init__(self, channels, lines, n_messages):
+        self.channels = channels
+        self.lines = lines
+        self.n_messages = n_messages
+
+    def __str__(self):
+        return f"Schedule{{{sum(self.n_messages)} messages}}"
+
+    def make_node(self):
+        return theano.Apply(self, [], [theano.gof.generic()])
+
+    def perform(self, node, inputs, output_storage):
+        for channel, lines in zip(self.channels, self.lines):
+            channel.agree(lines)
+        for channel, n_messages in zip(self.channels, self.n_messages):
+            channel.pending = n_messages
+        output_storage[0][0] = True
+
+    def do_constant_folding(self, node):
+        return False
+
+
+def schedule_of(fgraph, nodes):
+    """Make the schedule of a graph.
+
+    Parameters
+    ----------
+    fgraph : FunctionGraph
+    nodes : list of Theano nodes
+        Those in which ranks meet, in order.
+
+    Returns
+    -------
+    Schedule
+    """
+    messages, lines = {}, []
+    for node in nodes:
+        messages.setdefault(node.op.channel, []).append(node)
+    for mine in messages.values():
+        described = [node.op.describe(node) for node in mine]
+        described[0] = f"a function that exchanges, first, {described[0]}"
+        lines.append((*described, "nothing more to exchange",
+                      *_results(fgraph, mine)))
+    return Schedule(tuple(messages), tuple(lines),
+                    tuple(map(len, messages.values())))
+
+
+def sources_of(fgraph, skipped=()):
+    """Find the messages that the variables of a graph are computed from.
+
+    Parameters
+    ----------
+    fgraph : FunctionGraph
+    skipped : tuple of type
+        Ops whose outputs count as computed from no message.
+
+    Returns
+    -------
+    dict
+        Variable → frozenset of the nodes in which ranks meet, without those
+        that only other messages are computed from.
+    """
+    found = {variable: frozenset() for variable in fgraph.variables}
+    for node in fgraph.toposort():
+        if isinstance(node.op, Collective):
+            sources = frozenset([node])
+        elif isinstance(node.op, skipped):
+            continue
+        else:
+            sources = frozenset().union(*map(found.get, node.inputs))
+        found.update(dict.fromkeys(node.outputs, sources))
+    return found
+
+
+# Lines on what a function updates and returns
+
+def _results(fgraph, messages):
+    """Describe what a function does with the messages of one channel.
+
+    An output that comes from no message needs no other rank, so each rank may
+    have its own. The same holds for an update by the messages of other
+    channels only. A running average that moves by the batches of one rank
+    differs from rank to rank in any case.
+    """
+    sources = sources_of(fgraph, _SHAPES)
+    expressions = next((feature.found for feature in fgraph._features
+                        if isinstance(feature, _Expressions)), {})
+    updated = _updated(fgraph)
+    updates, outputs = [], []
+    for index, output in enumerate(fgraph.outputs):
+        numbers = [number for number, node in enumerate(messages, 1)
+                   if node in sources[output]]
+        if index in updated:
+            expression = expressions.get(index)
+            is_local_average = expression is not None and expression.n_moves
+            if numbers or not (is_local_average or sources[output]):
+                updates.append((not updated[index].name, _update_line(
+                    updated[index], numbers, expression)))
+        elif numbers and index not in (fgraph.update_mapping or {}):
+            outputs.append(f"an output ({_type(output)}){_from(numbers)}")
+    # The user may give the updates in any order.
+    return [line for _, line in sorted(updates)] + outputs
+
+
+def _updated(fgraph):
+    """Map each output that is an update to the variable that it updates.
+
+    Of the aliases of a running average, which share one update, only one.
+    """
+    found = {}
+    for index, position in sorted((fgraph.update_mapping or {}).items()):
+        variable = fgraph.inputs[position]
+        if fgraph.outputs[index] is not variable:
+            found.setdefault(id(getattr(variable, "container", variable)),
+                             (index, variable))
+    return dict(found.values())
+
+
+def _update_line(variable, numbers, expression):
+    name = variable.name or "a variable without a name"
+    kind = _type(variable)
+    if numbers and expression and expression.is_common:
+        shape = getattr(variable.get_value(borrow=True), "shape", None)
+        kind = f"{getattr(variable, 'dtype', variable.type)}, shape {shape}"
+    return (f"an update of {name} ({kind}){_from(numbers)}"
+            + str(expression or ""))
+
+
+def _type(variable):
+    # Without the broadcast pattern, which a part of one example may change.
+    if not isinstance(variable.type, T.TensorType):
+        return str(variable.type)
+    dimensions = (_counted(variable.ndim, "dimension") if variable.ndim
+                  else "scalar")
+    return f"{variable.dtype}, {dimensions}"
+
+
+def _from(numbers):
+    if not numbers:
+        return ""
+    return (", from message" + "s"[:len(numbers) > 1] + " "
+            + ", ".join(map(str, numbers)))
+
+
+def _counted(number, noun):
+    return f"{number} {noun}" + "s"[:number != 1]
+
+
+# How the user wrote the updates
+
+class RecordUpdates(theano.gof.Optimizer):
+    """Record how a function computes its updates, as the user wrote them.
+
+    It comes before all other optimizations: these fold constants, and choose
+    the Ops that are fastest on the machine of one rank.
+    """
+
+    def apply(self, fgraph):
+        if any(isinstance(node.op, Collective) for node in fgraph.apply_nodes):
+            fgraph.attach_feature(_Expressions(fgraph))
+
+
+theano.compile.optdb.register(
+    "bnlasagne_record_updates", RecordUpdates(), -1, "fast_run",
+    "fast_compile")
+
+
+class _Expressions(toolbox.Feature):
+    """Keep the `_Expression` of each update of a graph."""
+
+    def __init__(self, fgraph):
+        state = {fgraph.inputs[position] for position
+                 in (fgraph.update_mapping or {}).values()}
+        self.found = {index: _Expression(fgraph.outputs[index], state)
+                      for index in _updated(fgraph)}
+
+
+class _Expression:
+    """Tell an update from others that are computed from the same messages.
+
+    Parameters
+    ----------
+    update : Theano variable
+    state : set of Theano shared variable
+        All that the function updates.
+
+    Attributes
+    ----------
+    n_moves : int
+        How often a running average moves; 0 for all other variables.
+    is_common : bool
+        Whether the update is computed from messages, from shared variables
+        that the function updates, from constants and from scalars. Then it has
+        to be the same on all ranks; otherwise it depends on the rank's data.
+    numbers : set of str
+        The constants in it, such as alpha or a learning rate, if it is common,
+        without 0 and 1.
+    """
+
+    def __init__(self, update, state):
+        self.n_moves = 0
+        self.is_common = True
+        self.numbers = set()
+        waiting, seen = [update], set()
+        while waiting:
+            variable = waiting.pop()
+            if variable in seen:
+                continue
+            seen.add(variable)
+            self.n_moves += hasattr(variable.tag, "moved")
+            if isinstance(variable, theano.Constant):
+                self._add_number(np.asarray(variable.data))
+            elif variable.owner is None:
+                self.is_common &= (variable in state
+                                   or getattr(variable, "ndim", None) == 0)
+            elif not isinstance(variable.owner.op, (Collective,) + _SHAPES):
+                waiting.extend(variable.owner.inputs)
+        if not self.is_common:
+            self.numbers.clear()
+
+    def _add_number(self, value):
+        # Expressions are full of 0 and 1, which tell nothing.
+        if value.size == 1 and value.dtype.kind == "f" and (
+                value.item() not in (0, 1)):
+            self.numbers.add("%.9g" % value.item())
+
+    def __str__(self):
+        text = ""
+        if self.n_moves:
+            text += ", in " + _counted(self.n_moves, "move")
+        if self.numbers:
+            text += (", with the constant" + "s"[:len(self.numbers) > 1] + " "
+                     + ", ".join(sorted(self.numbers, key=float)))
+        return text
