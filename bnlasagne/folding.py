@@ -19,13 +19,8 @@ from .graphs.needed import needed
 from .layers.layer import BatchNormLayer
 from .networks.copy import copy_network
 from .networks.labels import numbered_labels
-from .networks.linear import (
-    computes_like,
-    is_linear,
-    linear_base,
-    linear_of,
-    overrides,
-)
+from .networks.linear import is_linear, linear_base, linear_of
+from .networks.outputs import computes_like, overrides
 from .networks.parts import of_library
 from .networks.setting import NotConstant, value_of
 from .networks.walk import (

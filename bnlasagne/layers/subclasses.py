@@ -4,7 +4,7 @@ import copy
 
 from ..averages.marker import average_of
 from ..graphs.needed import needed
-from ..networks.linear import have_equal_graphs, output_of, overrides
+from ..networks.outputs import have_equal_graphs, output_of, overrides
 from .layer import BatchNormLayer
 
 __all__ = ["uses_stored_statistics"]

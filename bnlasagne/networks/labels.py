@@ -1,17 +1,19 @@
 """Name layers in messages."""
 
+import collections
+
 __all__ = ["label", "numbered_labels"]
 
 
 def label(layer):
-    """How messages refer to a layer: by its class, and its name if any."""
+    """Name a layer by its class, and by its name if it has one."""
     kind = type(layer).__name__
     name = getattr(layer, "name", None)
-    return kind if name is None else "%s %r" % (kind, name)
+    return kind if name is None else f"{kind} {name!r}"
 
 
 def numbered_labels(layers):
-    """Labels of all layers of a network.
+    """Name each layer of a network so that it is told from the others.
 
     Parameters
     ----------
@@ -21,16 +23,12 @@ def numbered_labels(layers):
 
     Returns
     -------
-    dict
-        Layer → its label; with its number in the list, from 0, where the label
-        alone does not tell it from others.
+    dict of Layer to str
+        Labels. Layers without a name, or with the same label as others, have
+        their number in the list as well, from 0.
     """
     labels = [label(layer) for layer in layers]
-
-    def is_clear(layer, text):
-        return getattr(layer, "name", None) is not None and (
-            labels.count(text) == 1)
-
-    return {layer: text if is_clear(layer, text)
-            else "%s (layer %d)" % (text, number)
+    counts = collections.Counter(labels)
+    return {layer: text if getattr(layer, "name", None) is not None
+            and counts[text] == 1 else f"{text} (layer {number})"
             for number, (layer, text) in enumerate(zip(layers, labels))}

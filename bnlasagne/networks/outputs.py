@@ -1,0 +1,112 @@
+"""Build the outputs of layers, and compare what layers compute."""
+
+import inspect
+import types
+
+import theano
+import theano.tensor as T
+from theano.scan_module.scan_utils import equal_computations
+
+from ..graphs.flags import own_expressions
+from .parts import of_library
+
+__all__ = [
+    "computes_like",
+    "have_equal_graphs",
+    "output_of",
+    "overrides",
+]
+
+
+def computes_like(layer, base):
+    """Whether a layer computes what one of its base classes computes.
+
+    Compares graphs of the two deterministic outputs. A subclass may override
+    methods, if that makes no difference for testing.
+
+    Parameters
+    ----------
+    layer : Layer
+    base : type
+        A class of Lasagne or of this package.
+
+    Returns
+    -------
+    bool
+        False, too, if the output cannot be built.
+    """
+    if not overrides(layer, base, *dir(base)) and _knows_convolution(layer):
+        return True
+    return have_equal_graphs(layer, _plain(layer, base))
+
+
+def have_equal_graphs(*layers):
+    """Whether two layers compute the same for testing.
+
+    Returns
+    -------
+    bool
+        False, too, if an output cannot be built.
+    """
+    # Both layers are to have the same input.
+    x = _input_of(layers[0])
+    # A method of the user's may raise anything: the layer is not known then.
+    try:
+        return equal_computations(*([output_of(layer, x)]
+                                    for layer in layers))
+    except Exception:
+        return False
+
+
+def output_of(layer, x=None, deterministic=True):
+    """The output of a layer for an input, by default for a new variable."""
+    # The input has no test value.
+    with own_expressions():
+        return T.as_tensor_variable(layer.get_output_for(
+            _input_of(layer) if x is None else x,
+            deterministic=deterministic))
+
+
+def _input_of(layer):
+    return T.TensorType(theano.config.floatX,
+                        (False,) * len(layer.input_shape))()
+
+
+def _plain(layer, base):
+    """A layer of a base class, with the attributes of another layer."""
+    new = object.__new__(base)
+    attributes = dict(vars(layer))
+    for name in dir(type(layer)):
+        # An attribute may be computed, such as weights by a property.
+        if isinstance(getattr(type(layer), name), property) and \
+                not hasattr(base, name):
+            attributes[name] = getattr(layer, name)
+    vars(new).update((name, value) for name, value in attributes.items()
+                     if not _is_method(base, name))
+    if not _knows_convolution(layer):
+        new.convolution = inspect.signature(
+            base.__init__).parameters["convolution"].default
+    return new
+
+
+def _knows_convolution(layer):
+    """Whether a layer convolves by a function of Theano's or Lasagne's."""
+    function = getattr(layer, "convolution", None)
+    return function is None or of_library(function)
+
+
+def overrides(layer, base, *methods):
+    """Whether a layer has other methods than one of its base classes.
+
+    Methods of its own, set as attributes of the layer, count as well.
+    """
+    return any(_is_method(base, name) and (
+        name in vars(layer) or inspect.getattr_static(type(layer), name)
+        is not inspect.getattr_static(base, name)) for name in methods)
+
+
+def _is_method(base, name):
+    # A class may also have default values of attributes, which are no methods.
+    return not name.startswith("__") and isinstance(
+        inspect.getattr_static(base, name, None),
+        (types.FunctionType, classmethod, property))
