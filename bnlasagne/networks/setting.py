@@ -20,22 +20,10 @@ __all__ = [
 
 
 def as_numbers(name, value):
-    """A value as an array of real numbers.
+    """Return a value as an array of real numbers.
 
-    Parameters
-    ----------
-    name : str
-        For messages.
-    value : array_like
-
-    Returns
-    -------
-    numpy array
-
-    Raises
-    ------
-    TypeError
-        If the value is something else, such as text, truth values or objects.
+    Raises a TypeError if it is something else, such as text, truth values or
+    objects. `name` is for messages, here and below.
     """
     try:
         with warnings.catch_warnings():
@@ -43,18 +31,18 @@ def as_numbers(name, value):
             warnings.simplefilter("error")
             array = _as_array(value)
     except Exception as error:
-        raise TypeError("%s must be an array of numbers: %s"
-                        % (name, error)) from error
+        raise TypeError(
+            f"{name} must be an array of numbers: {error}") from error
     if array.dtype.kind not in "fiu":
-        raise TypeError("%s must be an array of numbers, got %s."
-                        % (name, reprlib.repr(value)))
+        raise TypeError(f"{name} must be an array of numbers, got "
+                        f"{reprlib.repr(value)}.")
     return array
 
 
 def _as_array(value):
     if not callable(getattr(value, "detach", None)):
         return np.asarray(value)
-    # A tensor of PyTorch: one to be trained, or on a GPU, is no array.
+    # NumPy cannot read a tensor of PyTorch with a gradient, or on a GPU.
     value = value.detach().cpu()
     try:
         return np.asarray(value)
@@ -69,47 +57,31 @@ _HELD = {"b": "b", "i": "iuf", "u": "iuf", "f": "iuf", "c": "iufc"}
 
 
 def converted(name, value, dtype):
-    """A copy of a value in another type, if that type can hold it.
+    """Copy a value to another type, if that type can hold it.
 
-    Parameters
-    ----------
-    name : str
-        For messages.
-    value : array_like
-    dtype : str or numpy dtype
-        Truth values, integers, floats or complex numbers.
-
-    Returns
-    -------
-    numpy array
-
-    Raises
-    ------
-    ValueError
-        If the type cannot hold one of the numbers: a fraction, or one that is
-        not finite or out of range, in a type of integers; one that becomes
-        infinite in a narrower type of floats; a complex number in a type of
-        real ones. Rounding is no reason.
+    Raises a ValueError if the type cannot hold one of the numbers: a fraction,
+    or a number that is not finite or out of range, in a type of integers; a
+    number that becomes infinite in a narrower type of floats; a complex number
+    in a type of real ones. Rounding is no reason.
     """
     value, dtype = np.asarray(value), np.dtype(dtype)
+    limits = np.iinfo(dtype) if dtype.kind in "iu" else None
     if value.dtype.kind not in _HELD[dtype.kind]:
-        found = "an array of type %s" % value.dtype
-    elif dtype.kind in "iu":
-        found = _no_integer(value, np.iinfo(dtype))
+        found = f"an array of type {value.dtype}"
+    elif limits:
+        found = _no_integer(value, limits)
     else:
         found = _too_large(value, dtype)
     if found is not None:
-        expected = _EXPECTED.get(dtype.kind)
-        if expected is None:
-            expected = "whole numbers from %d to %d" % (
-                np.iinfo(dtype).min, np.iinfo(dtype).max)
-        raise ValueError("%s must be an array of %s, which its type %s can "
-                         "hold, got %s." % (name, expected, dtype, found))
+        expected = f"whole numbers from {limits.min} to {limits.max}" \
+            if limits else _EXPECTED[dtype.kind]
+        raise ValueError(f"{name} must be an array of {expected}, which its "
+                         f"type {dtype} can hold, got {found}.")
     return np.array(value, dtype=dtype)
 
 
 def _no_integer(value, limits):
-    """A number that is not whole, or beyond the limits; or None."""
+    """Find a number that is not whole, or beyond the limits; or None."""
     if value.dtype.kind == "f":
         whole = np.isfinite(value) & (np.floor(value) == value)
         if not np.all(whole):
@@ -123,7 +95,7 @@ def _no_integer(value, limits):
 
 
 def _too_large(value, dtype):
-    """A finite number that is infinite in a type; or None."""
+    """Find a finite number that is infinite in a type; or None."""
     if dtype.kind == "b":
         return None
     with np.errstate(over="ignore"):
@@ -136,61 +108,32 @@ class NotConstant(ValueError):
 
 
 def value_of(variable, name):
-    """The value of a parameter.
+    """Return a copy of the value of a number, array, variable or expression.
 
-    Parameters
-    ----------
-    variable : number, array, Theano shared variable or expression
-    name : str
-        For messages.
-
-    Returns
-    -------
-    numpy array
-        The caller's own.
-
-    Raises
-    ------
-    NotConstant
-        If it is an expression that depends on an input of the network, or on
-        something that functions update by themselves, such as random numbers.
+    Raises NotConstant if it is an expression that depends on an input of the
+    network, or on something that functions update by themselves, such as
+    random numbers.
     """
     if not isinstance(variable, theano.Variable):
         return np.array(variable)
     for source in theano.gof.graph.inputs([variable]):
         reason = _why_not_constant(source)
         if reason:
-            raise NotConstant("%s has no value of its own: %s %s"
-                              % (name, source, reason))
+            raise NotConstant(
+                f"{name} has no value of its own: {source} {reason}")
     if isinstance(variable, theano.compile.SharedVariable):
         return np.array(variable.get_value())
-    # It is called once, and compiles sooner without C.
+    # The function is called once, and compiles sooner without C.
     function = theano.function([], variable,
                                mode=theano.Mode("py", "fast_compile"))
     return np.array(function())
 
 
 def settable(variable, name):
-    """A parameter, unless it is an expression.
-
-    Parameters
-    ----------
-    variable : Theano shared variable or expression
-    name : str
-        For messages.
-
-    Returns
-    -------
-    Theano shared variable
-
-    Raises
-    ------
-    ValueError
-        If it is an expression.
-    """
+    """Return a shared variable; raise a ValueError if it is an expression."""
     if not isinstance(variable, theano.compile.SharedVariable):
-        raise ValueError("%s is an expression, which has no place for a value "
-                         "of its own. Make it a shared variable." % name)
+        raise ValueError(f"{name} is an expression, which has no place for a "
+                         "value of its own. Make it a shared variable.")
     return variable
 
 
@@ -251,7 +194,7 @@ def all_or_nothing():
 
 
 class Setting:
-    """Values that are to be set: all of them or, on an error, none.
+    """Collect values, and set all of them or, on an error, none.
 
     Parameters
     ----------
@@ -260,41 +203,31 @@ class Setting:
     """
 
     def __init__(self, caller=None):
-        self._prefix = "" if caller is None else caller + ": "
+        self._prefix = "" if caller is None else f"{caller}: "
         self._values, self._attributes = {}, {}
 
     def add(self, variable, value, name=None):
-        """Have a variable set to a value of its shape.
+        """Have a shared variable set to a value of its shape.
 
-        Parameters
-        ----------
-        variable : Theano shared variable
-        value : array_like
-        name : str or None
-            For messages. By default, the variable's own.
-
-        Raises
-        ------
-        ValueError
-            If the variable is to be set to another value already, has another
-            shape, or has a type that cannot hold the value; or if the value
-            holds NaN.
+        Raises a ValueError if the variable is to be set to another value
+        already, has another shape, or has a type that cannot hold the value;
+        or if the value holds NaN. By default, `name` is the variable's own.
         """
         name = self._prefix + str(name or variable)
         shape = variable.get_value(borrow=True).shape
         if np.shape(value) != shape:
-            raise ValueError("%s is of shape %s, got %s."
-                             % (name, shape, np.shape(value)))
+            raise ValueError(
+                f"{name} is of shape {shape}, got {np.shape(value)}.")
         value = converted(name, value, variable.dtype)
-        if value.dtype.kind in "fc" and np.any(np.isnan(value)):
-            raise ValueError("%s must be an array of numbers, got %d NaN among"
-                             " %d values. Take weights from before training "
-                             "diverged." % (name, np.sum(np.isnan(value)),
-                                            value.size))
+        lost = np.sum(np.isnan(value))
+        if lost:
+            raise ValueError(f"{name} must be an array of numbers, got {lost} "
+                             f"NaN among {value.size} values. Take weights "
+                             "from before training diverged.")
         before = self._values.setdefault(variable, value)
         if not np.array_equal(before, value):
-            raise ValueError("%s is shared by layers whose weights differ."
-                             % name)
+            raise ValueError(
+                f"{name} is shared by layers whose weights differ.")
 
     def add_all(self, values):
         for variable, value in values:
@@ -303,18 +236,15 @@ class Setting:
     def add_attribute(self, holder, attribute, value, name):
         """Have an attribute of an object set.
 
-        Raises
-        ------
-        ValueError
-            If it is to be set to another value already.
+        Raises a ValueError if it is to be set to another value already.
         """
         before = self._attributes.setdefault((holder, attribute), value)
         if before != value:
-            raise ValueError("%s%s is shared by layers whose values differ: "
-                             "%s and %s." % (self._prefix, name, before,
-                                             value))
+            raise ValueError(f"{self._prefix}{name} is shared by layers whose "
+                             f"values differ: {before} and {value}.")
 
     def carry_out(self):
+        """Set what was added."""
         with all_or_nothing() as changes:
             for variable, value in self._values.items():
                 changes.set_value(variable, value)
