@@ -8,7 +8,7 @@ flags = if [ -e .venv/no-header ]; then \
 	export THEANO_FLAGS="cxx=,$${THEANO_FLAGS-}"; fi;
 
 .PHONY: help demo mpi-demo bench test flags-test mpi-test frameworks-test \
-	lint clean
+	docs lint clean
 
 help:
 	@echo "make demo   train on digits, with and without batch normalization"
@@ -18,6 +18,7 @@ help:
 	@echo "make flags-test  the tests of the kernels, with -ffast-math"
 	@echo "make mpi-test  the tests of distributed training, on 1 to 4 processes"
 	@echo "make frameworks-test  compare with PyTorch, Keras and ONNX"
+	@echo "make docs   build the pages and the API reference in build/docs"
 	@echo "make lint   ruff only"
 	@echo "make clean  remove what the other targets made"
 
@@ -67,6 +68,11 @@ mpi-test:
 frameworks-test:
 	@.ci/venv frameworks
 	@$(flags) $(python) -m pytest tests/weights/test_frameworks.py
+
+docs:
+	@.ci/venv docs
+	@$(flags) $(python) -m sphinx -EqW --keep-going docs build/docs
+	@echo "Built the pages. Open build/docs/index.html"
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache build dist *.egg-info

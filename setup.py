@@ -112,6 +112,12 @@ frameworks = [
     'keras>=3; python_version >= "3.11"',
     *test,
 ]
+# Old enough for Python 3.8.
+docs = [
+    "sphinx>=7",
+    "numpydoc>=1.7",
+    "myst-parser>=3",
+]
 
 setup(
     name="bnlasagne",
@@ -147,6 +153,6 @@ setup(
     ],
     extras_require={
         "plot": plot, "mpi": mpi, "examples": examples, "test": test,
-        "bench": bench, "frameworks": frameworks,
+        "bench": bench, "frameworks": frameworks, "docs": docs,
     },
 )
