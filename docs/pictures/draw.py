@@ -151,7 +151,8 @@ def passes():
             found = words in ("pool", "sum ∂", "count")
             picture.box(x, y, 104, height, words, ORANGE if found else BLUE)
     picture.text(left, 380, "Orange: what the pass finds for the full batch. "
-                 "Blue: what it uses. ∂: derivatives of the loss.", "start", size=13)
+                 "Blue: what it uses. ∂: derivatives of the loss.",
+                 "start", size=13)
     return picture
 
 
