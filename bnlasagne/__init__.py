@@ -9,8 +9,8 @@ from .accumulation.accumulator import GradientAccumulator
 from .averages.schedules import CumulativeAverage
 from .averages.updates import get_batch_norm_updates
 from .folding import fold_batch_norm
+from .kernels.dispatch import plain_expressions
 from .kernels.moments import Moments
-from .kernels.ops import plain_expressions
 from .layers.freezing import freeze_batch_norm, unfreeze_batch_norm
 from .layers.layer import BatchNormLayer
 from .layers.wrapping import batch_norm

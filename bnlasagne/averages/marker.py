@@ -11,14 +11,13 @@ to a graph: cloning it, replacing its inputs, taking gradients.
 import copy
 import threading
 
-import numpy as np
 import theano
 import theano.tensor as T
 from theano.gof.graph import clone_get_equiv, inputs
 from theano.scan_module.scan_utils import equal_computations
 
 from ..graphs.next_values import next_value
-from ..kernels import expressions, ops
+from ..kernels import dispatch, expressions, ops
 
 __all__ = [
     "FusedMove",
@@ -108,7 +107,7 @@ def track(output, x, params, statistics, count, layer, averages=(),
     clones = [_clone(average, number, automatic) for average in averages]
     scheduled, values, alpha = _schedule(alpha if clones else 0, number,
                                          automatic)
-    move = FusedMove if ops.are_usable(*clones + list(statistics)) else Move
+    move = FusedMove if dispatch.are_usable(*clones, *statistics) else Move
     op = TrackAverages(number, layer, by_batch, len(params), len(clones),
                        len(scheduled), move)
     terms = move.terms(statistics, count, alpha)
@@ -391,51 +390,25 @@ class _Move:
         """
         return _is_same(self.x, other.x) and _is_same(self.alpha, other.alpha)
 
+    fused = False
+
     def advance(self, value):
         """The average after the batch, from that before."""
-        raise NotImplementedError
+        statistics = list(self.statistics)
+        # The one to average comes first.
+        statistics.insert(0, statistics.pop(self.index))
+        return dispatch.move_average(value, statistics, self.count, self.alpha,
+                                     self.fused)
 
 
 class Move(_Move):
     """An average follows the statistic of one batch; as an expression."""
 
-    def advance(self, value):
-        statistic = self.statistics[self.index]
-        alpha = T.cast(self.alpha, statistic.dtype)
-        one = _constant(1, statistic.dtype)
-        # By itself, or what is not finite in the average would stay in it.
-        moved = T.switch(T.eq(alpha, one), statistic,
-                         (one - alpha) * value + alpha * statistic)
-        moved = T.switch(self._is_usable(), moved, value).astype(value.dtype)
-        return value.type.filter_variable(
-            T.patternbroadcast(moved, value.broadcastable))
-
-    def _is_usable(self):
-        """Whether the batch moves the averages at all."""
-        usable = T.ge(self.count, _constant(2, "int64"))
-        for statistic in self.statistics:
-            unusable = T.or_(T.isnan(statistic), T.isinf(statistic))
-            usable = T.and_(usable, T.invert(T.any(unusable)))
-        return usable
-
-
-def _constant(value, dtype):
-    """A scalar constant that is not in Theano's cache.
-
-    Theano lets no constant of its cache into the graph of a function.
-    """
-    return T.TensorConstant(T.TensorType(dtype, ()), np.asarray(value, dtype))
-
 
 class FusedMove(_Move):
     """The same, as one Op."""
 
-    def advance(self, value):
-        statistics = list(self.statistics)
-        # The one to average comes first.
-        statistics.insert(0, statistics.pop(self.index))
-        move = ops.MoveAverage(len(statistics))
-        return move(value, self.alpha, self.count, *statistics)
+    fused = True
 
 
 class ScheduledMove:

@@ -19,6 +19,7 @@ __all__ = [
     "batch_statistics",
     "cast",
     "constant_like",
+    "move_average",
     "normalize",
     "normalize_batch",
     "pool",
@@ -79,6 +80,34 @@ def normalize(x, mean, std, gamma, beta, epsilon):
         _not_half, (mean, std, gamma, beta))
     output = scale_and_shift(_not_half(x) - mean, std, gamma, beta, epsilon)
     return _as_half(output, *found)
+
+
+def move_average(average, statistics, count, alpha):
+    """Move a running average by the statistics of a batch.
+
+    See :func:`bnlasagne.kernels.dispatch.move_average`.
+    """
+    statistic = statistics[0]
+    alpha = T.cast(alpha, statistic.dtype)
+    one = _uncached(1, statistic.dtype)
+    # By itself, or what is not finite in the average would stay in it.
+    moved = T.switch(T.eq(alpha, one), statistic,
+                     (one - alpha) * average + alpha * statistic)
+    usable = T.ge(count, _uncached(2, "int64"))
+    for statistic in statistics:
+        unusable = T.or_(T.isnan(statistic), T.isinf(statistic))
+        usable = T.and_(usable, T.invert(T.any(unusable)))
+    moved = T.switch(usable, moved, average).astype(average.dtype)
+    return average.type.filter_variable(
+        T.patternbroadcast(moved, average.broadcastable))
+
+
+def _uncached(value, dtype):
+    """A scalar constant that is not in Theano's cache.
+
+    Theano lets no constant of its cache into the graph of a function.
+    """
+    return T.TensorConstant(T.TensorType(dtype, ()), np.asarray(value, dtype))
 
 
 def batch_statistics(x, axes):

@@ -2,7 +2,7 @@
 
 :func:`normalize_batch` and :func:`normalize` compute what their namesakes in
 :mod:`bnlasagne.kernels.expressions` do, at the speed of memory. Which of
-the two a layer is built from is decided by :func:`are_usable`.
+the two a layer is built from is decided in :mod:`bnlasagne.kernels.dispatch`.
 
 Each Op has the C++ code of ``kernels.h``, for machines with a compiler, and a
 NumPy version, for those without. Gradients of gradients are those of the
@@ -10,7 +10,6 @@ plain expressions.
 """
 
 import contextlib
-import contextvars
 import hashlib
 import os
 import re
@@ -31,69 +30,15 @@ __all__ = [
     "FusedOp",
     "MoveAverage",
     "Normalize",
-    "are_usable",
     "double",
     "filled",
     "in_blocks",
     "normalize",
     "normalize_batch",
     "parameter_axes",
-    "plain_expressions",
     "shuffled",
     "without_warnings",
 ]
-
-
-# Which one is built
-
-# Each thread has its own.
-_forced_plain = contextvars.ContextVar("plain_expressions", default=False)
-
-
-@contextlib.contextmanager
-def plain_expressions():
-    """Build batch normalization from plain Theano expressions.
-
-    Within this context, outputs of layers are built without the fused Ops;
-    for debugging, for comparisons, and for what only Theano's own Ops can do,
-    such as :func:`theano.Rop`.
-
-    Examples
-    --------
-    >>> from lasagne.layers import InputLayer, get_output
-    >>> from bnlasagne import BatchNormLayer, plain_expressions
-    >>> layer = BatchNormLayer(InputLayer((None, 3)))
-    >>> with plain_expressions():
-    ...     output = get_output(layer)
-    """
-    token = _forced_plain.set(True)
-    try:
-        yield
-    finally:
-        _forced_plain.reset(token)
-
-
-def are_usable(*variables):
-    """Whether the fused Ops can be applied to variables, and may be.
-
-    Parameters
-    ----------
-    *variables : Theano variables
-        The input, and those of the statistics and parameters that are not
-        None.
-
-    Returns
-    -------
-    bool
-        True on the CPU, in single or double precision, all of it alike, but
-        not within :func:`plain_expressions`.
-    """
-    return (not _forced_plain.get()
-            and theano.config.device.startswith("cpu")
-            and len({variable.dtype for variable in variables}) == 1
-            and all(isinstance(variable.type, T.TensorType)
-                    and variable.dtype in ("float32", "float64")
-                    for variable in variables))
 
 
 def normalize_batch(x, gamma, beta, epsilon, axes, rectify=False):

@@ -3,8 +3,7 @@
 import collections
 import contextlib
 import contextvars
-from functools import reduce
-from operator import mul
+from functools import partial
 
 import lasagne
 import numpy as np
@@ -14,7 +13,7 @@ from ..averages.marker import track
 from ..averages.schedules import CumulativeAverage
 from ..graphs.flags import own_expressions
 from ..graphs.switches import Switch
-from ..kernels import expressions, ops
+from ..kernels import dispatch
 from ..networks.labels import label
 from ..parallel import synchronized
 from ..parallel.channel import channel_of
@@ -330,13 +329,8 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
             output = self._normalize(x, self.mean, self.std, *params)
             if update:
                 found = self._statistics(x)
-        elif renormalization.renormalizes(self):
-            found = self._normalize_batch(x, None, None)[1:]
-            output = self._normalize_batch(
-                x, *renormalization.corrected_params(
-                    self, *found[:2], *params))[0]
         else:
-            output, *found = self._normalize_batch(x, *params)
+            output, *found = self._normalize_batch(x)
         if found:
             output = self._track(output, x, params, found, not use, update)
         return output
@@ -368,56 +362,41 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
                 self, mean, std, gamma, beta)
         return self._normalize(x, mean, std, gamma, beta)
 
-    # The output, from whichever can be used of the fused Ops and the plain
-    # expressions.
+    # The output
 
-    def _normalize_batch(self, x, gamma, beta):
+    def _normalize_batch(self, x):
         """The output, and mean, standard deviation and size of the batch."""
+        correct = None
+        if renormalization.renormalizes(self):
+            correct = partial(renormalization.corrected_params, self)
+        arguments = x, self.gamma, self.beta, self.epsilon, self.axes
         if self._is_synchronized():
             return synchronized.normalize_batch(
-                x, gamma, beta, self.epsilon, self.axes, self.channel,
-                self._sized_label(), self._rectifies())
-        return self._normalize_own_batch(x, gamma, beta) + (self._count(x),)
-
-    def _normalize_own_batch(self, x, gamma, beta):
-        if not ops.are_usable(x, *_present(gamma, beta)):
-            output, mean, std = expressions.normalize_batch(
-                x, *self._aligned(gamma, beta), self.epsilon, self.axes)
-            return self._rectified(output), mean, std
-        return ops.normalize_batch(
-            x, gamma, beta, self.epsilon, self.axes, self._rectifies())
+                *arguments, self.channel, self._sized_label(),
+                self._rectifies(), correct)
+        return dispatch.normalize_batch(*arguments, self._rectifies(), correct)
 
     def _statistics(self, x):
         """Mean, standard deviation and size of the batch."""
         if self._is_synchronized():
             return synchronized.statistics(x, self.axes, self.channel,
                                            self._sized_label())
-        return expressions.batch_statistics(x, self.axes) + (self._count(x),)
+        return dispatch.batch_statistics(x, self.axes)
+
+    def _normalize(self, x, mean, std, gamma, beta):
+        """The output, by the given statistics."""
+        return dispatch.normalize(x, mean, std, gamma, beta, self.epsilon,
+                                  self.axes, self._rectifies())
 
     def _is_synchronized(self):
         return self.channel is not None and not own_statistics.is_on
 
-    def _count(self, x):
-        """Number of values per channel."""
-        return reduce(mul, (x.shape[axis] for axis in self.axes))
-
     def _sized_label(self):
         return "%s of %d channels" % (label(self), np.prod(self.param_shape()))
-
-    def _normalize(self, x, mean, std, gamma, beta):
-        """The output, by the given statistics."""
-        if not ops.are_usable(x, mean, std, *_present(gamma, beta)):
-            return self._rectified(expressions.normalize(
-                x, *self._aligned(mean, std, gamma, beta), self.epsilon))
-        return ops.normalize(x, mean, std, gamma, beta, self.epsilon,
-                             self.axes, self._rectifies())
 
     def _rectifies(self):
         return self.nonlinearity in (lasagne.nonlinearities.rectify,
                                      T.nnet.relu)
-
-    def _rectified(self, output):
-        return self.nonlinearity(output) if self._rectifies() else output
 
     def _track(self, output, x, params, found, by_batch, update):
         """Tie the application to the output, with averages to update."""
@@ -426,12 +405,6 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
         return track(output, x, _present(*params), statistics, count, self,
                      averages, self.alpha, by_batch,
                      automatic=update != "explicit")
-
-    def _aligned(self, *params):
-        """Parameters, broadcastable where they must be; None stays None."""
-        pattern = [axis in self.axes for axis in range(len(self.input_shape))]
-        return [None if param is None else T.patternbroadcast(param, pattern)
-                for param in params]
 
 
 def _present(*variables):

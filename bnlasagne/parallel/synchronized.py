@@ -22,7 +22,7 @@ import theano
 import theano.tensor as T
 
 from ..graphs.flags import own_expressions
-from ..kernels import expressions, ops
+from ..kernels import dispatch, expressions, ops
 from .collectives import AllReduce, MergeMoments
 
 __all__ = [
@@ -53,13 +53,13 @@ def statistics(x, axes, channel, name):
         size 1 along the axes; `count`, a scalar, is the number of values that
         they are taken over.
     """
-    moments = _moments(x, axes, channel, name, ops.are_usable(x))
+    moments = _moments(x, axes, channel, name, dispatch.are_usable(x))
     return _of_moments(moments, x, axes)
 
 
 @own_expressions(test_values=True)
 def normalize_batch(x, gamma, beta, epsilon, axes, channel, name,
-                    rectify=False):
+                    rectify=False, correct=None):
     """Normalize a part of a batch by the statistics of all of it.
 
     Parameters
@@ -72,6 +72,8 @@ def normalize_batch(x, gamma, beta, epsilon, axes, channel, name,
         Added to the standard deviation.
     rectify : bool
         Whether values below zero are replaced by zero.
+    correct : callable or None
+        See :func:`bnlasagne.kernels.dispatch.normalize_batch`.
 
     Returns
     -------
@@ -80,10 +82,12 @@ def normalize_batch(x, gamma, beta, epsilon, axes, channel, name,
     mean, std, count : Theano variables
         See :func:`statistics`.
     """
-    params = [param for param in (gamma, beta) if param is not None]
-    fused = ops.are_usable(x, *params)
-    moments = _moments(x, axes, channel, name, fused)
+    moments = _moments(x, axes, channel, name,
+                       dispatch.are_usable(x, gamma, beta))
     mean, std, count = _of_moments(moments, x, axes)
+    if correct is not None:
+        gamma, beta = correct(mean, std, gamma, beta)
+    fused = dispatch.are_usable(x, gamma, beta)
     normalize = _fused if fused else _plain
     output = normalize(x, moments, gamma, beta, epsilon, axes, rectify)
     return output, mean, std, count
@@ -131,11 +135,7 @@ def _plain_moments(x, axes):
 
 
 def _plain(x, moments, gamma, beta, epsilon, axes, rectify):
-    pattern = [axis in axes or x.broadcastable[axis]
-               for axis in range(x.ndim)]
-    gamma, beta = (None if param is None
-                   else T.patternbroadcast(param, pattern)
-                   for param in (gamma, beta))
+    gamma, beta = dispatch.aligned(x, axes, gamma, beta)
     mean, variance = _in_shape(moments, x, axes)
     near = T.cast(mean, x.dtype)
     # What rounded the mean is not small against the standard deviation where

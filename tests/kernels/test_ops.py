@@ -6,7 +6,7 @@ import sys
 import threading
 
 from bnlasagne import BatchNormLayer, plain_expressions
-from bnlasagne.kernels import expressions, ops
+from bnlasagne.kernels import dispatch, expressions, ops
 
 import lasagne
 import numpy as np
@@ -506,25 +506,25 @@ def test_plain_expressions_end_with_an_error():
     variable = T.matrix()
     with pytest.raises(KeyError), plain_expressions():
         raise KeyError
-    assert ops.are_usable(variable)
+    assert dispatch.are_usable(variable)
 
 
 def test_plain_expressions_in_other_threads():
     variable, found = T.matrix(), []
     thread = threading.Thread(
-        target=lambda: found.append(ops.are_usable(variable)))
+        target=lambda: found.append(dispatch.are_usable(variable)))
     with plain_expressions():
         thread.start()
         thread.join()
-        assert not ops.are_usable(variable)
+        assert not dispatch.are_usable(variable)
     assert found == [True]
 
 
 def test_half_precision_and_other_devices_use_plain_expressions():
-    assert not ops.are_usable(T.TensorType("float16", (False,))())
-    assert not ops.are_usable(T.fmatrix(), T.dmatrix())
+    assert not dispatch.are_usable(T.TensorType("float16", (False,))())
+    assert not dispatch.are_usable(T.fmatrix(), T.dmatrix())
     with theano.configparser.change_flags(compute_test_value="off"):
-        assert ops.are_usable(T.fmatrix(), T.fmatrix())
+        assert dispatch.are_usable(T.fmatrix(), T.fmatrix())
 
 
 THREADED = """
