@@ -1,4 +1,4 @@
-"""Statistics in the conventions of others, and back."""
+"""get_statistics() and set_statistics(): conventions of other layers."""
 
 from bnlasagne import BatchNormLayer, batch_norm
 
@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import theano
 import theano.tensor as T
-from helpers.common import later
+from helpers.common import later, tensor
+from helpers.layers import apply, params
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from lasagne.layers import DenseLayer, InputLayer, get_output
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -16,8 +19,7 @@ pytestmark = pytest.mark.usefixtures("quick")
 CLOSE = {"float32": {"rtol": 1e-5, "atol": 1e-5},
          "float64": {"rtol": 1e-12, "atol": 1e-12}}
 
-# What a layer of each convention puts out.
-
+# The output of a layer of each convention
 
 def by_std(x, mean, std, gamma, beta, epsilon):
     return (x - mean) / (std + epsilon) * gamma + beta
@@ -29,33 +31,19 @@ def by_var(x, mean, var, gamma, beta, epsilon):
 
 
 def by_inv_std(x, mean, inv_std, gamma, beta, epsilon):
-    """Of Lasagne's later layer, which has epsilon in what it stores."""
+    """Of Lasagne's later layer, whose inv_std includes epsilon."""
     return (x - mean) * (gamma * inv_std) + beta
 
 
 THEIRS = {"std": by_std, "var": by_var, "inv_std": by_inv_std}
 
 
-# --- what the tests share --------------------------------------------------
-
 def make(shape, rng, **kwargs):
     """A layer with a scale and a shift."""
     layer = BatchNormLayer((None,) + shape, **kwargs)
-    for param in (layer.gamma, layer.beta):
-        param.set_value(np.asarray(
-            rng.normal(size=layer.param_shape()), param.dtype))
+    gamma, beta = rng.normal(size=(2,) + layer.param_shape())
+    layer.set_values(gamma=gamma, beta=beta)
     return layer
-
-
-def values(layer):
-    return [param.get_value() for param in layer.get_params()]
-
-
-def output(layer, batch):
-    x = T.TensorType(batch.dtype, (False,) * batch.ndim)()
-    # Its input was given as a shape.
-    return theano.function([x], layer.get_output_for(
-        x, deterministic=True))(batch)
 
 
 def batch_for(layer, rng):
@@ -64,23 +52,36 @@ def batch_for(layer, rng):
 
 
 def check_output(layer, rng, mean, value, theirs, epsilon):
+    """The layer's output for testing is that of another layer."""
     batch = batch_for(layer, rng)
+    if not hasattr(layer, "compiled"):
+        x = tensor(batch)
+        layer.compiled = theano.function(
+            [x], layer.get_output_for(x, deterministic=True))
     shape = layer.param_shape()
     expected = theirs(batch.astype("float64"), np.reshape(mean, shape),
                       np.reshape(value, shape), layer.gamma.get_value(),
                       layer.beta.get_value(), epsilon)
-    assert_allclose(output(layer, batch), expected,
+    assert_allclose(layer.compiled(batch), expected,
                     **CLOSE[theano.config.floatX])
 
 
-# --- the output is that of the other layer ---------------------------------
+# The output is that of the other layer
 
-@pytest.mark.parametrize("theirs", [0, 1e-5, 1e-3, 0.5])
+small = st.sampled_from([0, 1e-5, 1e-3, 0.5]) | st.floats(1e-6, 1)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from(list(THEIRS)), theirs=small, data=st.data())
 @pytest.mark.parametrize("ours", [0, 1e-4, 0.01, 2])
-@pytest.mark.parametrize("name", list(THEIRS))
-def test_there_and_back(rng, floatX, name, ours, theirs):
-    layer = make((4,), rng, epsilon=ours)
-    mean, value = rng.normal(size=4), rng.uniform(0.3, 3, 4)
+def test_there_and_back(floatX, ours, layers, name, theirs, data):
+    if (floatX, ours) not in layers:
+        layers[floatX, ours] = make((4,), np.random.RandomState(1),
+                                    epsilon=ours)
+    layer, rng = layers[floatX, ours], np.random.RandomState(2)
+    mean, value = (np.array(data.draw(st.lists(
+        st.floats(*limits), min_size=4, max_size=4)))
+        for limits in ((-2, 2), (0.3, 3)))
     layer.set_statistics(mean, epsilon=theirs, **{name: value})
     check_output(layer, rng, mean, value, THEIRS[name], theirs)
     found = layer.get_statistics(epsilon=theirs)
@@ -92,6 +93,12 @@ def test_there_and_back(rng, floatX, name, ours, theirs):
     for each, function in THEIRS.items():
         check_output(layer, rng, found.mean, getattr(found, each), function,
                      theirs)
+
+
+@pytest.fixture(scope="module")
+def layers():
+    """Layers whose functions are compiled once for many examples."""
+    return {}
 
 
 @pytest.mark.parametrize("ours", [0, 0.01, 2])
@@ -172,7 +179,7 @@ def test_epsilon_of_a_later_day(rng, float64):
     assert_array_equal(layer.std.get_value(), np.full((1, 3), 1.5))
 
 
-# --- shapes ----------------------------------------------------------------
+# Shapes
 
 @pytest.mark.parametrize("shape, axes, short", [
     ((4,), None, (4,)),
@@ -187,9 +194,9 @@ def test_epsilon_of_a_later_day(rng, float64):
 def test_shapes(rng, float64, shape, axes, short):
     layer = make(shape, rng, axes=axes)
     mean, var = rng.normal(size=short), rng.uniform(1, 2, short)
-    for given in (short, layer.param_shape()):
+    for form in (short, layer.param_shape()):
         layer.set_statistics(0, std=1)
-        layer.set_statistics(mean.reshape(given), var=var.reshape(given),
+        layer.set_statistics(mean.reshape(form), var=var.reshape(form),
                              epsilon=1e-3)
         check_output(layer, rng, mean, var, by_var, 1e-3)
     found = layer.get_statistics(1e-3)
@@ -233,7 +240,8 @@ def test_without_scale_and_shift(rng, float64):
     mean, var = rng.normal(size=3), rng.uniform(1, 2, 3)
     layer.set_statistics(mean, var=var, epsilon=1e-3)
     batch = batch_for(layer, rng)
-    assert_allclose(output(layer, batch), by_var(batch, mean, var, 1, 0, 1e-3))
+    output, = apply(layer, batch, deterministic=True)
+    assert_allclose(output, by_var(batch, mean, var, 1, 0, 1e-3))
 
 
 def test_function_from_before_sees_them(rng, float64):
@@ -245,12 +253,12 @@ def test_function_from_before_sees_them(rng, float64):
     assert_allclose(function(np.ones((1, 3))), [[2, 2]])
 
 
-# --- errors ----------------------------------------------------------------
+# Errors
 
 NAN, INF = float("nan"), float("inf")
 
 
-@pytest.mark.parametrize("given, expected", [
+@pytest.mark.parametrize("arguments, expected", [
     ({}, "expected one of std, var and inv_std, got none"),
     ({"std": 1, "var": 1}, "expected one of .* got std and var"),
     ({"std": 1, "var": 1, "inv_std": 1}, "expected .*std and var and inv_std"),
@@ -277,25 +285,28 @@ NAN, INF = float("nan"), float("inf")
     ({"inv_std": 1, "epsilon": INF}, "epsilon must be .*got inf"),
     ({"var": 1, "epsilon": "0.1"}, "epsilon must be .*or None, got '0.1'"),
 ])
-def test_wrong_values(float64, given, expected):
+def test_wrong_values(float64, arguments, expected):
     layer = BatchNormLayer((None, 3), mean=[1, 2, 3], std=4, name="norm")
-    before = values(layer)
+    before = params(layer)
     with pytest.raises(ValueError, match="BatchNormLayer 'norm': " + expected):
-        layer.set_statistics(**dict({"mean": 0}, **given))
-    assert_array_equal(values(layer), before)
+        layer.set_statistics(**dict({"mean": 0}, **arguments))
+    assert_array_equal(params(layer), before)
 
 
-@pytest.mark.parametrize("given", [
-    {"mean": "zero", "std": 1}, {"mean": 0, "var": {"a": 1}},
-    {"mean": 0, "inv_std": ["a", 1, 2]}, {"mean": 0, "std": [[1], [2, 3]]},
-    {"mean": T.vector(), "std": 1}, {"mean": 0, "std": 1j}])
-def test_not_numeric(float64, given):
+@pytest.mark.parametrize("arguments", [
+    {"mean": "3", "std": 1}, {"mean": True, "std": 1},
+    {"mean": T.vector(), "std": 1}, {"mean": 0, "var": {"a": 1}},
+    {"mean": 0, "inv_std": ["1", 1, 2]}, {"mean": 0, "std": [[1], [2, 3]]},
+    {"mean": 0, "var": np.array([1j, 2, 3])},
+    {"mean": 0, "std": np.array([True, True, False])},
+    {"mean": 0, "inv_std": np.array([1, 2, 3], object)}])
+def test_not_numeric(float64, arguments):
     layer = BatchNormLayer((None, 3), mean=[1, 2, 3], std=4, name="norm")
-    before = values(layer)
+    before = params(layer)
     with pytest.raises(TypeError, match="'norm': (mean|std|var|inv_std) must "
                                         "be an array of numbers"):
-        layer.set_statistics(**given)
-    assert_array_equal(values(layer), before)
+        layer.set_statistics(**arguments)
+    assert_array_equal(params(layer), before)
 
 
 @pytest.mark.parametrize("epsilon", [-1e-3, NAN, INF, "0.1"])
@@ -336,44 +347,29 @@ def test_epsilon_without_value(float64):
     assert_array_equal(layer.mean.get_value(), np.zeros((1, 3)))
 
 
-@pytest.mark.parametrize("given", [
-    {"mean": "3", "std": 1}, {"mean": 0, "std": ["1", "2", "3"]},
-    {"mean": 0, "var": np.array([1j, 2, 3])}, {"mean": True, "std": 1},
-    {"mean": 0, "std": np.array([True, True, False])},
-    {"mean": 0, "inv_std": np.array([1, 2, 3], object)}])
-def test_not_numeric_either(float64, given):
-    layer = BatchNormLayer((None, 3), mean=[1, 2, 3], std=4, name="norm")
-    before = [param.get_value() for param in layer.get_params()]
-    with pytest.raises(TypeError, match="'norm': (mean|std|var|inv_std) must "
-                                        "be an array of numbers"):
-        layer.set_statistics(**given)
-    assert_array_equal([param.get_value() for param in layer.get_params()],
-                       before)
-
-
-@pytest.mark.parametrize("dtype, given", [
+@pytest.mark.parametrize("dtype, arguments", [
     ("float32", {"inv_std": [1, 1e10, 1]}),
     ("float32", {"var": [1, 1e-12, 1], "epsilon": 1e-12}),
     ("float16", {"inv_std": [1, 1e6, 1]}),
 ])
-def test_divisors_that_are_lost_beside_epsilon(dtype, given):
+def test_divisors_that_are_lost_beside_epsilon(dtype, arguments):
     with theano.configparser.change_flags(floatX=dtype):
         layer = BatchNormLayer((None, 3), mean=[1, 2, 3], std=4, name="norm")
-        before = values(layer)
+        before = params(layer)
         with pytest.raises(ValueError, match="BatchNormLayer 'norm': .*Build "
                                              "the layer with another epsilon"):
-            layer.set_statistics(0, **given)
-        assert_array_equal(values(layer), before)
+            layer.set_statistics(0, **arguments)
+        assert_array_equal(params(layer), before)
         layer = BatchNormLayer((None, 3), epsilon=1e-9)
         if dtype == "float32":
-            layer.set_statistics(0, **given)
+            layer.set_statistics(0, **arguments)
 
 
 def test_zero_std_of_another_layer(float64):
     layer = BatchNormLayer((None, 3), name="norm")
-    for given in ({"var": 0, "epsilon": 0}, {"std": 0, "epsilon": 0}):
+    for values in ({"var": 0, "epsilon": 0}, {"std": 0, "epsilon": 0}):
         with pytest.raises(ValueError, match="positive with epsilon=0 added"):
-            layer.set_statistics(0, **given)
+            layer.set_statistics(0, **values)
     # Of data, it is no matter.
     layer.set_statistics(0, var=0)
     assert_array_equal(layer.std.get_value(), np.zeros((1, 3)))

@@ -1,5 +1,6 @@
-"""Layers that stay as they are."""
+"""Freezing and unfreezing layers, those of subclasses included."""
 
+import itertools
 import pickle
 import warnings
 
@@ -16,6 +17,7 @@ import pytest
 import theano
 import theano.tensor as T
 from helpers import reference
+from helpers.layers import averages
 from lasagne.layers import (
     CustomRecurrentLayer,
     DenseLayer,
@@ -34,29 +36,21 @@ def layers():
     return first, BatchNormLayer(first, mean=-1, std=0.5)
 
 
-def values(*layers):
-    return [param.get_value() for layer in layers
-            for param in layer.get_params(batch_norm_stat=True)]
-
-
-def run(layer, batch, **flags):
-    x = T.matrix()
-    return theano.function([x], get_output(layer, x, **flags))(batch)
-
-
-@pytest.mark.parametrize("deterministic", [False, True])
-@pytest.mark.parametrize("use", [None, False, True])
-@pytest.mark.parametrize("update", [None, False, True, "explicit"])
-def test_flags_have_no_say(rng, layers, deterministic, use, update):
-    batch = rng.normal(size=(5, 3))
-    first, _ = layers
+def test_flags_have_no_say(rng, layers):
+    x, (first, _) = T.matrix(), layers
     freeze_batch_norm(first)
-    output = run(first, batch, deterministic=deterministic,
-                 batch_norm_use_averages=use,
-                 batch_norm_update_averages=update)
-    assert_allclose(output, reference.normalize(batch, 2, 3))
-    assert_array_equal(values(first)[0], np.full((1, 3), 2))
-    assert_array_equal(values(first)[1], np.full((1, 3), 3))
+    outputs = [first.get_output_for(x, *flags) for flags in itertools.product(
+        [False, True], [None, False, True], [None, False, True, "explicit"])]
+    batch = rng.normal(size=(5, 3))
+    for output in theano.function([x], outputs)(batch):
+        assert_allclose(output, reference.normalize(batch, 2, 3))
+    assert_array_equal(averages(first), [np.full((1, 3), 2),
+                                         np.full((1, 3), 3)])
+
+
+def run(network, batch, **flags):
+    x = T.matrix()
+    return theano.function([x], get_output(network, x, **flags))(batch)
 
 
 def test_the_rest_goes_on(rng, layers):
@@ -67,7 +61,7 @@ def test_the_rest_goes_on(rng, layers):
     frozen = reference.normalize(batch, 2, 3)
     assert_allclose(output, reference.normalize_batch(frozen, (0,)))
     mean = reference.statistics(frozen, (0,))[0]
-    assert_allclose(values(second)[0], -0.5 + 0.5 * mean)
+    assert_allclose(averages(second)[0], -0.5 + 0.5 * mean)
 
 
 def test_unfreeze(rng, layers):
@@ -98,9 +92,9 @@ def test_functions_from_before_stay(rng, layers):
     x = T.matrix()
     function = theano.function([x], get_output(layers[0], x))
     freeze_batch_norm(layers[0])
-    before = values(layers[0])[0]
+    before = averages(layers[0])[0]
     function(rng.normal(size=(5, 3)))
-    assert np.all(values(layers[0])[0] != before)
+    assert np.all(averages(layers[0])[0] != before)
 
 
 def test_parameters(layers):
@@ -139,8 +133,8 @@ def test_population_statistics_leave_frozen_layers(rng, layers):
     freeze_batch_norm(first)
     found = update_population_statistics(second, [batch[:20], batch[20:]])
     assert list(found) == [second]
-    assert_array_equal(values(first)[0], np.full((1, 3), 2))
-    assert_allclose(values(second), reference.statistics(
+    assert_array_equal(averages(first)[0], np.full((1, 3), 2))
+    assert_allclose(averages(second), reference.statistics(
         reference.normalize(batch, 2, 3), (0,)))
     freeze_batch_norm(second)
     with pytest.raises(ValueError, match="frozen ones only"):
@@ -157,18 +151,18 @@ def test_pickle(layers):
 
 class Marker(BatchNormLayer):
     def get_output_for(self, input, **kwargs):
-        return super(Marker, self).get_output_for(input, **kwargs)
+        return super().get_output_for(input, **kwargs)
 
 
 class Scaled(BatchNormLayer):
     """Has a parameter of its own."""
 
     def __init__(self, incoming, **kwargs):
-        super(Scaled, self).__init__(incoming, **kwargs)
+        super().__init__(incoming, **kwargs)
         self.scale = self.add_param(np.full(3, 2.0), (3,), "scale")
 
     def get_output_for(self, input, **kwargs):
-        return self.scale * super(Scaled, self).get_output_for(input, **kwargs)
+        return self.scale * super().get_output_for(input, **kwargs)
 
 
 class ByBatch(BatchNormLayer):
@@ -177,7 +171,7 @@ class ByBatch(BatchNormLayer):
     def get_output_for(self, input, **kwargs):
         kwargs.update(batch_norm_use_averages=False,
                       batch_norm_update_averages=False)
-        return super(ByBatch, self).get_output_for(input, **kwargs)
+        return super().get_output_for(input, **kwargs)
 
 
 class OfExamples(BatchNormLayer):
@@ -192,7 +186,7 @@ class Raises(BatchNormLayer):
     def get_output_for(self, input, deterministic=False, **kwargs):
         if not deterministic:
             raise KeyError("what")
-        return super(Raises, self).get_output_for(input, deterministic=True)
+        return super().get_output_for(input, deterministic=True)
 
 
 @pytest.mark.parametrize("kind", [Marker, Scaled])
@@ -203,7 +197,7 @@ def test_subclasses(rng, kind):
     freeze_batch_norm(layer)
     assert layer.frozen
     assert_array_equal(run(layer, batch), expected)
-    assert_array_equal(values(layer)[0], np.full((1, 3), 2))
+    assert_array_equal(averages(layer)[0], np.full((1, 3), 2))
 
 
 @pytest.mark.parametrize("kind", [ByBatch, OfExamples, Raises])
@@ -233,11 +227,11 @@ def test_population_statistics_of_subclasses(rng, method):
     scaled = Scaled(by_batch)
     found = update_population_statistics(scaled, [batch], method=method)
     assert list(found) == [marker, scaled]
-    assert_allclose(values(marker), reference.statistics(batch, (0,)))
+    assert_allclose(averages(marker), reference.statistics(batch, (0,)))
     normed = reference.normalize_batch(batch, (0,))
-    assert_allclose(values(scaled), reference.statistics(
+    assert_allclose(averages(scaled), reference.statistics(
         reference.normalize_batch(normed, (0,)), (0,)), atol=1e-15)
-    assert np.all(values(by_batch)[1] == 1)
+    assert np.all(averages(by_batch)[1] == 1)
     with pytest.raises(ValueError, match="that uses its stored statistics"):
         update_population_statistics(ByBatch(InputLayer((None, 3))), [batch])
 

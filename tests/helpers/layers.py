@@ -1,0 +1,32 @@
+"""Apply a layer, and read what it stores."""
+
+import theano
+
+from helpers import reference
+from helpers.common import tensor
+
+
+def apply(layer, *batches, **flags):
+    """Apply a layer to each batch by one function; return the outputs."""
+    x = tensor(batches[0])
+    function = theano.function([x], layer.get_output_for(x, **flags))
+    return [function(batch) for batch in batches]
+
+
+def averages(*layers):
+    """The running averages of layers: mean and std of each."""
+    return [param.get_value() for layer in layers
+            for param in (layer.mean, layer.std)]
+
+
+def params(*layers):
+    """The values of all parameters of layers."""
+    return [param.get_value() for layer in layers
+            for param in layer.get_params()]
+
+
+def expected_averages(layer, *batches, before=(0, 1)):
+    """The running averages of a layer after batches, in NumPy."""
+    found = [reference.statistics(batch, layer.axes) for batch in batches]
+    return [reference.running_average(old, new, layer.alpha)
+            for old, new in zip(before, zip(*found))]
