@@ -1,10 +1,12 @@
-"""Run the pages' examples without C, whose compilation takes seconds."""
+"""Run the examples of the pages."""
 
 import pytest
-import theano
+from helpers.modes import quick  # noqa: F401
+
+# Sphinx runs the first; the second draws.
+collect_ignore = ["conf.py", "pictures"]
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(theano.compile.mode, "instantiated_default_mode",
-                        theano.compile.mode.get_mode("FAST_COMPILE"))
+def _quickly(quick):  # noqa: F811
+    """Spare the pages the compilation of C, which takes seconds."""
