@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import theano
 from helpers.jobs import why_not
+from helpers.modes import quick  # noqa: F401
 
 # The same examples in each run, on a busy machine, too.
 hypothesis.settings.register_profile(
@@ -50,14 +51,6 @@ def expressions(request):
     with contextlib.nullcontext() if request.param == "fused" \
             else bnlasagne.plain_expressions():
         yield
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """The test's functions are compiled without C, which takes seconds."""
-    # Setting Theano's flag would not do: the default mode is made only once.
-    monkeypatch.setattr(theano.compile.mode, "instantiated_default_mode",
-                        theano.compile.mode.get_mode("FAST_COMPILE"))
 
 
 @pytest.fixture(scope="module")
