@@ -9,7 +9,6 @@ import os
 import re
 import reprlib
 import shutil
-import stat
 import tempfile
 import warnings
 import zipfile
@@ -134,14 +133,14 @@ _NUMBERS = "biufc"
 
 def _replace(path, given, arrays):
     """Write a file completely, and then put it in the place of another."""
-    # Links are followed. A link that is left in a real path is a loop.
-    for mode in _modes(os.stat, given) + _modes(os.lstat, path):
-        if stat.S_ISDIR(mode):
-            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-        if not stat.S_ISREG(mode):
-            raise OSError(errno.EINVAL, "save_network(): this is no regular "
-                          "file, and is not replaced. Open it in mode 'wb' and"
-                          " pass the file object", path)
+    if os.path.isdir(given):
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    # A link that is left in a real path is a loop.
+    exists = os.path.exists(given) or os.path.lexists(path)
+    if exists and not os.path.isfile(given):
+        raise OSError(errno.EINVAL, "save_network(): this is no regular file, "
+                      "and is not replaced. Open it in mode 'wb' and pass the "
+                      "file object", path)
     try:
         # On the same disk, so that it can take the place in one step.
         with tempfile.TemporaryDirectory(dir=os.path.dirname(path)) as folder:
@@ -153,14 +152,6 @@ def _replace(path, given, arrays):
     except OSError as error:
         # It names the temporary file.
         raise type(error)(error.errno, error.strerror, path) from error
-
-
-def _modes(function, path):
-    """What kind of file is there: a list of one mode, or of none."""
-    try:
-        return [function(path).st_mode]
-    except OSError:
-        return []
 
 
 def load_network(network, file):
@@ -292,14 +283,7 @@ def _damage_named(file):
 
 
 def _headers(content):
-    """Read the headers of the arrays in a file, and unpack no array.
-
-    Returns
-    -------
-    archive : ZipFile
-    members : dict of str to ZipInfo
-    shapes : dict of str to tuple of int
-    """
+    """Find the arrays in a file, and their shapes; no array is unpacked."""
     if content.startswith(np.lib.format.MAGIC_PREFIX):
         raise ValueError("it has one array only, without a name")
     archive, members, shapes = zipfile.ZipFile(io.BytesIO(content)), {}, {}

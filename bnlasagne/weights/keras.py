@@ -14,7 +14,7 @@ from ..layers.layer import BatchNormLayer
 from ..networks.labels import label
 from ..networks.linear import Dense, linear_of
 from ..networks.walk import inputs_of
-from .framework import Framework
+from .table import Framework
 
 __all__ = [
     "get_keras_weights",
@@ -22,29 +22,28 @@ __all__ = [
 ]
 
 
-def get_keras_weights(network, like=None, epsilon=1e-3,
-                      data_format=None):
-    """Weights of a network as Keras' layers have them.
+def get_keras_weights(network, like=None, epsilon=1e-3, data_format=None):
+    """Get the weights of a network as Keras' layers store them.
 
     Parameters
     ----------
     network : Layer or list of Layer
         As in :func:`get_torch_state_dict`.
     like : dict or None
-        The weights of the model that they are for, as in
-        :func:`set_keras_weights`. It tells names and types, and where a bias
-        of zeros or a scale of ones is wanted. By default, names are those of
-        the layers, and types those of the parameters.
+        The weights of the model that these are for, as in
+        :func:`set_keras_weights`. They give names and types, and tell where a
+        bias of zeros or a scale of ones is wanted. By default, names are those
+        of the layers, and types those of the parameters.
     epsilon : number
-        The `epsilon` of the batch normalization layers there.
+        The `epsilon` of the model's batch normalization layers.
     data_format : None, 'channels_last' or 'channels_first'
-        Where the model has the channels of images. By default, last, for what
-        convolution, pooling or batch normalization tells to be images.
+        The axis of channels in the model's images. By default, the last one
+        where convolution, pooling or batch normalization tells of images.
 
     Returns
     -------
     OrderedDict of str to array
-        From names such as ``'conv/kernel'``, or those of `like`.
+        By names such as ``'conv/kernel'``, or those of `like`.
 
     Raises
     ------
@@ -59,8 +58,8 @@ def get_keras_weights(network, like=None, epsilon=1e-3,
     --------
     set_keras_weights : The other way, with more on names and on features.
     """
-    return _Keras("get_keras_weights()", epsilon, data_format).get(network,
-                                                                   like)
+    keras = _Keras("get_keras_weights()", epsilon, data_format)
+    return keras.get(network, like)
 
 
 def set_keras_weights(network, weights, epsilon=1e-3, data_format=None):
@@ -76,11 +75,8 @@ def set_keras_weights(network, weights, epsilon=1e-3, data_format=None):
         ``'conv/kernel:0'``. The weights of a layer may also come as a dict, or
         as a list: ``{layer.name: layer.get_weights() for layer in
         model.layers}``. Dicts may hold dicts, as the groups of HDF5 files do.
-    epsilon : number
-        The `epsilon` of the model's batch normalization layers.
-    data_format : None, 'channels_last' or 'channels_first'
-        Where the model has the channels of images. By default, last, for what
-        convolution, pooling or batch normalization tells to be images.
+    epsilon, data_format
+        As in :func:`get_keras_weights`.
 
     Raises
     ------
@@ -88,28 +84,27 @@ def set_keras_weights(network, weights, epsilon=1e-3, data_format=None):
         If `network` is no layer or list of layers, or `weights` no dict of
         arrays of numbers.
     ValueError
-        If a layer with parameters is of another type; if the names and shapes
-        on one side are not those that the other side needs: the message lists
-        both; if names, the order of layers or that of features are ambiguous;
-        or if weights are NaN, or too large for the type of the parameter.
-        Nothing is changed then.
+        If a layer with parameters is of another type; if names and shapes do
+        not fit: the message lists both sides; if names, the order of layers or
+        that of features are ambiguous; or if weights are NaN, or too large for
+        the type of the parameter. Nothing is changed then.
 
     Notes
     -----
     Layers find their weights as in :func:`set_torch_state_dict`, with slashes
-    for dots. What does not carry over is the same, too.
+    for dots. Training does not continue identically, as there.
 
     Build layers without what a model lacks: ``gamma=None`` for
     ``scale=False``, ``beta=None`` for ``center=False``, and ``b=None`` for
     ``use_bias=False``.
 
-    Where the model has channels last and flattens images, it has the features
-    in another order than Lasagne, where channels come first. Weights of dense
-    layers, and parameters of batch normalization layers, are put in order, if
-    they follow on a flattening directly, or through dropout, nonlinearities,
+    A model with channels last that flattens images has the features in another
+    order than Lasagne, where channels come first. The weights of dense layers,
+    and the parameters of batch normalization layers, are put in order if the
+    layer follows a flattening directly, or through dropout, nonlinearities,
     batch normalization, sums or concatenation. Other ways from images to
-    features or back are refused. If nothing tells whether what is flattened
-    are images, `data_format` must.
+    features or back are refused. If no layer tells whether the network
+    flattens images, `data_format` must.
     """
     _Keras("set_keras_weights()", epsilon, data_format).set(network, weights)
 

@@ -8,7 +8,7 @@ import reprlib
 
 import numpy as np
 
-from .framework import Framework
+from .table import Framework
 
 __all__ = [
     "get_torch_state_dict",
@@ -17,7 +17,7 @@ __all__ = [
 
 
 def get_torch_state_dict(network, like=None, epsilon=1e-5):
-    """Weights of a network as PyTorch's modules have them.
+    """Get the weights of a network as PyTorch's modules store them.
 
     Parameters
     ----------
@@ -26,10 +26,10 @@ def get_torch_state_dict(network, like=None, epsilon=1e-5):
         convolutional (transposed and dilated, too) and batch normalization
         layers, and of others without parameters.
     like : dict or None
-        The ``state_dict()`` of the module that they are for. It tells names
-        and types, and where a bias of zeros or a scale of ones is wanted. By
-        default, modules have the names of the layers, and arrays the types of
-        the parameters.
+        The ``state_dict()`` of the module that the weights are for. It gives
+        names and types, and tells where a bias of zeros or a scale of ones is
+        wanted. By default, modules have the names of the layers, and arrays
+        the types of the parameters.
     epsilon : number
         The ``eps`` of the batch normalization modules, which is not among
         their weights.
@@ -37,11 +37,11 @@ def get_torch_state_dict(network, like=None, epsilon=1e-5):
     Returns
     -------
     OrderedDict of str to array
-        What ``module.load_state_dict()`` takes, as it is or with tensors that
-        ``torch.from_numpy()`` makes of the arrays. The module then computes in
-        evaluation what the network does with ``deterministic=True``, to
-        rounding. For a module of type bfloat16, which NumPy lacks, the arrays
-        are of type float32, and PyTorch converts them.
+        Pass it to ``module.load_state_dict()``, as it is or with tensors made
+        by ``torch.from_numpy()``. The module then computes in evaluation what
+        the network does with ``deterministic=True``, to rounding. For a module
+        of type bfloat16, which NumPy lacks, the arrays are of type float32,
+        and PyTorch converts them.
 
     Raises
     ------
@@ -65,9 +65,8 @@ def set_torch_state_dict(network, state_dict, epsilon=1e-5):
     Parameters
     ----------
     network : Layer or list of Layer
-        The output layer or layers of a network that computes the same, built
-        of dense, network-in-network, convolutional (transposed and dilated,
-        too) and batch normalization layers, and others without parameters.
+        The output layer or layers of a network that computes the same, of
+        layers as in :func:`get_torch_state_dict`.
     state_dict : dict of str to array
         The module's ``state_dict()``, with its tensors of any type and on any
         device, or with arrays.
@@ -81,16 +80,16 @@ def set_torch_state_dict(network, state_dict, epsilon=1e-5):
         arrays of numbers. If it is a whole checkpoint, the message says which
         of its keys to pass.
     ValueError
-        If a layer with parameters is of another type; if the names and shapes
-        on one side are not those that the other side needs: the message lists
-        both; if names or order are ambiguous; or if weights are NaN, or too
-        large for the type of the parameter. Nothing is changed then.
+        If a layer with parameters is of another type; if names and shapes do
+        not fit: the message lists both sides; if names or order are ambiguous;
+        or if weights are NaN, or too large for the type of the parameter.
+        Nothing is changed then.
 
     Notes
     -----
-    A layer with the name of a module gets the weights of that module. More may
-    come before it in the name of the module: ``layer1.conv`` gets the weights
-    of ``model.backbone.layer1.conv``, and ``conv`` those of ``model.conv``. A
+    A layer gets the weights of the module that has its name. The name of the
+    module may have more before it: ``layer1.conv`` gets the weights of
+    ``model.backbone.layer1.conv``, and ``conv`` those of ``model.conv``. A
     module goes to the layer with which its name has the longest end in common.
     If two modules remain for one layer, this is an error. If the names of all
     layers start alike, the modules may also lack that start.
@@ -108,9 +107,9 @@ def set_torch_state_dict(network, state_dict, epsilon=1e-5):
     ``num_batches_tracked`` and ``n_averaged``, are counts, and are left out.
 
     Filters are turned round for layers that compute true convolutions, as
-    Lasagne's do by default, while PyTorch computes cross-correlations. The
-    bias of a convolution before batch normalization, which
-    :func:`bnlasagne.batch_norm` leaves out, goes into the running mean.
+    Lasagne's do by default: PyTorch computes cross-correlations. The bias of a
+    convolution before batch normalization, which :func:`bnlasagne.batch_norm`
+    leaves out, goes into the running mean.
 
     The deterministic output is what the module computes in evaluation, to
     rounding. Training does not continue identically: see

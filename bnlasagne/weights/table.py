@@ -68,15 +68,15 @@ class Framework:
         self.epsilon = epsilon
 
     def axes(self, channels, taps):
-        """The axes of `W` in the framework's order.
+        """Put the axes of `W` in the framework's order.
 
         Parameters
         ----------
         channels : pair of int
-            The axes of `W` with the output's and the input's channels; of a
-            transposed convolution, with the input's and the output's.
+            The axes with the output's and the input's channels; of transposed
+            convolutions, with the input's and the output's.
         taps : tuple of int
-            Those with the positions in a filter.
+            The axes with the positions in a filter.
         """
         raise NotImplementedError
 
@@ -172,6 +172,12 @@ class Framework:
 class Entry:
     """A layer in the table of a framework: a base class.
 
+    ``get()`` returns the values of its weights as the framework stores them,
+    by the names of parameters here: their roles. ``set(setting, values,
+    bias)`` has the layer set to such values, of which its input lacks a bias
+    here. ``optional()`` returns what the layer lacks, in values that do the
+    same there.
+
     Parameters
     ----------
     layer : Layer
@@ -184,7 +190,7 @@ class Entry:
     kind : str
         'linear' or 'batch norm'.
     names : dict of str to str
-        The framework's names of the weights, by those of parameters here.
+        The framework's names of the weights, by their roles.
     """
 
     def __init__(self, layer, label, framework):
@@ -194,36 +200,12 @@ class Entry:
         self._epsilon = framework.epsilon
         self._order = framework.feature_order(layer)
 
-    def get(self):
-        """Values of the weights as the framework stores them, by role."""
-        raise NotImplementedError
-
-    def set(self, setting, values, bias):
-        """Have the layer set to values of the framework.
-
-        Parameters
-        ----------
-        setting : Setting
-        values : dict of str to array
-            By role.
-        bias : array or 0
-            What the layer before it adds there, and not here.
-        """
-        raise NotImplementedError
-
-    def optional(self):
-        """What the layer lacks and does the same there; as :meth:`get`."""
-        raise NotImplementedError
-
     def takes(self, role, shape):
-        """Whether weights may have a shape other than those of `get`."""
+        """Whether weights may have a shape other than that of `get`."""
         return False
 
     def in_order(self, count):
-        """The roles of so many weights that are numbered.
-
-        None stands for a role that the number does not tell.
-        """
+        """The roles of so many numbered weights; None for an unknown one."""
         return self.roles
 
     def params(self):
@@ -297,20 +279,7 @@ class LinearEntry(Entry):
                            if axis not in self._taps)
 
     def absorbing(self, consumers, outputs):
-        """The layers whose running means can have a bias in them.
-
-        Parameters
-        ----------
-        consumers : list of Layer
-            The layers that take this layer's output.
-        outputs : list of Layer
-            The output layers of the network.
-
-        Returns
-        -------
-        list of BatchNormLayer
-            All of the consumers, or none.
-        """
+        """The consumers, if the running means of all can absorb a bias."""
         over = set(range(len(self.layer.output_shape)))
         over -= {self._linear.channel}
         absorb = is_linear(self.layer) and self.layer not in outputs and all(
@@ -365,12 +334,7 @@ class BatchNormEntry(Entry):
 
 
 def _absorbing(entries, pairs, outputs):
-    """Find the layers without a bias that others can absorb for them.
-
-    Returns
-    -------
-    dict of LinearEntry to list of BatchNormLayer
-    """
+    """For layers without a bias, the batch norm layers that can absorb one."""
     consumers = collections.defaultdict(list)
     for layer in lasagne.layers.get_all_layers(outputs):
         for below in inputs_of(layer):
