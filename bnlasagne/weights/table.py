@@ -246,7 +246,7 @@ class LinearEntry(Entry):
         W = self._value("W")
         W = W.reshape(self._full_shape(W)) if self._order is None \
             else W[self._order]
-        W = np.flip(W, self._taps) if self._linear.flips() else W
+        W = np.flip(W, self._linear.taps) if self._linear.flips() else W
         found = {"W": np.ascontiguousarray(W.transpose(self._axes))}
         if self._has("b"):
             found["b"] = self._value("b")
@@ -257,7 +257,7 @@ class LinearEntry(Entry):
         shape = self._full_shape(W)
         new = values["W"].reshape([shape[axis] for axis in self._axes])
         new = new.transpose(np.argsort(self._axes)).reshape(W.shape)
-        new = np.flip(new, self._taps) if self._linear.flips() else new
+        new = np.flip(new, self._linear.taps) if self._linear.flips() else new
         self._add(setting, "W", new if self._order is None
                   else new[np.argsort(self._order)])
         if self._has("b"):
