@@ -347,3 +347,35 @@ def test_loop_is_refused():
         with pytest.raises(ValueError, match="in a loop"):
             accumulator.exact_function([problem.x, problem.y],
                                        problem.loss + looped.sum())
+
+
+def test_batch_of_one_value_leaves_averages(float64, quick):
+    """As by function(): a batch of one value per channel moves none."""
+    problem = Problem(plain_network)
+    before = [param.get_value() for param in get_all_params(
+        problem.network, batch_norm_stat=True)]
+    _, accumulate, step = problem.accumulator()
+    accumulate(problem.parts(1))
+    step()
+    for param, value in zip(get_all_params(
+            problem.network, batch_norm_stat=True), before):
+        assert_array_equal(param.get_value(), value)
+
+
+def test_one_loss_by_both_functions(float64, quick):
+    """Averages weigh all values alike, whichever function had them."""
+    problem = Problem(lambda: BatchNormLayer(
+        DenseLayer(InputLayer(SHAPE), 3, nonlinearity=linear)))
+    accumulator = GradientAccumulator(problem.params)
+    inputs = [problem.x, problem.y]
+    exact = accumulator.exact_function(inputs, problem.loss)
+    plain = accumulator.function(inputs, problem.loss)
+    step = accumulator.step_function(lasagne.updates.sgd, learning_rate=0)
+    first, second = problem.parts(4, N)
+    exact([first])
+    plain(*second)
+    step()
+    network = problem.network
+    x = problem.data[0] @ network.input_layer.W.get_value()
+    assert_allclose(network.mean.get_value(), 0.5 * x.mean(
+        0, keepdims=True), **TOLERANCE["float64"])

@@ -1,0 +1,127 @@
+"""Compute the loss of a micro-batch, and its gradients."""
+
+import theano
+import theano.tensor as T
+
+from ..averages.marker import application_of
+from ..parallel.collectives import is_synchronized
+
+__all__ = ["MicroBatch"]
+
+
+class MicroBatch:
+    """Hold the graph that the user has of a micro-batch, checked.
+
+    Parameters
+    ----------
+    caller : str
+        For messages.
+    inputs, loss, size, outputs, kwargs
+        See :meth:`GradientAccumulator.function`.
+
+    Attributes
+    ----------
+    inputs : list of Theano variables
+    loss : Theano variable
+    size : Theano variable
+        Of double precision.
+    outputs : list of Theano variables
+        Without the loss.
+    """
+
+    def __init__(self, caller, inputs, loss, size, outputs, kwargs):
+        self.caller = caller
+        if isinstance(inputs, theano.Variable):
+            raise TypeError(f"{caller}: inputs must be a list of Theano "
+                            f"variables, got {inputs!r}.")
+        self.inputs = list(inputs)
+        _check_loss(loss, caller)
+        self.loss = loss
+        self.size = _size(size, self.inputs, caller)
+        self.has_outputs = outputs is not None
+        self.outputs = [] if outputs is None else (
+            list(outputs) if isinstance(outputs, (list, tuple))
+            else [outputs])
+        self.returned = outputs if self.has_outputs else loss
+        self._kwargs = kwargs
+
+    def gradients(self, params, channel):
+        """Gradients of the parameters that the loss depends on.
+
+        Returns
+        -------
+        dict
+            Parameter → its gradient times the size.
+        """
+        roots = set(theano.gof.graph.inputs([self.loss]))
+        params = [param for param in params if param in roots]
+        loss, is_weighted = self.loss, is_synchronized([self.loss])
+        if is_weighted:
+            if channel is None:
+                raise ValueError(
+                    f"{self.caller}: the network's batch normalization is "
+                    "synchronized. Pass the same comm to GradientAccumulator.")
+            # Gradients of all ranks meet, each with the weight of its rank.
+            loss = loss * T.cast(self.size, loss.dtype)
+        gradients = theano.grad(loss, params, disconnected_inputs="ignore",
+                                return_disconnected="None") if params else []
+        found = {param: gradient if is_weighted
+                 else gradient * T.cast(self.size, gradient.dtype)
+                 for param, gradient in zip(params, gradients)
+                 if gradient is not None}
+        if not found:
+            raise ValueError(f"{self.caller}: loss depends on none of the "
+                             "parameters.")
+        return found
+
+    def compile(self, outputs, updates=None, **more):
+        """Compile a function that leaves running averages as they are.
+
+        Updates that the user gave are made along with `updates`, once for
+        each micro-batch.
+        """
+        kwargs = dict(self._kwargs, **more)
+        given = kwargs.pop("updates", None)
+        if updates is not None:
+            updates.update(given or {})
+        held = kwargs.pop("no_default_updates", False)
+        if held is not True:
+            held = list(held or []) + self.held_back()
+        return theano.function(self.inputs, outputs, updates=updates,
+                               no_default_updates=held, **kwargs)
+
+    def held_back(self):
+        """Shared variables that move with the step, not the micro-batch.
+
+        These are aliases of running averages, and of what their weights
+        depend on.
+        """
+        given = dict(self._kwargs.get("updates") or {})
+        roots = theano.gof.graph.inputs([self.loss] + self.outputs + [
+            value for value in given.values()
+            if isinstance(value, theano.Variable)])
+        return [root for root in roots if application_of(root) is not None]
+
+
+def _check_loss(loss, caller):
+    if not isinstance(loss, theano.Variable):
+        raise TypeError(f"{caller}: loss must be a Theano variable, got "
+                        f"{loss!r}.")
+    if loss.ndim != 0:
+        raise ValueError(f"{caller}: loss must be a scalar, the mean over the "
+                         f"micro-batch, but it has {loss.ndim} dimensions.")
+
+
+def _size(size, inputs, caller):
+    """Weight of a micro-batch, a scalar of double precision."""
+    if size is None:
+        if not inputs or getattr(inputs[0], "ndim", 0) < 1:
+            raise ValueError(
+                f"{caller}: size must be given, as the first of inputs is no "
+                "array of examples; say, size=x.shape[0].")
+        size = inputs[0].shape[0]
+    size = T.as_tensor_variable(size)
+    if size.ndim != 0:
+        raise ValueError(f"{caller}: size must be a scalar, but it has "
+                         f"{size.ndim} dimensions.")
+    return size.astype("float64")

@@ -1,0 +1,193 @@
+"""Hold what a step accumulates: sums of gradients, and moments.
+
+All of it is in shared variables, so that functions can add to it.
+"""
+
+import collections
+
+import numpy as np
+import theano
+import theano.tensor as T
+
+from ..averages.updates import combined, scheduled_updates
+from ..kernels import expressions
+from ..parallel.collectives import Average, is_synchronized
+from ..parallel.training import outline
+
+__all__ = ["StepMoments", "Term", "applied", "mean_gradients"]
+
+
+class Term:
+    """Sum the gradients of one loss over micro-batches, weighted by size.
+
+    Parameters
+    ----------
+    name : str or int
+
+    Attributes
+    ----------
+    size : Theano shared variable
+        Sum of the sizes.
+    sums : dict
+        Parameter → the sum of its gradients, a Theano shared variable.
+    """
+
+    def __init__(self, name):
+        self.name = name
+        self.size = theano.shared(np.zeros((), "float64"), "size")
+        self.sums = {}
+
+    def extended(self, params):
+        """The same term, with sums for these parameters, too."""
+        term = Term(self.name)
+        term.size, term.sums = self.size, dict(self.sums)
+        for param in params:
+            if param not in self.sums:
+                term.sums[param] = theano.shared(
+                    np.zeros_like(param.get_value(borrow=True)),
+                    broadcastable=param.broadcastable)
+        return term
+
+    def state(self):
+        """All shared variables."""
+        return [self.size] + list(self.sums.values())
+
+    def after(self, gradients, size):
+        """Updates that add a micro-batch.
+
+        Parameters
+        ----------
+        gradients : dict
+            Parameter → its gradient times the size.
+        size : Theano variable
+        """
+        updates = collections.OrderedDict([(self.size, self.size + size)])
+        for param, gradient in gradients.items():
+            total = self.sums[param]
+            updates[total] = T.patternbroadcast(
+                T.cast(total + gradient, total.dtype), total.broadcastable)
+        return updates
+
+    def means(self, size, *sums):
+        """Averaged gradients by parameter; zero without any micro-batch.
+
+        Parameters
+        ----------
+        size, *sums : Theano variables
+            The state, or its averages over the ranks.
+        """
+        size = T.switch(T.gt(size, 0), size, 1)
+        return {param: total / T.cast(size, total.dtype)
+                for param, total in zip(self.sums, sums)}
+
+
+def mean_gradients(terms, channel):
+    """For each term, its averaged gradients by parameter.
+
+    Parameters
+    ----------
+    terms : list of Term
+    channel : Channel or None
+        To ranks that are averaged over as well, all in one message.
+    """
+    values = [[T.cast(term.size, next(iter(term.sums.values())).dtype)]
+              + list(term.sums.values()) for term in terms]
+    if channel is not None:
+        params = [param for term in terms for param in term.sums]
+        values = _over_ranks(values, channel, outline(params))
+    return [term.means(*own) for term, own in zip(terms, values)]
+
+
+def _over_ranks(lists, channel, what):
+    """Averages over all ranks, in one message."""
+    flat = [value for values in lists for value in values]
+    op = Average(channel, f"the accumulated gradients of {what}", 0, False)
+    averages = iter(op(T.constant(1.), *flat, return_list=True))
+    return [[next(averages) for _ in values] for values in lists]
+
+
+def applied(moves):
+    """The applications that moves are of.
+
+    Parameters
+    ----------
+    moves : dict
+        Running average → list of moves.
+
+    Returns
+    -------
+    dict
+        The statistics of an application → one of its moves. Its mean and its
+        standard deviation have a move each.
+    """
+    return {tuple(move.statistics): move
+            for taken in moves.values() for move in taken}
+
+
+class StepMoments:
+    """Pool the statistics of each application over micro-batches.
+
+    Attributes
+    ----------
+    moves : dict
+        Running average → list of moves, one for each application.
+    """
+
+    def __init__(self):
+        self.moves = {}
+        self._stored = {}
+
+    def extended(self, moves):
+        """The same moments, with places for the applications of moves."""
+        moments = StepMoments()
+        moments._stored = dict(self._stored)
+        moments.moves = {average: list(known)
+                         for average, known in self.moves.items()}
+        for average, taken in moves.items():
+            known = moments.moves.setdefault(average, [])
+            for key, move in applied({average: taken}).items():
+                if key not in moments._stored:
+                    moments._stored[key] = _zeros(average)
+                if key not in applied({average: known}):
+                    known.append(move)
+        return moments
+
+    def stored(self, statistics):
+        """Count, mean and deviation of an application; shared variables."""
+        return self._stored[tuple(statistics)]
+
+    def state(self):
+        """All shared variables."""
+        return [variable for stored in self._stored.values()
+                for variable in stored]
+
+    def after(self, moves, is_there):
+        """Updates that add the statistics of a micro-batch, if it has any."""
+        updates = collections.OrderedDict()
+        for statistics, move in applied(moves).items():
+            stored, count = self.stored(statistics), move.count
+            # Other ranks may have examples where this one has none.
+            if not is_synchronized([count]):
+                count = T.switch(is_there, count, 0)
+            pooled = expressions.pool([stored, (count,) + statistics])
+            for variable, value in zip(stored, pooled):
+                updates[variable] = T.patternbroadcast(
+                    value, variable.broadcastable)
+        return updates
+
+    def updates(self, combine):
+        """Updates of the running averages by what is stored."""
+        updates = collections.OrderedDict()
+        for average, moves in self.moves.items():
+            moves = [move.by(*self.stored(move.statistics)) for move in moves]
+            updates[average] = combined(average, moves, combine)
+        updates.update(scheduled_updates(self.moves))
+        return updates
+
+
+def _zeros(average):
+    """Places for a count, a mean and a standard deviation."""
+    zeros = np.zeros(average.get_value(borrow=True).shape)
+    return [theano.shared(np.zeros((), "int64"))] + [
+        theano.shared(zeros, broadcastable=average.broadcastable)
+        for _ in range(2)]
