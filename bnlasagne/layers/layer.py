@@ -249,19 +249,6 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
         return self.add_param(shared_param(self, name, initial),
                               self.param_shape(), name, **tags)
 
-    def param_shape(self):
-        """Return the shape of the parameters: that of the input, or 1."""
-        shape = tuple(1 if axis in self.axes else size
-                      for axis, size in enumerate(self.input_shape))
-        for axis, size in enumerate(shape):
-            if size is None:
-                raise ValueError(
-                    f"{label(self)} needs specified input sizes for all axes "
-                    f"not normalized over, but axis {axis} of the input shape "
-                    f"{self.input_shape} is None. Give its size, or name the "
-                    f"axis in axes={tuple(sorted(self.axes + (axis,)))}.")
-        return shape
-
     def get_output_for(self, input, deterministic=False,
                        batch_norm_use_averages=None,
                        batch_norm_update_averages=None, **kwargs):

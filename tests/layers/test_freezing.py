@@ -110,6 +110,13 @@ def test_parameters(layers):
         first.beta, first.gamma, second.beta]
 
 
+def test_parameter_that_was_removed_meanwhile_stays_removed(layers):
+    first = layers[0]
+    with freeze_batch_norm(first, params=True):
+        del first.params[first.beta]
+    assert first.get_params(trainable=True) == [first.gamma]
+
+
 def test_part_of_a_network(layers):
     first, second = layers
     freeze_batch_norm(second, treat_as_input=[first])
