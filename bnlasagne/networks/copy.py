@@ -29,19 +29,19 @@ def copy_network(layers):
     Returns
     -------
     dict of Layer to Layer
-        From the network's layers to their copies, in the order of
-        :func:`all_layers`; then from layers that only functions refer to.
+        From layers to their copies, in the order of :func:`referred_layers`.
 
     Notes
     -----
     The copies of two layers share what the two layers share: parameters, and
     parts of parameters that are expressions. The copy shares its input layers
     with the original, so that ``get_output(copy, {l_in: x})`` works for both.
-    A function that refers to layers or parameters of the network is copied,
-    too; so is an object that can be called. What other objects refer to is not
-    copied. Shared variables and random streams that no layer has among its
-    parameters or attributes stay the same: a function reads them, and users
-    set them, for both networks.
+
+    A function that refers to layers or parameters of the network is copied as
+    well, and so is an object that can be called. Layers and parameters that
+    other objects refer to are not copied. Shared variables and random streams
+    that no layer has among its parameters or attributes stay the same: a
+    function reads them, and users set them, for both networks.
     """
     return _Copier().copy(referred_layers(layers))
 
@@ -172,10 +172,10 @@ class _Copier:
 
 
 def _owned_by(layers):
-    """The random streams of layers, and the memory of shared variables.
+    """Find the random streams and the memory of variables that layers own.
 
-    Those are the parameters and attributes of the layers, and what Theano
-    updates them from; not what only functions refer to.
+    Layers own their parameters and attributes, and the variables that Theano
+    updates these from; not what only functions refer to.
     """
     found, stack = set(), []
     for layer in layers:

@@ -25,14 +25,8 @@ __all__ = [
 class Linear:
     """Describe the linear part of a layer, and change its weights.
 
-    Parameters
-    ----------
-    layer : Layer
-        Of a type that :func:`linear_of` knows.
-
     Attributes
     ----------
-    layer : Layer
     channel : int
         The axis of the layer's output that has one index per unit or filter.
     outputs, inputs : int

@@ -21,19 +21,8 @@ __all__ = [
 def computes_like(layer, base):
     """Whether a layer computes what one of its base classes computes.
 
-    Compares graphs of the two deterministic outputs. A subclass may override
-    methods, if that makes no difference for testing.
-
-    Parameters
-    ----------
-    layer : Layer
-    base : type
-        A class of Lasagne or of this package.
-
-    Returns
-    -------
-    bool
-        False, too, if the output cannot be built.
+    The base is a class of Lasagne or of this package. A subclass may override
+    methods, if that makes no difference to the deterministic output.
     """
     if not overrides(layer, base, *dir(base)) and _knows_convolution(layer):
         return True
@@ -43,10 +32,7 @@ def computes_like(layer, base):
 def have_equal_graphs(*layers):
     """Whether two layers compute the same for testing.
 
-    Returns
-    -------
-    bool
-        False, too, if an output cannot be built.
+    They do not if an output cannot be built.
     """
     # Both layers are to have the same input.
     x = _input_of(layers[0])

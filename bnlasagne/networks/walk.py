@@ -24,22 +24,10 @@ __all__ = [
 
 
 def checked_layers(network, caller):
-    """The output layers of a network.
+    """List the output layers that a user gave: a layer or a list of layers.
 
-    Parameters
-    ----------
-    network : Layer or list of Layer
-    caller : str
-        The function that the user called, for messages.
-
-    Returns
-    -------
-    list of Layer
-
-    Raises
-    ------
-    TypeError
-        If `network` is something else.
+    Raises a TypeError for anything else. `caller` is the function that the
+    user called, for its message.
     """
     layers = network if isinstance(network, (list, tuple)) else [network]
     for layer in layers:
@@ -50,21 +38,12 @@ def checked_layers(network, caller):
 
 
 def all_layers(layers, treat_as_input=()):
-    """All layers of a network, and the layers within them.
+    """List all layers of a network, and the layers within them.
 
-    Parameters
-    ----------
-    layers : list of Layer
-        The output layers.
-    treat_as_input : list of Layer
-        Layers to stop at: neither these nor the layers below are included.
-
-    Returns
-    -------
-    list of Layer
-        In the order of :func:`lasagne.layers.get_all_layers`; then the layers
-        that these hold as attributes without taking their input from them,
-        such as in a ``CustomRecurrentLayer``, and so on.
+    They come in the order of :func:`lasagne.layers.get_all_layers`; then the
+    layers that these hold as attributes without taking their input from them,
+    such as in a ``CustomRecurrentLayer``, and so on. The layers in
+    `treat_as_input`, and the layers below them, are left out.
     """
     found = lasagne.layers.get_all_layers(
         list(layers), treat_as_input=list(treat_as_input))
@@ -73,13 +52,7 @@ def all_layers(layers, treat_as_input=()):
 
 
 def referred_layers(layers):
-    """All layers of a network, and then layers that only functions refer to.
-
-    Parameters
-    ----------
-    layers : list of Layer
-        The output layers.
-    """
+    """List all layers, and then the layers that only functions refer to."""
     return _with_inner(all_layers(layers), references_of)
 
 
@@ -98,12 +71,9 @@ def _with_inner(layers, inner_of):
 
 
 def inputs_of(layer):
-    """The layers that a layer takes its inputs from.
+    """List the layers that a layer takes its inputs from, one for each input.
 
-    Returns
-    -------
-    list of Layer
-        One for each input; without inputs that are no layers.
+    Inputs that are no layers are left out.
     """
     below = getattr(layer, "input_layers", None)
     if below is None:
@@ -112,19 +82,17 @@ def inputs_of(layer):
 
 
 def layers_in(layer):
-    """The layers that a layer refers to other than as its inputs.
+    """List the layers that a layer refers to other than as its inputs.
 
-    Returns
-    -------
-    list of Layer
-        One for each reference. References from within functions are left out.
+    A layer is listed once for each reference. References from within functions
+    are left out.
     """
     return _instances(lasagne.layers.Layer,
                       values_in(attributes_of(layer), False))
 
 
 def references_of(layer):
-    """The same as :func:`layers_in`, and the references within functions.
+    """List the same as :func:`layers_in`, and the references from functions.
 
     The methods of a user's class are such functions.
     """
@@ -133,7 +101,7 @@ def references_of(layer):
 
 
 def variables_of(layer):
-    """The Theano variables that a layer refers to, within functions as well.
+    """List the Theano variables that a layer and its functions refer to.
 
     Those of `params` are left out: a parameter may be registered without being
     used.
@@ -143,7 +111,7 @@ def variables_of(layer):
 
 
 def variables_in(values):
-    """The Theano variables in a list of values, within functions as well."""
+    """List the Theano variables within values, in functions as well."""
     return _instances(theano.Variable, values_in(values))
 
 
@@ -152,13 +120,13 @@ def _instances(kind, found):
 
 
 def attributes_of(layer, skip=()):
-    """The values of a layer's attributes, other than its inputs."""
+    """List the values of a layer's attributes, other than its inputs."""
     return [value for name, value in vars(layer).items()
             if name not in ("input_layer", "input_layers", *skip)]
 
 
 def methods_of(layer):
-    """The functions of a layer's classes that are the user's, by name."""
+    """List the methods that a layer has of the user's classes, by name."""
     kind = type(layer)
     return {name: value for base in kind.__mro__ if not of_library(base)
             for name, value in vars(base).items()

@@ -1,0 +1,125 @@
+"""Know which layers of a network use which others, and remove layers."""
+
+import collections
+
+import lasagne
+
+from ..networks.copy import copy_network
+from ..networks.labels import numbered_labels
+from ..networks.outputs import overrides
+from ..networks.walk import (
+    inputs_of,
+    layers_in,
+    references_of,
+    replace_layer,
+)
+
+__all__ = ["LeftInPlace", "Network"]
+
+
+class LeftInPlace(Exception):
+    """The reason why a batch normalization layer is not folded."""
+
+
+class Network:
+    """Copy a network, and remove layers from the copy.
+
+    Parameters
+    ----------
+    outputs : list of Layer
+        The output layers of the original.
+
+    Attributes
+    ----------
+    outputs : list of Layer
+        Here and below, layers are those of the copy.
+    originals : dict of Layer to Layer
+        From a layer to that of the original.
+    labels : dict of Layer to str
+        For messages.
+    consumers : dict of Layer to list of Layer
+        The layers that take the output of a layer, once for each time.
+    """
+
+    def __init__(self, outputs):
+        copies = copy_network(outputs)
+        labels = numbered_labels(list(copies))
+        self.outputs = [copies[layer] for layer in outputs]
+        self.originals = {new: layer for layer, new in copies.items()}
+        self.labels = {new: labels[layer] for layer, new in copies.items()}
+        self.consumers = collections.defaultdict(list)
+        self._holders = collections.defaultdict(list)
+        for layer in copies.values():
+            for used in _used_by(layer):
+                self.consumers[used].append(layer)
+            for held in _held_by(layer):
+                self._holders[held].append(layer)
+        self._reached = _reached_from(self.outputs, _used_by)
+
+    def gives_flags_to(self, layer):
+        """Whether a layer gets the flags that get_output() is given."""
+        return layer in self._reached
+
+    def referred(self):
+        """All layers that are left, for whatever they are used."""
+        return _reached_from(self.outputs, lambda layer:
+                             inputs_of(layer) + references_of(layer))
+
+    def check_unheld(self, layer):
+        """Raise LeftInPlace if others refer to a layer in unknown ways."""
+        if self._holders[layer]:
+            raise LeftInPlace(f"{self.labels[layer]} is referred to by "
+                              f"{self.names(self._holders[layer])}")
+
+    def names(self, layers):
+        """The labels of several layers, in a sentence."""
+        names = dict.fromkeys(self.labels[layer] for layer in layers)
+        return " and ".join(names) or "no other layer"
+
+    def bypass(self, bn):
+        """Connect the consumers of a layer to the layer before it."""
+        below, = inputs_of(bn)
+        for consumer in self.consumers[bn]:
+            replace_layer(consumer, bn, below)
+        self.consumers[below].remove(bn)
+        self.consumers[below] += self.consumers.pop(bn)
+        self.outputs = [below if layer is bn else layer
+                        for layer in self.outputs]
+
+
+def _used_by(layer):
+    """The layers of which a layer uses the outputs, and nothing else."""
+    return inputs_of(layer) + _called_by(layer)
+
+
+def _called_by(layer):
+    """The layers within a layer that get the flags which it gets."""
+    recurrent = getattr(lasagne.layers, "CustomRecurrentLayer", ())
+    if not isinstance(layer, recurrent) or overrides(layer, recurrent,
+                                                     "get_output_for"):
+        return []
+    return [layer.input_to_hidden, layer.hidden_to_hidden]
+
+
+def _held_by(layer):
+    """The layers to which a layer refers in ways that are not known."""
+    known = _called_by(layer)
+    if type(layer).__module__.startswith("lasagne."):
+        # The inputs of Lasagne's layers are nothing but inputs, whatever
+        # attributes refer to them, such as hid_init. But functions may.
+        below = inputs_of(layer)
+        known += [each for each in layers_in(layer) if each in below]
+    held = collections.Counter(references_of(layer))
+    held.subtract(known)
+    return [each for each in held.elements() if each is not layer]
+
+
+def _reached_from(outputs, below):
+    """The layers that are reached from outputs, from each to those below."""
+    reached, stack = set(), list(outputs)
+    while stack:
+        layer = stack.pop()
+        if layer not in reached:
+            reached.add(layer)
+            stack.extend(below(layer))
+    return reached
