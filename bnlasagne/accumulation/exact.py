@@ -26,7 +26,7 @@ import numpy as np
 import theano
 import theano.tensor as T
 
-from ..averages.marker import application_of
+from ..averages.aliases import application_of
 from ..networks.setting import all_or_nothing
 from .exact_graph import ExactGraph, moments_by_std
 from .passes import CALLER, Passes, partial

@@ -6,7 +6,8 @@ import theano.tensor as T
 from theano.gof.graph import io_toposort
 from theano.scan_module.scan_op import Scan
 
-from ..averages.marker import TrackAverages
+from ..averages import marker
+from ..averages.marker import Marker
 from ..graphs.loops import all_nodes, inner_graph
 from ..graphs.needed import inputs_by_value, needed
 from ..kernels.moments import Moments
@@ -28,8 +29,7 @@ class Application:
         The statistics in the user's graph.
     depth : int
         Number of layers, one on the other, that this one is the last of.
-    op : TrackAverages
-        The marker.
+    op : Marker
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ class Application:
         self.moments = moments
         self.key = key
         self.depth = depth
-        self.by_batch = op.by_batch
+        self.by_batch = op.normalizes
         self.found = None
         self.statistics, self._derivatives = (
             [theano.shared(np.zeros(op.layer.param_shape(), variable.dtype),
@@ -116,7 +116,7 @@ class ExactGraph:
             is_computed = not computed.isdisjoint(node.outputs)
             if is_computed:
                 _check(node)
-            if is_computed and isinstance(node.op, TrackAverages):
+            if is_computed and isinstance(node.op, Marker):
                 self._apply(node)
             else:
                 self._copy(node)
@@ -141,16 +141,17 @@ class ExactGraph:
 
     def _apply(self, node):
         op, output = node.op, node.outputs[0]
-        x, = self._of([op.input(node)])
-        depth = self._depth(op.input(node)) + 1
-        moments = op.moments(node)
-        key = tuple(moments[1:])
-        if op.by_batch or key in self._averaged:
-            application = Application(x, self._of(moments), key, depth, op)
+        marked = marker.Application(node)
+        x, = self._of([marked.input])
+        depth = self._depth(marked.input) + 1
+        key = tuple(marked.statistics)
+        if op.normalizes or key in self._averaged:
+            moments = self._of([marked.count, *marked.statistics])
+            application = Application(x, moments, key, depth, op)
             self.applications.append(application)
-        if op.by_batch:
+        if op.normalizes:
             normalized = op.layer.normalize_as_in_training(
-                x, *application.statistics + self._of(op.params(node)))
+                x, *application.statistics + self._of(marked.params))
             self._copies[output] = output.type.filter_variable(normalized)
             self._set_depths([output], depth)
         else:
@@ -158,17 +159,21 @@ class ExactGraph:
             self._set_depths([output], self._depth(node.inputs[0]))
 
 
+def _has_batch(op):
+    return isinstance(op, Marker) and op.has_batch
+
+
 def _check(node):
     """Raise an error if a node cannot be worked on in micro-batches."""
     caller = "GradientAccumulator.exact_function()"
     if isinstance(node.op, (Scan, theano.OpFromGraph)) and any(
-            isinstance(inner.op, TrackAverages)
+            _has_batch(inner.op)
             for inner in all_nodes(inner_graph(node).outputs)):
         raise ValueError(
             f"{caller}: there is batch normalization in a loop, or in another "
             "Op's graph, where its statistics are out of reach. Use "
             "function().")
-    if not isinstance(node.op, TrackAverages):
+    if not _has_batch(node.op):
         return
     if node.op.of_gradient:
         raise ValueError(

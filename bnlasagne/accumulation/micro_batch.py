@@ -3,7 +3,7 @@
 import theano
 import theano.tensor as T
 
-from ..averages.marker import application_of
+from ..averages.aliases import application_of
 from ..parallel.collectives import is_synchronized
 
 __all__ = ["MicroBatch"]

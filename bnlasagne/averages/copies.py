@@ -9,7 +9,7 @@ import theano
 from theano.compile.function_module import Function, FunctionMaker
 from theano.compile.sharedvalue import SharedVariable
 
-from .marker import schedule_of
+from ..graphs.next_values import moving_variables
 
 __all__ = []
 
@@ -29,7 +29,7 @@ def _swap_of_aliases(function, swap):
     # A schedule of weights is more than one variable.
     wanted = dict(swap)
     for old, new in swap.items():
-        for one, other in zip(schedule_of(old), schedule_of(new)):
+        for one, other in zip(moving_variables(old), moving_variables(new)):
             wanted.setdefault(one, other)
     by_container = {id(old.container): old for old in wanted
                     if isinstance(old, SharedVariable)}

@@ -1,40 +1,42 @@
-"""What an application of a layer leaves in a graph.
+"""Mark the applications of layers in a graph.
 
-:func:`track` ties to a layer's output what the application was: its input, the
-statistics of the batch, and the running averages that are to follow them. It
-computes nothing, and every function that is made from the graph drops it. But
-until then, others can read it: :mod:`bnlasagne.averages.updates`, which moves
-running averages, and :mod:`bnlasagne.accumulation`. It survives what users do
-to a graph: cloning it, replacing its inputs, taking gradients.
+:func:`mark` puts a marker on a layer's output. The marker holds what the
+application was: the layer, its input, the statistics of the batch, and the
+running averages that are to move. It computes nothing, and every function that
+is made from the graph drops it. But until then, others can read it with
+:class:`Application`: :mod:`bnlasagne.averages.automatic`, which moves running
+averages, and whoever looks for the applications of layers in a graph
+(:func:`applications_in`). It survives what users do to a graph: cloning it,
+replacing its inputs, taking gradients.
 """
 
-import copy
+import collections
+import itertools
 import threading
 
 import theano
 import theano.tensor as T
-from theano.gof.graph import clone_get_equiv, inputs
-from theano.scan_module.scan_utils import equal_computations
+from theano.gof.graph import io_toposort
 
-from ..graphs.next_values import next_value
-from ..kernels import dispatch, expressions, ops
+from ..graphs.loops import inner_graph
+from ..graphs.needed import needed
+from ..graphs.next_values import moving_variables, next_value
+from ..kernels import dispatch, ops
+from .aliases import new_alias
+from .moves import Move, ScheduledMove, are_equal, lifted
 
 __all__ = [
-    "FusedMove",
-    "Move",
-    "TrackAverages",
-    "UpdatedAverage",
-    "application_of",
-    "average_of",
-    "has_one_weight",
+    "Application",
+    "Batch",
+    "Marker",
+    "applications_in",
     "last_application",
-    "pooled",
-    "schedule_of",
-    "track",
+    "mark",
+    "without_markers",
 ]
 
 
-class _Applications:
+class _Numbers:
     """Number the applications of layers in their order."""
 
     def __init__(self):
@@ -52,50 +54,51 @@ class _Applications:
             self.last = max(self.last, number)
 
 
-_applications = _Applications()
+_numbers = _Numbers()
 
 
 def last_application():
     """The number of the latest application."""
-    return _applications.last
+    return _numbers.last
 
 
-def track(output, x, params, statistics, count, layer, averages=(),
-          alpha=0, by_batch=True, automatic=True):
-    """Tie an application of a layer to its output.
+Batch = collections.namedtuple("Batch", "mean std count normalizes")
+Batch.__doc__ = """Statistics of a batch.
+
+Parameters
+----------
+mean, std : Theano variables
+count : Theano variable
+    Number of values in each statistic; a scalar.
+normalizes : bool
+    Whether the layer normalized by them.
+"""
+
+
+def mark(output, layer, x, batch=None, update=False):
+    """Mark an application of a layer.
 
     Parameters
     ----------
     output, x : Theano variables
         What came out of the layer, and what it was applied to.
-    params : sequence of Theano variables
-        Of the layer, that `output` was computed with.
-    statistics : pair of Theano variables
-        Mean and standard deviation of the batch.
-    count : Theano variable
-        Number of values, in each statistic, that the batch has; a scalar.
-    layer : Layer
-        Which one it was.
-    averages : sequence of Theano shared variables
-        The averages to update, one for each statistic. By default, none.
-    alpha : float or Theano variable
-        Weight of the batch in the new average; a scalar.
-    by_batch : bool
-        Whether the layer normalized by the statistics of the batch.
-    automatic : bool
+    layer : BatchNormLayer
+    batch : Batch or None
+        Statistics of `x`, if they are known.
+    update : bool or 'explicit'
         Whether functions that compute `output`, or anything that depends on
-        it, or a gradient through it, update the averages by themselves. If
-        not, the updates have to be collected.
+        it, or a gradient through it, move the layer's running averages by
+        themselves. 'explicit': the updates have to be collected.
 
     Returns
     -------
     Theano variable
-        `output`, tied.
+        `output`, marked.
 
     Notes
     -----
     Each call is one application, with its place in the order in which
-    updates of one average are chained. For each average, the update is
+    moves of one average are chained. For each average, the move is
 
     .. math:: a \\leftarrow (1 - \\alpha) a + \\alpha s
 
@@ -103,163 +106,110 @@ def track(output, x, params, statistics, count, layer, averages=(),
     not finite, or with fewer than two values per statistic, leaves all of the
     averages as they are.
     """
-    number = _applications.next()
-    clones = [_clone(average, number, automatic) for average in averages]
-    scheduled, values, alpha = _schedule(alpha if clones else 0, number,
-                                         automatic)
-    move = FusedMove if dispatch.are_usable(*clones, *statistics) else Move
-    op = TrackAverages(number, layer, by_batch, len(params), len(clones),
-                       len(scheduled), move)
-    terms = move.terms(statistics, count, alpha)
-    return op(output, x, *list(params) + clones + scheduled + values + terms)
+    number = _numbers.next()
+    if batch is None:
+        return Marker(number, layer)(output, x)
+
+    def alias(variable):
+        return new_alias(variable, number, update != "explicit")
+
+    averages = [alias(average) for average
+                in (layer.mean, layer.std)] if update else []
+    scheduled, next_values, alpha = _with_aliases(
+        layer.alpha if update else 0, alias)
+    parts = ([param for param in (layer.gamma, layer.beta)
+              if param is not None], averages, scheduled, next_values,
+             [ops.double(alpha), batch.count, batch.mean, batch.std])
+    marker = Marker(
+        number, layer, tuple(map(len, parts)), batch.normalizes,
+        dispatch.are_usable(*averages, batch.mean, batch.std))
+    return marker(output, x, *itertools.chain(*parts))
 
 
-def _clone(variable, application, automatic):
-    """Alias of a variable, with a default update still to be found."""
-    clone = variable.clone()
-    clone.tag.application = application
-    clone.tag.average = variable
-    if automatic:
-        clone.default_update = UpdatedAverage()(clone)
-    return clone
-
-
-def schedule_of(alpha):
-    """The shared variables in a weight that move on with the averages.
-
-    Parameters
-    ----------
-    alpha : float or Theano variable
-
-    Returns
-    -------
-    list of Theano shared variables
-    """
-    sources, stack = [], [alpha]
-    while stack:
-        roots = inputs([variable for variable in [stack.pop()]
-                        if isinstance(variable, theano.Variable)])
-        for source in roots:
-            if source not in sources and next_value(source) is not None:
-                sources.append(source)
-                stack.append(next_value(source))
-    return sources
-
-
-def _schedule(alpha, application, automatic):
+def _with_aliases(alpha, alias):
     """Have a weight that moves on by itself do so with the averages only.
 
     Returns
     -------
     scheduled : list of Theano shared variables
         Aliases of the variables in `alpha` that move on.
-    values : list of Theano variables
-        Their next values.
+    next_values : list of Theano variables
+        Their next values, by the aliases.
     alpha : float or Theano variable
         The weight, by the aliases.
     """
-    sources = schedule_of(alpha)
-    if not sources:
+    variables = moving_variables(alpha)
+    if not variables:
         return [], [], alpha
-    clones = [_clone(source, application, automatic) for source in sources]
-    alpha, *values = theano.clone(
-        [alpha] + [next_value(source) for source in sources],
-        replace=dict(zip(sources, clones)))
-    return clones, values, alpha
+    aliases = [alias(variable) for variable in variables]
+    alpha, *next_values = theano.clone(
+        [alpha, *map(next_value, variables)],
+        replace=dict(zip(variables, aliases)))
+    return aliases, next_values, alpha
 
 
-def application_of(variable):
-    """The application that an average was cloned for, or None."""
-    return getattr(variable.tag, "application", None)
-
-
-def average_of(variable):
-    """The variable that a clone stands for; others stand for themselves."""
-    return getattr(variable.tag, "average", variable)
-
-
-class UpdatedAverage(theano.Op):
-    """Placeholder for the value of a running average after a function ran.
-
-    It takes the average before. :mod:`bnlasagne.averages.updates` replaces it
-    in every function; on its own it computes nothing new.
-    """
-
-    __props__ = ()
-    # No C code, so the empty __props__ costs no compilation.
-
-    def make_node(self, average):
-        return theano.Apply(self, [average], [average.type()])
-
-    def perform(self, node, inputs, output_storage):
-        # Only ever run for Theano's test values.
-        output_storage[0][0] = copy.copy(inputs[0])
-
-    def infer_shape(self, node, shapes):
-        return shapes
-
-    def connection_pattern(self, node):
-        return [[False]]
-
-    def grad(self, inputs, output_gradients):
-        return [theano.gradient.DisconnectedType()()]
-
-    def R_op(self, inputs, eval_points):
-        return [None]
-
-    def inputs_by_value(self, node):
-        """See :mod:`bnlasagne.graphs.needed`."""
-        return []
-
-
-class TrackAverages(theano.Op):
+class Marker(theano.Op):
     """Identity on its first input, a layer's output or its gradient.
 
-    The further inputs are those of :func:`track`, in its order, with clones in
-    the place of the averages; after these, clones of the variables that a
-    schedule of the weight moves on, and their next values. Unlike
-    ``output + 0 * average``, it involves them in no arithmetic, so nothing
-    that is stored in an average can reach the output.
+    The second input is what the layer was applied to; the further ones are
+    the parts of an :class:`Application`. Unlike ``output + 0 * average``, the
+    marker involves them in no arithmetic, so nothing that is stored in an
+    average can reach the output.
 
     Parameters
     ----------
-    application : int
+    number : int
         Number of the application.
     layer : Layer
         What was applied.
-    by_batch : bool
-        Whether it normalized by the statistics of the batch.
-    n_params, n_averages, n_scheduled : int
-        Numbers of parameters, of running averages, and of variables that a
-        schedule moves on.
-    move : class
-        What moves the averages on: `Move` or `FusedMove`.
+    sizes : tuple of int
+        Numbers of the parts' variables; empty if there are none.
+    normalizes : bool
+        Whether the layer normalized by the statistics of the batch.
+    fused : bool
+        Whether the fused Op moves the averages.
     of_gradient : bool
         Whether the first input is a gradient with respect to the output.
     """
 
-    __props__ = ("application", "layer", "by_batch", "n_params", "n_averages",
-                 "n_scheduled", "move", "of_gradient")
+    __props__ = ("identity", "sizes", "normalizes", "fused", "of_gradient")
     view_map = {0: [0]}
 
-    def __init__(self, application, layer, by_batch, n_params, n_averages,
-                 n_scheduled, move, of_gradient=False):
-        self.application = application
+    def __init__(self, number, layer, sizes=(), normalizes=False, fused=False,
+                 of_gradient=False):
+        self.number = number
         self.layer = layer
-        self.by_batch = by_batch
-        self.n_params = n_params
-        self.n_averages = n_averages
-        self.n_scheduled = n_scheduled
-        self.move = move
+        self.sizes = sizes
+        self.normalizes = normalizes
+        self.fused = fused
         self.of_gradient = of_gradient
 
+    @property
+    def has_batch(self):
+        """Whether the statistics of the batch are known."""
+        return bool(self.sizes)
+
+    @property
+    def identity(self):
+        """What tells the application from others.
+
+        Without a batch there is no difference, so that two graphs for
+        testing are equal if they compute the same.
+        """
+        return (self.number, self.layer) if self.has_batch else None
+
+    def __getstate__(self):
+        # Nobody asks for a layer that left its averages alone, and it may have
+        # attributes that cannot be pickled.
+        return self.__dict__ if self.has_batch else dict(
+            self.__dict__, layer=None)
+
     def __setstate__(self, state):
-        # Graphs of older versions know of no schedules.
-        self.__dict__.update(dict({"n_scheduled": 0}, **state))
-        _applications.loaded(self.application)
+        self.__dict__.update(state)
+        _numbers.loaded(self.number)
 
     def make_node(self, output, *rest):
-        return theano.Apply(self, [output] + list(rest), [output.type()])
+        return theano.Apply(self, [output, *rest], [output.type()])
 
     def perform(self, node, inputs, output_storage):
         output_storage[0][0] = inputs[0]
@@ -271,204 +221,164 @@ class TrackAverages(theano.Op):
         return [[True]] + [[False]] * (len(node.inputs) - 1)
 
     def grad(self, inputs, output_gradients):
-        # The gradient is tied as well: a function that computes a gradient
-        # through the output, yet nothing else of it, applies the updates too.
-        op = TrackAverages(self.application, self.layer, self.by_batch,
-                           self.n_params, self.n_averages, self.n_scheduled,
-                           self.move, of_gradient=True)
+        gradient, = output_gradients
+        if self.has_batch:
+            # A function that computes a gradient through the output, yet
+            # nothing else of it, moves the averages too.
+            marker = Marker(self.number, self.layer, self.sizes,
+                            self.normalizes, self.fused, of_gradient=True)
+            gradient = marker(gradient, *inputs[1:])
         disconnected = theano.gradient.DisconnectedType()
-        return [op(output_gradients[0], *inputs[1:])] + [
-            disconnected() for _ in inputs[1:]]
+        return [gradient] + [disconnected() for _ in inputs[1:]]
 
     def R_op(self, inputs, eval_points):
         return [eval_points[0]]
 
-    # What the inputs of a node are
-
-    def input(self, node):
-        """What the layer was applied to."""
-        return node.inputs[1]
-
-    def params(self, node):
-        """The layer's parameters, in the order given to :func:`track`."""
-        return node.inputs[2:2 + self.n_params]
-
-    def averages(self, node):
-        """Clones of the running averages."""
-        return self._parts(node)[0]
-
-    def moves(self, node):
-        """For each variable to move, the pair of it and what moves it on.
-
-        The running averages come first, then what a schedule of their weight
-        moves on.
-        """
-        averages, scheduled, values, terms = self._parts(node)
-        return [(average, self.move(index, terms, self.input(node)))
-                for index, average in enumerate(averages)
-                ] + [(variable, ScheduledMove(value, averages))
-                     for variable, value in zip(scheduled, values)]
-
-    def moments(self, node):
-        """Number of values, mean and standard deviation of the batch."""
-        move = self.move(0, self._parts(node)[3], self.input(node))
-        return [move.count] + move.statistics
-
     def inputs_by_value(self, node):
         """See :mod:`bnlasagne.graphs.needed`."""
-        return node.inputs if self.n_averages else node.inputs[:1]
-
-    def _parts(self, node):
-        """Averages, what is scheduled, its next values, and the terms."""
-        rest = node.inputs[2 + self.n_params:]
-        parts = []
-        for size in (self.n_averages, self.n_scheduled, self.n_scheduled):
-            parts.append(rest[:size])
-            rest = rest[size:]
-        return parts + [rest]
+        return node.inputs if any(self.sizes[1:2]) else node.inputs[:1]
 
 
-# What moves an average on
+@T.opt.register_canonicalize("fast_compile")
+@theano.gof.local_optimizer([Marker])
+def _local_unmark(node):
+    """Drop a marker from a graph that Theano puts in after the beginning."""
+    if isinstance(node.op, Marker) and not any(node.op.sizes[1:2]):
+        return node.inputs[:1]
+    return False
 
-class _Move:
-    """An average follows the statistic of one batch.
+
+class Application:
+    """An application of a layer, as its marker tells it.
 
     Parameters
     ----------
-    index : int
-        Of the statistic.
-    terms : list of Theano variable
-        As :meth:`terms` made them, or copies.
-    x : Theano variable
-        What the layer was applied to.
+    node : Theano node
+        With a `Marker`.
 
     Attributes
     ----------
-    alpha, count : Theano variables
-        Weight of the batch, and number of its values; scalars.
-    statistics : list of Theano variable
-        Mean and standard deviation of the batch.
+    number : int
+        Place in the order of all applications.
+    layer : Layer
+    input, output : Theano variables
+        What the layer was applied to, and what came out; the latter marked,
+        and before the nonlinearity (but rectified). Or the gradient by it.
+    normalizes : bool
+        Whether the layer normalized by the statistics of the batch.
+    params : list of Theano variables
+        In the place of `gamma` and `beta`, those that are not None.
+    averages : list of Theano shared variables
+        Aliases of the running averages to move; may be empty.
+    alpha, count : Theano variables or None
+        Weight of the batch and number of its values; None if not known.
+    statistics : list of Theano variables
+        Mean and standard deviation of the batch; empty if not known.
     """
 
-    def __init__(self, index, terms, x):
-        self.index = index
-        self.x = x
-        self.alpha, self.count = terms[:2]
-        # Graphs of older versions have more terms after these.
-        self.statistics = list(terms[2:4])
+    def __init__(self, node):
+        op = node.op
+        self.number, self.layer = op.number, op.layer
+        self.normalizes, self._fused = op.normalizes, op.fused
+        self.output = node.outputs[0]
+        self._unmarked, self.input, *rest = node.inputs
+        rest = iter(rest)
+        parts = [list(itertools.islice(rest, size)) for size in op.sizes]
+        (self.params, self.averages, self._scheduled, self._next_values,
+         batch) = parts or ([], [], [], [], [None, None])
+        self.alpha, self.count, *self.statistics = batch
 
-    @staticmethod
-    def terms(statistics, count, alpha):
-        """What an average's move needs of a batch."""
-        return [ops.double(alpha), count] + list(statistics)
+    def moves(self):
+        """What moves, and how.
 
-    def by(self, count, *statistics):
-        """The same move by other statistics, of any precision."""
-        statistics = [T.cast(statistic, mine.dtype) for statistic, mine
-                      in zip(statistics, self.statistics)]
-        return type(self)(self.index, self.terms(statistics, count,
-                                                 self.alpha), self.x)
-
-    def weighted(self, alpha):
-        """The same move with another weight."""
-        return type(self)(self.index, self.terms(self.statistics, self.count,
-                                                 alpha), self.x)
-
-    def variables(self):
-        """All that the move is made of."""
-        return [self.x, self.alpha, self.count] + self.statistics
-
-    def lifted(self, replace):
-        """The same move, with variables replaced in what it is made of."""
-        x, *terms = _lifted(self.variables(), replace)
-        return type(self)(self.index, terms, x)
-
-    def is_like(self, other):
-        """Whether another move of the average is of the same application.
-
-        It may be a copy, where the user cloned the graph.
+        Returns
+        -------
+        list of pairs
+            An alias and its `Move`: of the running averages first, then of
+            what a schedule of their weight moves on.
         """
-        return _is_same(self.x, other.x) and _is_same(self.alpha, other.alpha)
+        return [(average, Move(index, self.input, self.alpha, self.count,
+                               self.statistics, self._fused))
+                for index, average in enumerate(self.averages)
+                ] + [(variable, ScheduledMove(value, self.averages))
+                     for variable, value
+                     in zip(self._scheduled, self._next_values)]
 
-    fused = False
+    def unmarked(self, computed):
+        """What may take the place of the output.
 
-    def advance(self, value):
-        """The average after the batch, from that before."""
-        statistics = list(self.statistics)
-        # The one to average comes first.
-        statistics.insert(0, statistics.pop(self.index))
-        return dispatch.move_average(value, statistics, self.count, self.alpha,
-                                     self.fused)
-
-
-class Move(_Move):
-    """An average follows the statistic of one batch; as an expression."""
-
-
-class FusedMove(_Move):
-    """The same, as one Op."""
-
-    fused = True
+        Parameters
+        ----------
+        computed : set of Theano variables
+            See :func:`bnlasagne.graphs.needed.needed`.
+        """
+        if self.output not in computed and (
+                self.input.type == self.output.type):
+            # Only the shape is asked for, and that is the input's.
+            return self.input
+        return self._unmarked
 
 
-class ScheduledMove:
-    """A variable in a layer's `alpha` gets its next value.
-
-    That happens once in a function, however many layers have the weight.
+def applications_in(outputs):
+    """Find the applications of layers whose values variables depend on.
 
     Parameters
     ----------
-    value : Theano variable
-        The next value.
-    averages : list of Theano variables
-        Clones of the running averages that have the weight.
-    """
-
-    def __init__(self, value, averages):
-        self.value = value
-        self.averages = averages
-
-    def is_like(self, other):
-        return True
-
-    def variables(self):
-        return [self.value]
-
-    def lifted(self, replace):
-        value, = _lifted([self.value], replace)
-        return ScheduledMove(value, [replace.get(average, average)
-                                     for average in self.averages])
-
-    def advance(self, value):
-        return self.value
-
-
-def _lifted(variables, replace):
-    """Copies of variables, with others in what they are computed from."""
-    copies = clone_get_equiv([], variables, memo=dict(replace))
-    return [copies[variable] for variable in variables]
-
-
-def has_one_weight(moves):
-    """Whether the batches of all moves have the same weight."""
-    return all(_is_same(move.alpha, moves[0].alpha) for move in moves)
-
-
-def pooled(moves):
-    """One move by the statistics of all batches taken together.
-
-    Parameters
-    ----------
-    moves : list of Move or list of FusedMove
-        Of one average, and one weight.
+    outputs : list of Theano variables
 
     Returns
     -------
-    Move or FusedMove
+    list of Application
+        In order of application, those within loops (``theano.scan``) and the
+        like included. The `input` of these is given by variables outside of
+        the loop, as far as it is the same in each iteration.
     """
-    return moves[0].by(*expressions.pool([
-        [move.count] + move.statistics for move in moves]))
+    found = {}
+    for application in _applications_in(outputs, {}):
+        same = found.setdefault(application.number, [])
+        # Its gradients are marked, too, and the graph may hold copies.
+        if not any(are_equal(application.input, other.input)
+                   for other in same):
+            same.append(application)
+    return [application for number in sorted(found)
+            for application in found[number]]
 
 
-def _is_same(variable, other):
-    return variable is other or equal_computations([variable], [other])
+def _applications_in(outputs, outside):
+    """The same, in any order; `outside` tells what stands for an input."""
+    computed = needed(outputs)
+    for node in io_toposort([], outputs):
+        if computed.isdisjoint(node.outputs):
+            continue
+        if isinstance(node.op, Marker):
+            application = Application(node)
+            if outside:
+                application.input, = lifted([application.input], outside)
+            yield application
+        inner = inner_graph(node)
+        if inner is not None:
+            constants = list(inner.constants.values())
+            if outside:
+                constants = lifted(constants, outside)
+            yield from _applications_in(
+                inner.outputs, dict(zip(inner.constants, constants)))
+
+
+def without_markers(variables, inputs=()):
+    """Copies of variables, without the markers in what they depend on.
+
+    Parameters
+    ----------
+    variables : list of Theano variables
+    inputs : collection of Theano variables
+        To stop at: these stay as they are.
+    """
+    copies = {}
+    for node in io_toposort(inputs, variables):
+        parents = [copies.get(variable, variable) for variable in node.inputs]
+        if isinstance(node.op, Marker):
+            copies[node.outputs[0]] = parents[0]
+        elif parents != node.inputs:
+            copy = node.clone_with_new_inputs(parents, strict=False)
+            copies.update(zip(node.outputs, copy.outputs))
+    return [copies.get(variable, variable) for variable in variables]

@@ -4,7 +4,7 @@ A layer that normalizes by the statistics of a batch also wants its stored
 averages moved towards them, by every function that is compiled from its
 output and without the user passing any updates. Three pieces do this:
 
-1. :func:`bnlasagne.averages.marker.track` ties memory-aliased *clones* of the
+1. :func:`bnlasagne.averages.marker.mark` ties memory-aliased *clones* of the
    stored averages to the layer's output. Theano finds the clones there, sees
    that they have a ``default_update`` and makes it an output of the function.
 2. That ``default_update`` is a placeholder, ``UpdatedAverage``. It depends on
@@ -40,20 +40,16 @@ from theano.scan_module.scan_op import Scan
 from ..graphs.flags import own_expressions
 from ..graphs.loops import all_nodes, inner_graph
 from ..graphs.needed import needed
-from ..graphs.next_values import next_value
+from ..graphs.next_values import moving_variables, next_value
 from ..networks.labels import label
 from ..networks.walk import all_layers
-from .marker import (
-    ScheduledMove,
-    TrackAverages,
+from .aliases import (
     UpdatedAverage,
     application_of,
     average_of,
-    has_one_weight,
-    last_application,
-    pooled,
-    schedule_of,
 )
+from .marker import Application, Marker, last_application
+from .moves import ScheduledMove, have_one_weight, pooled
 
 __all__ = [
     "ResolveAverages",
@@ -113,13 +109,13 @@ def _resolve(fgraph, aliases):
         ``_Alias``.
     """
     loops = _resolve_loops(fgraph, aliases)
-    marked = _nodes(fgraph, TrackAverages)
+    marked = _nodes(fgraph, Marker)
     computed = needed(fgraph.outputs)
     steps = _steps(marked, loops, computed)
     placeholders = {node.inputs[0]: node.outputs[0]
                     for node in _nodes(fgraph, UpdatedAverage)}
     reached = _in_order([pair for node in marked
-                         for pair in node.op.moves(node)], loops)
+                         for pair in Application(node).moves()], loops)
     for average in placeholders:
         if average in computed and average not in reached or (
                 average not in aliases):
@@ -135,7 +131,8 @@ def _resolve(fgraph, aliases):
         moved.update(_update_as_one(fgraph, group, aliases, placeholders,
                                     taken))
     for node in marked:
-        _replace(fgraph, node.outputs[0], _unmarked(node, computed))
+        _replace(fgraph, node.outputs[0],
+                 Application(node).unmarked(computed))
 
 
 def _in_order(moves, loops):
@@ -149,15 +146,6 @@ def _in_order(moves, loops):
     reached = [average for average, _ in moves] + [
         average for loop in loops for average in loop.starts]
     return sorted(dict.fromkeys(reached), key=scheduled.__contains__)
-
-
-def _unmarked(node, computed):
-    """What takes the place of a marked variable."""
-    output, x = node.inputs[0], node.op.input(node)
-    if node.outputs[0] not in computed and x.type == output.type:
-        # Only the shape is asked for, and that is the input's.
-        return x
-    return output
 
 
 _OUT_OF_REACH = (
@@ -242,7 +230,7 @@ def _steps(marked, loops, computed):
     Parameters
     ----------
     marked : list of nodes
-        With :class:`TrackAverages`.
+        With :class:`Marker`.
     loops : list of _Loop
     computed : set of Theano variables
         See :func:`bnlasagne.graphs.needed.needed`.
@@ -255,7 +243,7 @@ def _steps(marked, loops, computed):
     """
     steps = {}
     moves = [move for node in marked if node.outputs[0] in computed
-             for move in node.op.moves(node)]
+             for move in Application(node).moves()]
     loops = [loop for loop in loops if not computed.isdisjoint(loop.outputs)]
     for loop in loops:
         moves.extend(loop.outside)
@@ -368,7 +356,7 @@ def _resolve_loops(fgraph, aliases):
 
 def _is_marked(outputs):
     """Whether layers are applied in a graph or in a loop in it."""
-    return any(isinstance(node.op, (TrackAverages, UpdatedAverage))
+    return any(isinstance(node.op, (Marker, UpdatedAverage))
                for node in all_nodes(outputs))
 
 
@@ -439,8 +427,8 @@ def _moves_outside(node):
     for each in io_toposort([], inner.outputs):
         if computed.isdisjoint(each.outputs):
             continue
-        if isinstance(each.op, TrackAverages):
-            moves.extend(each.op.moves(each))
+        if isinstance(each.op, Marker):
+            moves.extend(Application(each).moves())
         elif isinstance(each.op, Scan) and _is_marked(each.op.outputs):
             moves.extend(_moves_outside(each))
     return [(lift[average], move.lifted(lift)) for average, move in moves
@@ -599,7 +587,7 @@ def scheduled_updates(steps):
     return {variable: next_value(variable)
             for taken in steps.values() for step in taken
             if not isinstance(step, _MovedInLoop)
-            for variable in schedule_of(step.alpha)}
+            for variable in moving_variables(step.alpha)}
 
 
 _NO_APPLICATION = (
@@ -637,10 +625,10 @@ def find_steps(outputs, wanted=None):
              if isinstance(node.op, Scan) and _is_marked(node.op.outputs)
              and not computed.isdisjoint(node.outputs)]
     computed.update(output for loop in loops for output in loop.outputs)
-    marked = [node for node in nodes if isinstance(node.op, TrackAverages)]
+    marked = [node for node in nodes if isinstance(node.op, Marker)]
     steps = _steps(marked, loops, computed)
     reached = {average for node in marked
-               for average, _ in node.op.moves(node)}.union(steps)
+               for average, _ in Application(node).moves()}.union(steps)
     for alias, (_, application) in aliases.items():
         if application is not None and alias in computed and (
                 alias not in reached) and (
@@ -758,7 +746,7 @@ def combined(average, steps, combine):
         if any(isinstance(step, _MovedInLoop) for step in steps):
             raise ValueError(_NOT_POOLED % (
                 average, "a loop is among them, whose steps have moved it"))
-        if not has_one_weight(steps):
+        if not have_one_weight(steps):
             raise ValueError(_NOT_POOLED % (
                 average, "they have different weights, alpha"))
         steps = [pooled(steps)]

@@ -1,6 +1,9 @@
-"""Read what a shared variable becomes as running averages move."""
+"""Read what shared variables become as running averages move."""
 
-__all__ = ["next_value"]
+import theano
+from theano.gof.graph import inputs
+
+__all__ = ["moving_variables", "next_value"]
 
 
 def next_value(variable):
@@ -18,3 +21,25 @@ def next_value(variable):
     value = getattr(variable.tag, "next_value", None)
     return getattr(variable, "default_update", None) if value is None \
         else value
+
+
+def moving_variables(alpha):
+    """The shared variables in a weight that move on with the averages.
+
+    Parameters
+    ----------
+    alpha : float or Theano variable
+
+    Returns
+    -------
+    list of Theano shared variables
+    """
+    found, stack = [], [alpha]
+    while stack:
+        variable = stack.pop()
+        for root in inputs([variable]) if isinstance(
+                variable, theano.Variable) else ():
+            if root not in found and next_value(root) is not None:
+                found.append(root)
+                stack.append(next_value(root))
+    return found

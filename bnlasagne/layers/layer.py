@@ -1,15 +1,12 @@
 """The batch normalization layer."""
 
-import collections
-import contextlib
-import contextvars
 from functools import partial
 
 import lasagne
 import numpy as np
 import theano.tensor as T
 
-from ..averages.marker import track
+from ..averages.marker import Batch, mark
 from ..averages.schedules import CumulativeAverage
 from ..graphs.flags import own_expressions
 from ..graphs.switches import Switch
@@ -22,38 +19,9 @@ from .parameters import shared_param, std_from
 from .stored import StoredValues
 
 __all__ = [
-    "Application",
     "BatchNormLayer",
-    "applications",
     "own_statistics",
 ]
-
-
-Application = collections.namedtuple("Application", "layer, input, output")
-Application.__doc__ = """A layer, what it was applied to, and what came out.
-
-That is before the nonlinearity, unless the fused Ops include it.
-"""
-
-# Each thread has values of its own.
-_recorders = contextvars.ContextVar("recorders", default=())
-
-
-@contextlib.contextmanager
-def applications():
-    """Record all applications of :class:`BatchNormLayer`.
-
-    Yields
-    ------
-    list of Application
-        In order. Those by layers within other layers are included.
-    """
-    recorded = []
-    before = _recorders.set(_recorders.get() + (recorded,))
-    try:
-        yield recorded
-    finally:
-        _recorders.reset(before)
 
 
 # Within it, layers normalize by this process's batches alone.
@@ -298,8 +266,6 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
         with own_expressions(test_values=True):
             x = checks.checked_input(self, input)
             output = self._apply(x, use, update)
-        for recorded in _recorders.get():
-            recorded.append(Application(self, x, output))
         return output if self._rectifies() else self.nonlinearity(output)
 
     def _apply(self, x, use, update):
@@ -311,6 +277,8 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
         params = [self.gamma, self.beta]
         for param in _present(self.mean, self.std, *params):
             checks.check_param(self, param)
+        if update:
+            checks.checked_averages(self)
         found = None
         if use:
             output = self._normalize(x, self.mean, self.std, *params)
@@ -318,9 +286,8 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
                 found = self._statistics(x)
         else:
             output, *found = self._normalize_batch(x)
-        if found:
-            output = self._track(output, x, params, found, not use, update)
-        return output
+        batch = Batch(*found, normalizes=not use) if found else None
+        return mark(output, self, x, batch, update)
 
     def normalize_as_in_training(self, x, mean, std, *params):
         """Normalize a part of a batch by the statistics of all of it.
@@ -384,14 +351,6 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
     def _rectifies(self):
         return self.nonlinearity in (lasagne.nonlinearities.rectify,
                                      T.nnet.relu)
-
-    def _track(self, output, x, params, found, by_batch, update):
-        """Tie the application to the output, with averages to update."""
-        averages = checks.checked_averages(self) if update else ()
-        *statistics, count = found
-        return track(output, x, _present(*params), statistics, count, self,
-                     averages, self.alpha, by_batch,
-                     automatic=update != "explicit")
 
 
 def _present(*variables):

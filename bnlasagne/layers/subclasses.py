@@ -2,7 +2,7 @@
 
 import copy
 
-from ..averages.marker import average_of
+from ..averages.aliases import average_of
 from ..graphs.needed import needed
 from ..networks.outputs import have_equal_graphs, output_of, overrides
 from .layer import BatchNormLayer

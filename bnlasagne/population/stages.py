@@ -14,8 +14,13 @@ import numpy as np
 import theano
 from theano.gof.graph import ancestors, io_toposort
 
+from ..averages.marker import (
+    applications_in,
+    last_application,
+    without_markers,
+)
 from ..graphs.needed import inputs_by_value, needed
-from ..layers.layer import applications, own_statistics
+from ..layers.layer import own_statistics
 from ..layers.subclasses import uses_stored_statistics
 from ..networks.labels import label, numbered_labels
 from ..networks.walk import all_layers
@@ -129,30 +134,29 @@ def _applications(network, inputs, one_pass, kwargs):
         if name in kwargs:
             raise TypeError(f"update_population_statistics() passes {name} to "
                             "get_output() itself.")
-    with applications() as recorded, own_statistics():
+    before = last_application()
+    with own_statistics():
         outputs = lasagne.layers.get_output(
             network, inputs=dict(inputs),
             batch_norm_use_averages=not one_pass,
             batch_norm_update_averages=False,
             **dict({"deterministic": True}, **kwargs))
-    found = [application for application in _computed(recorded, outputs)
-             if not application.layer.frozen
+    found = [application for application in applications_in(
+                 outputs if isinstance(outputs, list) else [outputs])
+             # Others are below the variable of an input layer, say.
+             if application.number > before
+             and not application.layer.frozen
              and uses_stored_statistics(application.layer)]
     if not found:
         raise ValueError(
             "update_population_statistics(): the network has no batch "
             "normalization layer that uses its stored statistics, or frozen "
             "ones only.")
+    unmarked = without_markers([application.input for application in found],
+                               inputs.values())
+    for application, variable in zip(found, unmarked):
+        application.input = variable
     return found
-
-
-def _computed(recorded, outputs):
-    """Leave out the applications of which only the shape is needed."""
-    outputs = outputs if isinstance(outputs, list) else [outputs]
-    computed, present = needed(outputs), set(ancestors(outputs))
-    return [application for application in recorded
-            if application.output in computed
-            or application.output not in present]
 
 
 def _groups(found, labels):

@@ -3,7 +3,7 @@
 import pickle
 
 from bnlasagne import BatchNormLayer, batch_norm, plain_expressions
-from bnlasagne.averages import marker as tracking
+from bnlasagne.averages import marker
 
 import numpy as np
 import pytest
@@ -101,7 +101,7 @@ def test_nothing_is_left_in_the_compiled_function(layer, mode):
     function = theano.function([x], layer.get_output_for(x), mode=mode)
     nodes = function.maker.fgraph.apply_nodes
     ops = {type(node.op).__name__ for node in nodes}
-    assert not ops & {"TrackAverages", "UpdatedAverage"}
+    assert not ops & {"Marker", "UpdatedAverage"}
 
 
 @pytest.mark.parametrize("wrt", ["x", "beta"])
@@ -593,7 +593,7 @@ def test_loaded_applications_come_first(layer, batches, mode, monkeypatch):
     for _ in range(5):
         layer.get_output_for(x)
     content = pickle.dumps((layer, x, layer.get_output_for(x)), -1)
-    monkeypatch.setattr(tracking, "_applications", tracking._Applications())
+    monkeypatch.setattr(marker, "_numbers", marker._Numbers())
     layer, x, first = pickle.loads(content)
     second = layer.get_output_for(y)
     theano.function([x, y], [second, first], mode=mode)(*batches[:2])
