@@ -19,6 +19,8 @@ autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 # Each class names its members in api.md.
 numpydoc_show_class_members = False
+# One line as a summary, with a verb first and a period; parameters that exist.
+numpydoc_validation_checks = {"SS03", "SS05", "SS06", "PR02", "PR03", "PR10"}
 
 html_theme = "alabaster"
 html_theme_options = {

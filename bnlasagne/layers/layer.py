@@ -71,7 +71,7 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
     std : Theano shared variable, array, number or callable
         Initial value of the running average of the batch standard deviations.
     r_max : float or scalar Theano variable
-        Largest correction of the scale in batch renormalization [2]_, a
+        Largest correction of the scale in batch renormalization, a
         factor of 1 or more. By default 1: no correction. Pass a shared
         variable to increase it during training.
     d_max : float or scalar Theano variable
@@ -128,7 +128,7 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
     averages as they are if its statistics are not finite, or if it has fewer
     than two values per channel.
 
-    With batch renormalization, training computes
+    With batch renormalization (Ioffe, 2017), training computes
 
     .. math::
         y = f\\left(\\left(\\frac{x - \\mu}{\\sigma + \\epsilon} r

@@ -19,7 +19,7 @@ __all__ = [
 
 
 def average_gradients(loss_or_grads, params, comm, size, outputs=None):
-    """Gradients by the whole batch, of which each rank has a part.
+    """Compute the gradients of the whole batch from the parts of all ranks.
 
     Parameters
     ----------

@@ -13,17 +13,16 @@ def plot_statistics(found, figure=None):
     For each layer, a row with two panels: means to the left, standard
     deviations to the right, with one point per channel. Points lie on the
     diagonal where the running averages were what they stand for. How far
-    they have drifted is also given as a number, which is zero in that case:
+    they have drifted is also given as two numbers, which are zero in that
+    case. They are root mean squares over the channels c of
 
     .. math::
-        \\sqrt{\\frac{1}{C} \\sum_c
-            \\left(\\frac{\\tilde\\mu_c - \\mu_c}{\\sigma_c}\\right)^2}
+        (m_c - \\mu_c) / \\sigma_c
         \\quad\\text{and}\\quad
-        \\sqrt{\\frac{1}{C} \\sum_c
-            \\left(\\frac{\\tilde\\sigma_c}{\\sigma_c} - 1\\right)^2},
+        s_c / \\sigma_c - 1
 
-    with running averages :math:`\\tilde\\mu, \\tilde\\sigma` and population
-    statistics :math:`\\mu, \\sigma` of the channels :math:`c = 1, ..., C`.
+    with running averages :math:`m, s` and population statistics
+    :math:`\\mu, \\sigma`.
     Channels that are constant over the population are drawn, but left out of
     the numbers.
 
