@@ -1,7 +1,11 @@
 """The oracle and the gradient check are right, and can fail."""
 
+from bnlasagne import BatchNormLayer, batch_norm
+
+import lasagne
 import numpy as np
 import pytest
+from helpers import full_batch
 from helpers.reference import (
     add_bias,
     convolve,
@@ -16,6 +20,14 @@ from helpers.reference import (
     statistics,
     transposed,
 )
+from lasagne.layers import (
+    DenseLayer,
+    ElemwiseSumLayer,
+    GlobalPoolLayer,
+    InputLayer,
+    NINLayer,
+)
+from lasagne.nonlinearities import sigmoid, tanh
 from numpy.testing import assert_allclose
 
 AXES = (0, 2)
@@ -149,3 +161,41 @@ def test_add_bias_by_hand():
                     [[[1, 2, 3], [1, 2, 3]]])
     untied = [[1, 2, 3], [4, 5, 6]]
     assert_allclose(add_bias(y, untied), [untied])
+
+
+def branches():
+    """A network with all kinds of layers that the full batch's pass knows."""
+    lasagne.random.set_rng(np.random.RandomState(1))
+    below = batch_norm(NINLayer(InputLayer((None, 2, 2, 3)), 3,
+                                nonlinearity=tanh))
+    sides = [batch_norm(NINLayer(below, 2, nonlinearity=tanh),
+                        gamma=lasagne.init.Uniform((0.5, 2))),
+             batch_norm(NINLayer(below, 2, nonlinearity=None), beta=None)]
+    network = BatchNormLayer(GlobalPoolLayer(ElemwiseSumLayer(sides)))
+    return DenseLayer(network, 3, nonlinearity=sigmoid)
+
+
+@pytest.mark.parametrize("wrong", [1, 1.0005])
+@pytest.mark.parametrize("by_batch", [True, False])
+def test_gradients_of_a_network(rng, float64, by_batch, wrong):
+    network = branches()
+    x, y = rng.normal(size=(5, 2, 2, 3)), rng.normal(size=(5, 3))
+
+    def loss_with(param, value):
+        before = param.get_value()
+        param.set_value(value)
+        output = full_batch.Pass(network, x, by_batch).output
+        param.set_value(before)
+        return full_batch.squared_error(output, y)[0]
+
+    full = full_batch.Pass(network, x, by_batch)
+    gradients = full.gradients(full_batch.squared_error(full.output, y)[1])
+    params = lasagne.layers.get_all_params(network, trainable=True)
+    assert len(params) == 12
+    for param in params:
+        numeric = finite_differences(
+            lambda value, param=param: loss_with(param, value),
+            param.get_value())
+        # Steps of 1e-5 leave 1e-10 of the loss.
+        assert np.allclose(gradients[param] * wrong, numeric, rtol=1e-4,
+                           atol=1e-9) == (wrong == 1), param

@@ -13,6 +13,13 @@ import numpy as np
 import pytest
 import theano
 import theano.tensor as T
+from helpers import full_batch
+from helpers.common import needs_compiler
+from helpers.layers import expected_averages
+from helpers.modes import default_mode
+from helpers.problems import RATE, Problem
+from helpers.splits import cuts_of
+from hypothesis import example, given, settings
 from lasagne.layers import (
     DenseLayer,
     DropoutLayer,
@@ -76,56 +83,13 @@ def half_frozen_network():
     return network
 
 
-NETWORKS = [plain_network, residual_network, network_of_images,
-            renormalized_network, network_without,
-            network_with_dead_channel, half_frozen_network]
-
-
-class Problem:
-    """A network, its loss on some data, and its state."""
-
-    def __init__(self, build, flags=None, floatX="float64"):
-        lasagne.random.set_rng(np.random.RandomState(5))
-        self.network = build()
-        shape = lasagne.layers.get_all_layers(self.network)[0].shape
-        self.x = T.TensorType(floatX, (False,) * len(shape))("x")
-        self.y = T.matrix("y")
-        self.output = get_output(self.network, self.x, **flags or {})
-        self.loss = T.sqr(self.output - self.y).mean()
-        self.params = get_all_params(self.network, trainable=True)
-        rng = np.random.RandomState(6)
-        self.data = (rng.normal(1, 2, (N,) + shape[1:]).astype(floatX),
-                     rng.normal(size=(N, 3)).astype(floatX))
-
-    def parts(self, *ends):
-        return [tuple(array[start:end] for array in self.data)
-                for start, end in zip((0,) + ends[:-1], ends)]
-
-    def values(self):
-        return [param.get_value() for param in get_all_params(self.network)]
-
-    def full_step(self):
-        step = theano.function(
-            [self.x, self.y], [self.loss, self.output],
-            updates=lasagne.updates.sgd(self.loss, self.params, 0.1))
-        return step(*self.data)
-
-    def accumulator(self, **kwargs):
-        accumulator = GradientAccumulator(self.params, **kwargs)
-        accumulate = accumulator.exact_function(
-            [self.x, self.y], self.loss, outputs=self.output)
-        step = accumulator.step_function(lasagne.updates.sgd,
-                                         learning_rate=0.1)
-        return accumulator, accumulate, step
-
-
-def assert_same_step(build, parts=(1, 4, 4, N), flags=None, floatX="float64",
-                     **kwargs):
-    full, problem = (Problem(build, flags, floatX) for _ in range(2))
-    expected_loss, expected_output = full.full_step()
-    accumulator, accumulate, step = problem.accumulator(**kwargs)
+def assert_same_step(problem, micro_batches, compiled=None, **kwargs):
+    """A step by micro-batches is that of the full batch in NumPy."""
+    accumulator, accumulate, step = compiled or problem.exact()
+    floatX = problem.x.dtype
+    expected_loss, expected_output, expected = problem.full_batch(**kwargs)
     before = problem.values()
-    loss, outputs = accumulate(problem.parts(*parts))
+    loss, outputs = accumulate(micro_batches)
     for value, old in zip(problem.values(), before):
         assert_array_equal(value, old)
     assert accumulator.size == N
@@ -133,92 +97,95 @@ def assert_same_step(build, parts=(1, 4, 4, N), flags=None, floatX="float64",
     assert_allclose(loss, expected_loss, **TOLERANCE[floatX])
     assert_allclose(np.concatenate([output for output, in outputs]),
                     expected_output, **TOLERANCE[floatX])
-    for value, expected in zip(problem.values(), full.values()):
-        assert_allclose(value, expected, **TOLERANCE[floatX])
-    if kwargs.get("moves", True):
-        assert any(np.any(value != old)
-                   for value, old in zip(problem.values(), before))
+    for value, after, old in zip(problem.values(), expected, before):
+        assert_allclose(value, after, **TOLERANCE[floatX])
+        assert np.any(value != old) == np.any(after != old)
 
 
-@pytest.mark.parametrize("build", NETWORKS)
+@pytest.mark.parametrize("build", [
+    plain_network, network_of_images, renormalized_network, network_without,
+    network_with_dead_channel, half_frozen_network])
 def test_networks(float64, quick, build):
-    assert_same_step(build)
+    problem = Problem(build)
+    assert_same_step(problem, problem.parts(1, 4, 4, N))
 
 
-@pytest.mark.parametrize("parts", [(N,), (7, N), tuple(range(1, N + 1))])
-def test_any_cut(float64, quick, parts):
-    assert_same_step(residual_network, parts)
+@pytest.fixture(scope="module")
+def residual():
+    """A problem, compiled once for the module."""
+    with theano.configparser.change_flags(floatX="float64"), default_mode(
+            "FAST_COMPILE"):
+        problem = Problem(residual_network)
+        return problem, problem.exact()
 
 
-@pytest.mark.parametrize("flags", [
-    {"batch_norm_update_averages": False},
-    {"batch_norm_update_averages": "explicit"},
-    {"batch_norm_use_averages": True},
-    {"deterministic": True}])
-def test_flags(float64, quick, flags):
-    full = Problem(residual_network, flags)
-    if flags.get("batch_norm_update_averages") == "explicit":
-        flags = {}  # for what it is compared with
-    assert full.loss.ndim == 0
-    assert_same_step(residual_network, flags=flags)
+@given(cuts=cuts_of(N))
+@example(cuts=list(range(N)))
+@settings(max_examples=15)
+def test_any_cut(residual, cuts):
+    problem, compiled = residual
+    problem.restart()
+    assert_same_step(problem, problem.cut(cuts), compiled)
 
 
-def test_explicit_averages(float64, quick):
-    problem, full = (Problem(residual_network, flags) for flags in (
-        {"batch_norm_update_averages": "explicit"}, {}))
-    full.full_step()
-    _, accumulate, step = problem.accumulator()
-    accumulate(problem.parts(5, N))
-    step()
-    for value, expected in zip(problem.values(), full.values()):
-        assert_allclose(value, expected, **TOLERANCE["float64"])
+@pytest.mark.parametrize("flags, kwargs", [
+    ({"batch_norm_update_averages": False}, {"moves": False}),
+    ({"batch_norm_update_averages": "explicit"}, {}),
+    ({"batch_norm_use_averages": True}, {"by_batch": False}),
+    ({"deterministic": True}, {"by_batch": False, "moves": False})])
+def test_flags(float64, quick, flags, kwargs):
+    problem = Problem(residual_network, flags)
+    assert_same_step(problem, problem.parts(5, N), **kwargs)
 
 
 def test_plain_expressions(float64, quick):
     with plain_expressions():
-        assert_same_step(residual_network)
+        problem = Problem(residual_network)
+        assert_same_step(problem, problem.parts(1, 4, 4, N))
 
 
-@pytest.mark.skipif(not theano.config.cxx, reason="needs a C++ compiler")
+@needs_compiler
 @pytest.mark.parametrize("floatX", ["float32", "float64"])
-def test_virtual_machine_in_c(monkeypatch, floatX):
+def test_virtual_machine_in_c(floatX):
     """The one that computes in each pass what it wants only; without C Ops."""
     linker = theano.gof.vm.VM_Linker(use_cloop=True, c_thunks=False)
-    monkeypatch.setattr(theano.compile.mode, "instantiated_default_mode",
-                        theano.Mode(linker, "fast_compile"))
-    with theano.configparser.change_flags(floatX=floatX):
-        assert_same_step(residual_network, floatX=floatX)
+    with theano.configparser.change_flags(floatX=floatX), default_mode(
+            theano.Mode(linker, "fast_compile")):
+        problem = Problem(residual_network, floatX=floatX)
+        assert_same_step(problem, problem.parts(1, 4, 4, N))
 
 
-def test_linker_without_choice(float64, monkeypatch):
-    monkeypatch.setattr(theano.compile.mode, "instantiated_default_mode",
-                        theano.Mode("py", "fast_compile"))
-    assert_same_step(residual_network)
+def test_linker_without_choice(float64):
+    with default_mode(theano.Mode("py", "fast_compile")):
+        problem = Problem(residual_network)
+        assert_same_step(problem, problem.parts(1, 4, 4, N))
 
 
 @pytest.mark.parametrize("combine", ["chain", "pool"])
 def test_layer_applied_twice(float64, quick, rng, combine):
     """Each application has statistics of its own; averages see both."""
-    states = []
     whole = rng.normal(1, 2, (9, 4)), rng.normal(3, 1, (9, 4))
-    for exact in False, True:
-        lasagne.random.set_rng(np.random.RandomState(5))
-        layer = batch_norm(DenseLayer(InputLayer(SHAPE), 5, nonlinearity=tanh))
-        network = batch_norm(DenseLayer(layer, 3, nonlinearity=tanh))
-        a, b = T.matrices("ab")
-        loss = T.sqr(get_output(network, a) - get_output(network, b)).mean()
-        params = get_all_params(network, trainable=True)
-        accumulator = GradientAccumulator(params, combine=combine)
-        if exact:
-            accumulator.exact_function([a, b], loss)(
-                [[part[:2] for part in whole], [part[2:] for part in whole]])
-        else:
-            accumulator.function([a, b], loss)(*whole)
-        accumulator.step_function(lasagne.updates.sgd, learning_rate=0.1)()
-        states.append([param.get_value()
-                       for param in get_all_params(network)])
-    for exact, full in zip(states[1], states[0]):
-        assert_allclose(exact, full, **TOLERANCE["float64"])
+    lower = batch_norm(DenseLayer(InputLayer(SHAPE), 5, nonlinearity=tanh))
+    upper = batch_norm(DenseLayer(lower, 3, nonlinearity=tanh))
+    a, b = T.matrices("ab")
+    loss = T.sqr(get_output(upper, a) - get_output(upper, b)).mean()
+    accumulator = GradientAccumulator(get_all_params(upper, trainable=True),
+                                      combine=combine)
+    accumulate = accumulator.exact_function([a, b], loss)
+    step = accumulator.step_function(lasagne.updates.sgd, learning_rate=RATE)
+    first, second = (full_batch.Pass(upper, part) for part in whole)
+    _, dy = full_batch.squared_error(first.output, second.output)
+    one, other = first.gradients(dy), second.gradients(-dy)
+    expected = {param: param.get_value() - RATE * (one[param] + other[param])
+                for param in accumulator.params}
+    for layer in lower, upper:
+        seen = [first.inputs[layer], second.inputs[layer]]
+        expected.update(zip((layer.mean, layer.std), expected_averages(
+            layer, *seen if combine == "chain" else [np.concatenate(seen)])))
+    accumulate([[part[:2] for part in whole], [part[2:] for part in whole]])
+    step()
+    for param, value in expected.items():
+        assert_allclose(param.get_value(), value, **TOLERANCE["float64"])
 
 
 def dropout_network():
@@ -235,6 +202,7 @@ def random_states(problem):
 
 
 def test_random_layers_draw_the_same_in_all_passes(float64, quick):
+    """As with the other function, which draws once."""
     results = []
     for exact in False, True:
         problem = Problem(dropout_network)
@@ -243,7 +211,7 @@ def test_random_layers_draw_the_same_in_all_passes(float64, quick):
                                       ).reshape(-1, 6) + 1)
         accumulator = GradientAccumulator(problem.params)
         make = accumulator.exact_function if exact else accumulator.function
-        accumulate = make([problem.x, problem.y], problem.loss)
+        accumulate = make(problem.inputs, problem.loss)
         step = accumulator.step_function(lasagne.updates.sgd,
                                          learning_rate=0.1)
         for _ in range(2):
@@ -256,31 +224,55 @@ def test_random_layers_draw_the_same_in_all_passes(float64, quick):
         assert_allclose(exact, once, **TOLERANCE["float64"])
 
 
-def test_together_with_other_functions(float64, quick):
-    """A term by exact_function() and one by function() in a step."""
-    problem, other = Problem(network_without), Problem(network_without)
+def normalized_network():
+    return BatchNormLayer(DenseLayer(InputLayer(SHAPE), 3,
+                                     nonlinearity=linear), gamma=3)
+
+
+@pytest.mark.parametrize("term", [None, "the same"])
+def test_together_with_other_functions(float64, quick, term):
+    """A step by both functions; averages weigh all values alike."""
+    problem = Problem(normalized_network)
     accumulator = GradientAccumulator(problem.params)
-    inputs = [problem.x, problem.y]
-    exact = accumulator.exact_function(inputs, problem.loss)
-    plain = accumulator.function(inputs, problem.loss)
-    step = accumulator.step_function(lasagne.updates.sgd, learning_rate=0.05)
-    exact(problem.parts(3, N))
-    plain(*problem.data)
+    exact = accumulator.exact_function(problem.inputs, problem.loss, term=term)
+    plain = accumulator.function(problem.inputs, problem.loss, term=term)
+    step = accumulator.step_function(lasagne.updates.sgd, learning_rate=RATE)
+    parts = problem.parts(4, N)
+    weights = [1, 1] if term is None else [4 / N, 1 - 4 / N]
+    gradients = [full_batch.gradients_of_error(problem.network, *part)
+                 for part in parts]
+    averages = full_batch.Pass(problem.network, problem.data[0]).averages()
+    expected = {param: param.get_value() - RATE * sum(
+        weight * own[param] for weight, own in zip(weights, gradients))
+        for param in problem.params}
+    exact([[array[:1] for array in parts[0]], [array[1:] for array
+                                               in parts[0]]])
+    plain(*parts[1])
     step()
-    other.full_step()
-    for value, expected in zip(problem.values(), other.values()):
-        assert_allclose(value, expected, **TOLERANCE["float64"])
+    for param, value in {**expected, **averages}.items():
+        assert_allclose(param.get_value(), value, **TOLERANCE["float64"])
 
 
-def test_number_of_passes(float64, quick):
-    problem = Problem(residual_network)
-    _, accumulate, _ = problem.accumulator()
+def test_batch_of_one_value_leaves_averages(residual):
+    """As by the other function: a batch of one value moves none."""
+    problem, (_, accumulate, step) = residual
+    problem.restart()
+    before = [average.get_value() for average in problem.averages]
+    accumulate(problem.parts(1))
+    step()
+    for average, value in zip(problem.averages, before):
+        assert_array_equal(average.get_value(), value)
+
+
+def test_number_of_passes(residual):
+    problem, (accumulator, accumulate, _) = residual
     passes = []
 
     def parts():
         passes.append(None)
         return iter(problem.parts(3, N))
     accumulate(parts)
+    accumulator.reset()
     # One to learn the sizes, which computes nothing, and 2 D + 1.
     assert len(passes) == 1 + 2 * 4 + 1
 
@@ -289,7 +281,7 @@ def test_number_of_passes(float64, quick):
 
 def test_iterator_that_fails_late(float64, quick):
     problem = Problem(dropout_network)
-    accumulator, accumulate, _ = problem.accumulator()
+    accumulator, accumulate, _ = problem.exact()
     accumulate(problem.parts(3, N))
     state = accumulator._state() + random_states(problem)
     before = [variable.get_value() for variable in state]
@@ -307,11 +299,10 @@ def test_iterator_that_fails_late(float64, quick):
         assert_array_equal(variable.get_value(), value)
 
 
-def test_wrong_data(float64, quick):
-    problem = Problem(plain_network)
-    accumulator, accumulate, _ = problem.accumulator()
+def test_wrong_data(residual):
+    problem, (accumulator, accumulate, _) = residual
     parts = problem.parts(3, N)
-    lengths = iter([2, 1, 1, 1, 1, 1])
+    lengths = iter([2] + 9 * [1])
     for error, message, wrong in [
             (ValueError, "iterated only once", iter(parts)),
             (TypeError, "expected a list of micro-batches", 3),
@@ -319,6 +310,7 @@ def test_wrong_data(float64, quick):
             (ValueError, "no examples", []),
             (ValueError, "no examples", problem.parts(0)),
             (ValueError, "micro-batch 1 has 1 arrays", [parts[0], [1]]),
+            (ValueError, "micro-batch 0 has 1 arrays", [problem.data[0]]),
             (ValueError, "micro-batch 1 does not go through",
              [parts[0], (parts[1][0], parts[1][1][:, :2])]),
             (ValueError, "2 micro-batches in the first pass and 1",
@@ -333,49 +325,44 @@ def test_gradient_in_the_loss_is_refused():
     gradient = T.grad(problem.loss, problem.x)
     accumulator = GradientAccumulator(problem.params)
     with pytest.raises(ValueError, match="have a gradient through batch"):
-        accumulator.exact_function([problem.x, problem.y],
+        accumulator.exact_function(problem.inputs,
                                    problem.loss + T.sqr(gradient).mean())
 
 
-def test_loop_is_refused():
+def looped(apply, x):
+    return theano.scan(apply, x)[0]
+
+
+def looped_twice(apply, x):
+    return theano.scan(lambda x: theano.scan(apply, x)[0],
+                       T.shape_padleft(x))[0]
+
+
+def in_another_op(apply, x):
+    row = T.matrix()
+    return theano.OpFromGraph([row], [apply(row)])(x[0])
+
+
+@pytest.mark.parametrize("place, moves", [
+    (looped, True), (looped, False), (looped_twice, False),
+    (in_another_op, False)])
+def test_loop_is_refused(place, moves):
     problem = Problem(plain_network)
-    layer = BatchNormLayer((None, 3))
-    for flag in True, False:
-        looped, _ = theano.scan(lambda x, flag=flag: layer.get_output_for(
-            x, batch_norm_update_averages=flag), T.tensor3())
-        accumulator = GradientAccumulator(problem.params)
-        with pytest.raises(ValueError, match="in a loop"):
-            accumulator.exact_function([problem.x, problem.y],
-                                       problem.loss + looped.sum())
-
-
-def test_batch_of_one_value_leaves_averages(float64, quick):
-    """As by function(): a batch of one value per channel moves none."""
-    problem = Problem(plain_network)
-    before = [param.get_value() for param in get_all_params(
-        problem.network, batch_norm_stat=True)]
-    _, accumulate, step = problem.accumulator()
-    accumulate(problem.parts(1))
-    step()
-    for param, value in zip(get_all_params(
-            problem.network, batch_norm_stat=True), before):
-        assert_array_equal(param.get_value(), value)
-
-
-def test_one_loss_by_both_functions(float64, quick):
-    """Averages weigh all values alike, whichever function had them."""
-    problem = Problem(lambda: BatchNormLayer(
-        DenseLayer(InputLayer(SHAPE), 3, nonlinearity=linear)))
+    layer = BatchNormLayer((None, 4))
+    output = place(lambda x: layer.get_output_for(
+        x, batch_norm_update_averages=moves), T.shape_padleft(problem.x))
     accumulator = GradientAccumulator(problem.params)
-    inputs = [problem.x, problem.y]
-    exact = accumulator.exact_function(inputs, problem.loss)
-    plain = accumulator.function(inputs, problem.loss)
-    step = accumulator.step_function(lasagne.updates.sgd, learning_rate=0)
-    first, second = problem.parts(4, N)
-    exact([first])
-    plain(*second)
-    step()
-    network = problem.network
-    x = problem.data[0] @ network.input_layer.W.get_value()
-    assert_allclose(network.mean.get_value(), 0.5 * x.mean(
-        0, keepdims=True), **TOLERANCE["float64"])
+    with pytest.raises(ValueError, match="in a loop"):
+        accumulator.exact_function(problem.inputs,
+                                   problem.loss + output.sum())
+
+
+def test_loop_for_its_shape_alone(float64, quick):
+    """It is not computed, so nothing in it is out of reach."""
+    problem = Problem(normalized_network)
+    output = looped(BatchNormLayer((None, 4)).get_output_for,
+                    T.shape_padleft(problem.x))
+    accumulator = GradientAccumulator(problem.params)
+    accumulate = accumulator.exact_function(
+        problem.inputs, problem.loss * output.shape[0])
+    assert_allclose(accumulate(problem.parts(3, N)), problem.full_batch()[0])
