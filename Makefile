@@ -14,7 +14,7 @@ help:
 	@echo "make demo   train on digits, with and without batch normalization"
 	@echo "make mpi-demo  train on digits, on 2 processes (or RANKS=…)"
 	@echo "make bench  measure the speed, against others (BENCH=… are options)"
-	@echo "make test   ruff, then all tests"
+	@echo "make test   ruff, then all tests in one process"
 	@echo "make flags-test  the tests of the kernels, with -ffast-math"
 	@echo "make mpi-test  the tests of distributed training, on 1 to 4 processes"
 	@echo "make frameworks-test  compare with PyTorch, Keras and ONNX"
@@ -42,7 +42,7 @@ lint:
 	$(python) -m ruff check .
 
 test: lint
-	@$(flags) $(python) -m pytest
+	@$(flags) $(python) -m pytest -m "not jobs"
 
 # What users may have in their .theanorc. Theano's own modules then switch off
 # denormal numbers, of which NumPy warns.
@@ -56,6 +56,7 @@ flags-test:
 		tests/kernels/test_ops.py tests/layers/test_layer.py; fi
 
 # Ranks share the cores. One that hangs is a failure, which the time limit ends.
+# Then the tests that start jobs of their own, which may fail.
 mpi-test:
 	@.ci/venv test
 	@$(flags) for ranks in 1 2 3 4; do \
@@ -63,7 +64,8 @@ mpi-test:
 		OMP_NUM_THREADS=1 MPIEXEC_TIMEOUT=900 .venv/bin/mpiexec \
 			-n $$ranks $(python) -m mpi4py -m pytest -q \
 			tests/parallel/ranks || exit 1; \
-	done
+	done; \
+	$(python) -m pytest -q -m jobs tests/parallel tests/examples
 
 frameworks-test:
 	@.ci/venv frameworks

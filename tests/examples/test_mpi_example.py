@@ -9,9 +9,6 @@ import pytest
 from helpers.examples import EXAMPLES, environment
 from helpers.jobs import MPIEXEC, finish, unlaunched
 
-# Seconds after which a program hangs.
-LIMIT = 240
-
 
 @pytest.fixture
 def run(needs_mpi, tmp_path):
@@ -26,7 +23,7 @@ def run(needs_mpi, tmp_path):
         variables = unlaunched(environment())
         variables["THEANO_FLAGS"] += ",mode=FAST_COMPILE,cxx="
         variables["OMP_NUM_THREADS"] = "1"
-        return finish(command, tmp_path, variables, LIMIT)
+        return finish(command, tmp_path, variables)
     return run_ranks
 
 
@@ -54,6 +51,7 @@ def uneven(arrays, tmp_path):
     return path
 
 
+@pytest.mark.jobs
 def test_two_processes(run, uneven):
     arguments = ["--data", uneven, "--steps", 101, "--batch-size", 21]
     two = run(2, *arguments)
@@ -77,6 +75,7 @@ def test_two_processes(run, uneven):
     assert "of all training digits: %s\n" % tested in one.stdout
 
 
+@pytest.mark.jobs
 def test_parts_of_one_digit(run, uneven):
     process = run(3, "--data", uneven, "--steps", 2, "--batch-size", 3,
                   "--quiet")
@@ -85,28 +84,17 @@ def test_parts_of_one_digit(run, uneven):
     assert difference(process) <= 1e-4
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--steps", "0"], "--steps: expected 1 or more"),
-    (["--steps", "many"], "--steps: invalid int value"),
+@pytest.mark.jobs
+@pytest.mark.parametrize("arguments, code, message", [
+    (["--steps", "many"], 2, "--steps: invalid int value"),
+    (["--data", "nowhere"], 1, "nowhere: there is no such file or folder"),
 ])
-def test_wrong_arguments(run, arguments, message):
+def test_wrong_arguments(run, arguments, code, message):
+    """All ranks end, and one of them tells."""
     process = run(2, *arguments)
-    assert process.returncode == 2
-    assert process.stderr.count(message) == 1
-    assert "Traceback" not in process.stderr
-
-
-@pytest.mark.parametrize("ranks, arguments, message", [
-    (2, ["--data", "nowhere"], "nowhere: there is no such file or folder"),
-    (2, ["--batch-size", 301], "is 301, but there are 300 digits to train on"),
-    (3, ["--batch-size", 2], "is 2, but each of 3 processes is to have a "),
-])
-def test_data_that_does_not_do(
-        run, npz, ranks, arguments, message):
-    process = run(ranks, "--data", npz, *arguments)
-    assert process.returncode == 1
+    assert process.returncode == code
     assert process.stderr.count("mnist_mpi.py: error: ") == 1
-    assert message in process.stderr
+    assert process.stderr.count(message) == 1
     assert "Traceback" not in process.stderr
     assert "processes" not in process.stdout
 
@@ -126,6 +114,7 @@ def example(monkeypatch):
 
 @pytest.mark.parametrize("arguments, message", [
     ("--batch-size 1", "--batch-size: expected 2 or more"),
+    ("--steps 0", "--steps: expected 1 or more"),
     ("--learning-rate 0", "--learning-rate: expected a positive"),
     ("--learning-rate nan", "--learning-rate: expected a positive"),
     ("--seed -1", "--seed: expected 0"),
@@ -137,6 +126,16 @@ def test_bad_arguments(example, capsys, arguments, message):
         example(*arguments.split()).parse_arguments()
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size, ranks, message", [
+    (301, 2, "is 301, but there are 300 digits to train on"),
+    (2, 3, "is 2, but each of 3 processes is to have a digit"),
+])
+def test_batch_size_that_does_not_do(example, npz, size, ranks, message):
+    mnist_mpi = example("--batch-size", str(size), "--data", str(npz))
+    with pytest.raises(SystemExit, match=message):
+        mnist_mpi.load(mnist_mpi.parse_arguments(), ranks)
 
 
 @pytest.mark.parametrize("rank, factor", [(0, 1.001), (1, 1.001), (1, np.nan)])

@@ -11,6 +11,8 @@ import pytest
 
 MPIEXEC = shutil.which("mpiexec", path=os.pathsep.join(
     [str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+# Seconds after which a job hangs: minutes, as the machine may be busy.
+LIMIT = 300
 # How launchers tell processes that they are ranks, as these tests may be.
 LAUNCHERS = ("PMI_", "PMIX_", "OMPI_", "HYDI_", "HYDRA_", "MPIEXEC_", "MPIR_",
              "MPI_LOCAL", "PRTE_", "SLURM_")
@@ -31,7 +33,7 @@ def unlaunched(variables):
             if not key.startswith(LAUNCHERS)}
 
 
-def finish(command, folder, variables, limit):
+def finish(command, folder, variables, limit=LIMIT):
     """Run a command to its end, or fail after some seconds."""
     command = list(map(str, command))
     with subprocess.Popen(

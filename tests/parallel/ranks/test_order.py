@@ -1,11 +1,6 @@
-"""That ranks meet in one order, and what happens where they would not."""
+"""Check that ranks meet in one order, or not at all."""
 
-from bnlasagne import (
-    BatchNormLayer,
-    RanksDisagree,
-    average_gradients,
-    plain_expressions,
-)
+from bnlasagne import BatchNormLayer, average_gradients, plain_expressions
 from bnlasagne.parallel.collectives import AllReduce, Average, MergeMoments
 
 import lasagne
@@ -13,27 +8,18 @@ import numpy as np
 import pytest
 import theano
 import theano.tensor as T
-from helpers.ranks import COMM, messages, several
+from helpers.ranks import COMM, PY, assert_ranks_go_on, messages, several
 from lasagne.layers import DenseLayer, InputLayer, get_all_params, get_output
 from numpy.testing import assert_allclose
 from theano.compile.builders import OpFromGraph
 from theano.ifelse import ifelse
 
 pytestmark = pytest.mark.usefixtures("float64")
-PY = theano.Mode("py", "fast_compile")
 
 
 @pytest.fixture
 def batch(rng):
     return rng.normal(COMM.rank, 1, (4, 3))
-
-
-def check_that_ranks_go_on(batch):
-    """After an error, a function that is right works."""
-    x = T.matrix()
-    y = BatchNormLayer((None, 3), comm=COMM).get_output_for(x)
-    found = theano.function([x], y, mode=PY)(batch)
-    assert_allclose(sum(COMM.allgather(found.sum(0))), 0, atol=1e-10)
 
 
 @several
@@ -97,71 +83,6 @@ def test_one_layer_applied_to_the_same_twice(batch):
     assert_allclose(2 * one, two)
 
 
-@several
-def test_branches_built_in_different_orders(mode, batch):
-    x = T.matrix()
-    branches = {}
-    for name in ("one", "two") if COMM.rank % 2 else ("two", "one"):
-        branches[name] = BatchNormLayer((None, 3), name=name,
-                                        comm=COMM).get_output_for(x)
-    function = theano.function([x], branches["one"] + branches["two"],
-                               mode=mode)
-    for _ in range(2):
-        with pytest.raises(RanksDisagree, match=(
-                r"First difference, item 1:\n.*rank \d.*'(one|two)'.*\n"
-                r".*rank \d.*'(one|two)'")) as raised:
-            function(batch)
-        # Without what Theano says of the node.
-        text = str(raised.value).split("\nApply node")[0]
-        texts = COMM.allgather(text)
-        assert texts == texts[:1] * COMM.size
-    check_that_ranks_go_on(batch)
-
-
-@several
-def test_different_numbers_of_channels(batch):
-    x = T.matrix()
-    channels = 4 if COMM.rank == COMM.size - 1 else 3
-    layer = BatchNormLayer((None, channels), comm=COMM)
-    before = layer.mean.get_value()
-    function = theano.function([x], layer.get_output_for(x), mode=PY)
-    with pytest.raises(RanksDisagree, match="of (3|4) channels"):
-        function(np.ones((2, channels)))
-    assert_allclose(layer.mean.get_value(), before)
-    check_that_ranks_go_on(batch)
-
-
-@several
-def test_different_numbers_of_layers(batch):
-    x = T.matrix()
-    y = x
-    for number in range(2 if COMM.rank else 3):
-        y = BatchNormLayer((None, 3), comm=COMM,
-                           name=str(number)).get_output_for(y)
-    function = theano.function([x], y, mode=PY)
-    with pytest.raises(RanksDisagree, match="(?s)First difference, item 3:.*"
-                                            "nothing more"):
-        function(batch)
-    check_that_ranks_go_on(batch)
-
-
-@several
-def test_different_functions(batch):
-    """One trains while the others only look at the output."""
-    x = T.matrix()
-    layer = BatchNormLayer((None, 3), comm=COMM)
-    y = layer.get_output_for(x)
-    functions = [theano.function([x], outputs, mode=PY) for outputs in (
-        y, theano.grad((y ** 3).sum(), x))]
-    for function in functions:
-        function(batch)
-    before = layer.mean.get_value()
-    with pytest.raises(RanksDisagree, match="First difference"):
-        functions[COMM.rank == 0](batch)
-    assert_allclose(layer.mean.get_value(), before, rtol=0)
-    check_that_ranks_go_on(batch)
-
-
 def in_scan(layer, x):
     return theano.scan(lambda row: apply(layer, row.dimshuffle("x", 0)),
                        sequences=[x])[0]
@@ -192,7 +113,7 @@ def apply(layer, x):
 @several
 @pytest.mark.parametrize("build", [in_scan, in_branch, in_other_branch,
                                    in_graph, in_graph_in_scan])
-def test_where_no_order_can_be_given(build, batch):
+def test_where_no_order_can_be_given(build):
     x = T.matrix()
     layer = BatchNormLayer((None, 3), comm=COMM, name="hidden")
     with pytest.raises(ValueError, match="'hidden'.*inside of .*without comm"):
@@ -200,7 +121,7 @@ def test_where_no_order_can_be_given(build, batch):
         theano.function([x], build(layer, x), mode=PY)
     # Without, it is fine.
     theano.function([x], build(BatchNormLayer((None, 3)), x), mode=PY)
-    check_that_ranks_go_on(batch)
+    assert_ranks_go_on()
 
 
 @several
@@ -220,4 +141,4 @@ def test_without_optimizations(batch):
     function = theano.function([x], y, mode=theano.Mode("py", None))
     with pytest.raises(RuntimeError, match="compiled without optimizations"):
         function(batch)
-    check_that_ranks_go_on(batch)
+    assert_ranks_go_on()

@@ -18,6 +18,7 @@ from helpers.ranks import (
     EMPTY,
     EVEN,
     MPI,
+    PY,
     UNEVEN,
     assert_alike,
     mine,
@@ -37,7 +38,6 @@ from lasagne.nonlinearities import rectify, softmax, tanh
 from numpy.testing import assert_allclose, assert_array_equal
 
 pytestmark = pytest.mark.usefixtures("float64")
-PY = theano.Mode("py", "fast_compile")
 
 
 def dense(x, comm):
