@@ -4,10 +4,10 @@ from . import compat  # isort: skip
 
 compat.apply()  # First: it makes the next imports work.
 
-from .averages import copies  # isort: skip  # noqa: F401  # It mends function.copy().
+from .averages import functions  # isort: skip  # noqa: F401  # It mends function.copy().
 from .accumulation.accumulator import GradientAccumulator
+from .averages.explicit import get_batch_norm_updates
 from .averages.schedules import CumulativeAverage
-from .averages.updates import get_batch_norm_updates
 from .folding import fold_batch_norm
 from .kernels.dispatch import plain_expressions
 from .kernels.moments import Moments

@@ -14,7 +14,7 @@ import numpy as np
 import theano
 import theano.tensor as T
 
-from ..averages.updates import check_applied, find_steps, wanted_averages
+from ..averages.explicit import check_applied, find_moves, wanted_averages
 from ..graphs.flags import own_expressions
 from ..networks.labels import label
 from ..parallel.channel import channel_of
@@ -299,7 +299,7 @@ class GradientAccumulator:
                 f"{caller}: there is a step function already, which would not "
                 "know of this one. Make all functions that accumulate before.")
         gradients = micro_batch.gradients(self.params, self._channel)
-        moves = find_steps([micro_batch.loss], self._wanted)
+        moves = find_moves([micro_batch.loss], self._wanted)
         for average, taken in moves.items():
             if not all(hasattr(move, "statistics") for move in taken):
                 raise ValueError(

@@ -9,7 +9,7 @@ import numpy as np
 import theano
 import theano.tensor as T
 
-from ..averages.updates import combined, scheduled_updates
+from ..averages.explicit import combined, scheduled_updates
 from ..kernels import expressions
 from ..parallel.collectives import Average, is_synchronized
 from ..parallel.training import outline

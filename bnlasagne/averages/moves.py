@@ -72,8 +72,8 @@ class Move(collections.namedtuple(
 
         It may be a copy, where the user cloned the graph.
         """
-        return are_equal(self.input, other.input) and are_equal(
-            self.alpha, other.alpha)
+        return isinstance(other, Move) and are_equal(
+            self.input, other.input) and are_equal(self.alpha, other.alpha)
 
 
 class ScheduledMove(collections.namedtuple(

@@ -252,6 +252,16 @@ def test_explicit_update_takes_the_place_of_the_automatic_ones(
                     reference.running_average(1, stds, ALPHA))
 
 
+def test_no_default_update_of_one_average(layer, batches, mode):
+    x = T.matrix()
+    function = theano.function([x], layer.get_output_for(x), mode=mode,
+                               no_default_updates=[layer.mean])
+    function(batches[0])
+    assert_array_equal(layer.mean.get_value(), np.zeros((1, 3)))
+    assert_allclose(layer.std.get_value(), reference.running_average(
+        1, [reference.statistics(batches[0], (0,))[1]], ALPHA))
+
+
 @every_mode
 def test_clone_with_another_input(layer, batches, mode):
     x, y = T.matrices(2)

@@ -1,15 +1,17 @@
-"""Have ``function.copy()`` be right where running averages are updated.
+"""Have Theano's functions take a running average for all of its aliases.
 
-Importing this module changes two methods of Theano's.
+Importing this module changes two methods and a function of Theano's.
 """
 
 import functools
+import importlib
 
 import theano
 from theano.compile.function_module import Function, FunctionMaker
 from theano.compile.sharedvalue import SharedVariable
 
 from ..graphs.next_values import moving_variables
+from .aliases import average_of
 
 __all__ = []
 
@@ -64,5 +66,26 @@ def _with_order(init):
     return init_with_order
 
 
+class _Averages(list):
+    """A list of averages that their aliases count as elements of."""
+
+    def __contains__(self, variable):
+        return super().__contains__(variable) or (
+            super().__contains__(average_of(variable)))
+
+
+def _without_aliases(rebuild):
+    """Have ``no_default_updates=[average]`` leave out its aliases, too."""
+    @functools.wraps(rebuild)
+    def rebuild_without_aliases(*args, no_default_updates=False, **kwargs):
+        if isinstance(no_default_updates, list):
+            no_default_updates = _Averages(no_default_updates)
+        return rebuild(*args, no_default_updates=no_default_updates, **kwargs)
+    return rebuild_without_aliases
+
+
 Function.copy = _with_aliases(Function.copy)
 FunctionMaker.__init__ = _with_order(FunctionMaker.__init__)
+# Theano has a function of the same name in the module's place.
+pfunc = importlib.import_module("theano.compile.pfunc")
+pfunc.rebuild_collect_shared = _without_aliases(pfunc.rebuild_collect_shared)
