@@ -1,4 +1,4 @@
-"""Check what users pass to a batch normalization layer."""
+"""Check the arguments of a batch normalization layer."""
 
 import contextlib
 import difflib

@@ -223,6 +223,7 @@ class StoredValues:
 
     @property
     def inv_std(self):
+        """The Theano expression ``1 / (std + epsilon)``."""
         with own_expressions(test_values=True):
             std = T.patternbroadcast(
                 T.as_tensor_variable(self.std),
@@ -246,6 +247,6 @@ class StoredValues:
 
     def _set_inv_std(self, value, borrow=False):
         raise AttributeError(
-            f"{label(self)}: inv_std cannot be set, because std is what is "
-            "stored. Use set_statistics(mean, inv_std=...), or "
+            f"{label(self)}: inv_std cannot be set, because the layer "
+            "stores std. Use set_statistics(mean, inv_std=...), or "
             "set_lasagne_values() for the parameters of a whole network.")
