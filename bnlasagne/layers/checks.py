@@ -15,8 +15,7 @@ from ..networks.labels import label
 __all__ = [
     "check_flags",
     "check_incoming",
-    "check_param",
-    "checked_averages",
+    "check_params",
     "checked_axes",
     "checked_input",
     "checked_nonlinearity",
@@ -185,10 +184,24 @@ def checked_input(layer, input):
     return x
 
 
-def check_param(layer, param):
-    """Raise an error if a parameter does not go with the layer's axes."""
-    if not isinstance(param, theano.compile.SharedVariable):
-        return
+def check_params(layer, update):
+    """Raise an error if an output cannot be built of the parameters.
+
+    They have to go with the layer's axes. With `update`, the running averages
+    must be variables that functions can update.
+    """
+    for param in (layer.mean, layer.std, layer.beta, layer.gamma):
+        if isinstance(param, theano.compile.SharedVariable):
+            _check_shape(layer, param)
+    for average in (layer.mean, layer.std) if update else ():
+        if not isinstance(average, theano.compile.SharedVariable):
+            raise ValueError(
+                f"{label(layer)} cannot update its running averages: "
+                f"{average} is an expression. Give a shared variable for it, "
+                "or pass batch_norm_update_averages=False to get_output().")
+
+
+def _check_shape(layer, param):
     shape = np.shape(param.get_value(borrow=True, return_internal_type=True))
     if any(shape[axis] != 1 for axis in layer.axes):
         raise ValueError(
@@ -196,15 +209,3 @@ def check_param(layer, param):
             f"axes={tuple(layer.axes)} it must have size 1 on these. Pass "
             "axes= when the layer is made, and do not change layer.axes "
             "afterwards.")
-
-
-def checked_averages(layer):
-    """Return the running averages of a layer, if they can be updated."""
-    averages = layer.mean, layer.std
-    for average in averages:
-        if not isinstance(average, theano.compile.SharedVariable):
-            raise ValueError(
-                f"{label(layer)} cannot update its running averages: "
-                f"{average} is an expression. Give a shared variable for it, "
-                "or pass batch_norm_update_averages=False to get_output().")
-    return averages

@@ -18,15 +18,10 @@ from . import checks, renormalization
 from .parameters import shared_param, std_from
 from .stored import StoredValues
 
-__all__ = [
-    "BatchNormLayer",
-    "own_statistics",
-]
-
+__all__ = ["BatchNormLayer", "own_statistics"]
 
 # Within it, layers normalize by this process's batches alone.
 own_statistics = Switch("own_statistics")
-
 
 _UNIT_STD = lasagne.init.Constant(1)
 
@@ -259,54 +254,50 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
         """
         use, update = batch_norm_use_averages, batch_norm_update_averages
         checks.check_flags(self, deterministic, use, update, kwargs)
-        use = deterministic if use is None else use
-        update = not deterministic if update is None else update
+        if use is None:
+            use = deterministic
+        if update is None:
+            update = not deterministic
         if self.frozen:
             use, update = True, False
         with own_expressions(test_values=True):
             x = checks.checked_input(self, input)
-            output = self._apply(x, use, update)
+            checks.check_params(self, update)
+            batch = None
+            if use:
+                output = self._normalize(x, self.mean, self.std, self.gamma,
+                                         self.beta)
+                if update:
+                    batch = Batch(*self._statistics(x), normalizes=False)
+            else:
+                output, *statistics = self._normalize_batch(x)
+                batch = Batch(*statistics, normalizes=True)
+            # The marker computes nothing. A function with markers whose
+            # `update` is True computes its outputs by the averages before,
+            # and then moves them by one batch after another, in the order in
+            # which this method was called.
+            output = mark(output, self, x, batch, update)
+        # The fused Ops rectify in passing.
         return output if self._rectifies() else self.nonlinearity(output)
 
-    def _apply(self, x, use, update):
-        """The normalized input, with what its application leaves in a graph.
-
-        Before the nonlinearity, so that its shape is that of the input; but
-        rectified, as the fused Ops rectify in passing.
-        """
-        params = [self.gamma, self.beta]
-        for param in _present(self.mean, self.std, *params):
-            checks.check_param(self, param)
-        if update:
-            checks.checked_averages(self)
-        found = None
-        if use:
-            output = self._normalize(x, self.mean, self.std, *params)
-            if update:
-                found = self._statistics(x)
-        else:
-            output, *found = self._normalize_batch(x)
-        batch = Batch(*found, normalizes=not use) if found else None
-        return mark(output, self, x, batch, update)
-
     def normalize_as_in_training(self, x, mean, std, *params):
-        """Normalize a part of a batch by the statistics of all of it.
+        """Normalize a part of a batch by given statistics of the batch.
 
         Parameters
         ----------
         x : Theano variable
             The part.
         mean, std : Theano variables
-            Statistics of the batch.
+            Statistics of the whole batch. Gradients take them to be
+            independent of `x`.
         *params : Theano variables
-            In the place of `gamma` and `beta`, those that are not None.
+            Replace `gamma` and `beta`; only those that the layer has.
 
         Returns
         -------
         Theano variable
-            Of the shape of `x`, before the nonlinearity (but rectified). Its
-            gradients with respect to `x`, the statistics and the parameters
-            take these to be independent.
+            Of the shape of `x`. A rectifier is applied, but no other
+            nonlinearity.
         """
         params = iter(params)
         gamma, beta = (None if param is None else next(params)
@@ -316,10 +307,13 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
                 self, mean, std, gamma, beta)
         return self._normalize(x, mean, std, gamma, beta)
 
-    # The output
+    def _normalize(self, x, mean, std, gamma, beta):
+        """Normalize by the given statistics, and rectify."""
+        return dispatch.normalize(x, mean, std, gamma, beta, self.epsilon,
+                                  self.axes, self._rectifies())
 
     def _normalize_batch(self, x):
-        """The output, and mean, standard deviation and size of the batch."""
+        """Return the output, and mean, std and count of the batch."""
         correct = None
         if renormalization.renormalizes(self):
             correct = partial(renormalization.corrected_params, self)
@@ -331,27 +325,18 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
         return dispatch.normalize_batch(*arguments, self._rectifies(), correct)
 
     def _statistics(self, x):
-        """Mean, standard deviation and size of the batch."""
+        """Return mean, std and count of the batch."""
         if self._is_synchronized():
             return synchronized.statistics(x, self.axes, self.channel,
                                            self._sized_label())
         return dispatch.batch_statistics(x, self.axes)
 
-    def _normalize(self, x, mean, std, gamma, beta):
-        """The output, by the given statistics."""
-        return dispatch.normalize(x, mean, std, gamma, beta, self.epsilon,
-                                  self.axes, self._rectifies())
-
     def _is_synchronized(self):
         return self.channel is not None and not own_statistics.is_on
 
     def _sized_label(self):
-        return "%s of %d channels" % (label(self), np.prod(self.param_shape()))
+        return f"{label(self)} of {np.prod(self.param_shape())} channels"
 
     def _rectifies(self):
         return self.nonlinearity in (lasagne.nonlinearities.rectify,
                                      T.nnet.relu)
-
-
-def _present(*variables):
-    return [variable for variable in variables if variable is not None]

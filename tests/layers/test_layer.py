@@ -188,6 +188,7 @@ def test_flags(rng, float64, quick, deterministic, use, update):
     assert_allclose(averages(layer), after)
 
 
+@pytest.mark.parametrize("floatX", ["float32"], indirect=True)
 def test_network_in_c(rng, floatX):
     x = rng.normal(2, 3, (6, 3)).astype(floatX)
     network = InputLayer((None, 3))
