@@ -1,6 +1,7 @@
 """Made-up weights of other frameworks, for the tests of several modules."""
 
-from collections import OrderedDict, namedtuple
+import contextlib
+from collections import namedtuple
 from functools import partial, update_wrapper
 
 from bnlasagne import (
@@ -11,22 +12,37 @@ from bnlasagne import (
     set_torch_state_dict,
 )
 
+import lasagne
 import numpy as np
 import pytest
 import theano
 from lasagne.layers import (
     DenseLayer,
     InputLayer,
-    get_all_layers,
     get_all_params,
     get_output,
 )
 
+from helpers.folded import inputs_of, randomize
+
 CLOSE = {"float32": 1e-5, "float64": 1e-12}
 
+Framework = namedtuple("Framework", "set, get, separator, epsilon")
+TORCH = Framework(set_torch_state_dict, get_torch_state_dict, ".", 1e-5)
+# Made-up networks need not tell that their inputs are images.
+KERAS = Framework(*[update_wrapper(
+    partial(function, data_format="channels_last"), function)
+    for function in (set_keras_weights, get_keras_weights)], "/", 1e-3)
+both = pytest.mark.parametrize("framework", [TORCH, KERAS],
+                               ids=["torch", "keras"])
 
-def linear(layer_class, incoming, *args, **kwargs):
-    return layer_class(incoming, *args, nonlinearity=None, **kwargs)
+
+# --- networks --------------------------------------------------------------
+
+def linear(kind, *args, **kwargs):
+    """A layer of a class, or of the class of that name."""
+    kind = getattr(lasagne.layers, kind) if isinstance(kind, str) else kind
+    return kind(*args, nonlinearity=None, **kwargs)
 
 
 def norm(*args, **kwargs):
@@ -34,21 +50,26 @@ def norm(*args, **kwargs):
     return batch_norm(linear(*args, **kwargs))
 
 
-def randomize(network, rng):
-    """Give all parameters of a network random values."""
-    for param in get_all_params(network):
-        random = rng.uniform(0.5, 2, param.get_value().shape)
-        if not param.name or not param.name.endswith("std"):
-            random -= 1.2
-        param.set_value(np.asarray(random, param.dtype))
+def chain(*names):
+    """Dense layers of these names, one on the other."""
+    layer, layers = InputLayer((None, 3)), []
+    for name in names:
+        layer = DenseLayer(layer, 3, name=name)
+        layers.append(layer)
+    return layers
+
+
+def network_of_names(rng):
+    layer = InputLayer((None, 4))
+    for number in range(2):
+        layer = batch_norm(DenseLayer(layer, 5 - number, name=f"fc{number}"))
+    return randomize([DenseLayer(layer, 2, name="out"), layer], rng)
 
 
 def compiled(network, mode=None):
     """The deterministic output, as a function of the network's inputs."""
-    inputs = [layer.input_var for layer in get_all_layers(network)
-              if isinstance(layer, InputLayer)]
-    return theano.function(inputs, get_output(network, deterministic=True),
-                           mode=mode)
+    return theano.function(inputs_of(network),
+                           get_output(network, deterministic=True), mode=mode)
 
 
 def batch_for(layer, rng, size=3):
@@ -56,10 +77,10 @@ def batch_for(layer, rng, size=3):
     return np.asarray(batch, theano.config.floatX)
 
 
-def assert_close(actual, expected):
+def assert_close(actual, expected, tolerance=None):
     assert actual.shape == expected.shape
     error = abs(actual - expected).max() / abs(expected).max()
-    assert error < CLOSE[theano.config.floatX]
+    assert error < (tolerance or CLOSE[theano.config.floatX])
 
 
 def bits(network):
@@ -67,32 +88,16 @@ def bits(network):
             for param in get_all_params(network)]
 
 
-def normalized(x, group, epsilon, axis=1):
-    """What PyTorch and Keras compute, by names of either."""
-    names = [("running_mean", "moving_mean", 0),
-             ("running_var", "moving_variance", 1), ("weight", "gamma", 1),
-             ("bias", "beta", 0)]
-    shape = [-1 if each == axis else 1 for each in range(np.ndim(x))]
-    mean, var, gamma, beta = (
-        np.reshape(group.get(torch, group.get(keras, neutral)), shape)
-        if torch in group or keras in group else neutral
-        for torch, keras, neutral in names)
-    return (x - mean) / np.sqrt(var + epsilon) * gamma + beta
+@contextlib.contextmanager
+def refused(network, match=None, error=ValueError):
+    """A block raises an error, and leaves all parameters as they are."""
+    before = bits(network)
+    with pytest.raises(error, match=match) as caught:
+        yield caught
+    assert bits(network) == before
 
 
-def group(weights, name, separator):
-    """Weights of one layer."""
-    return {key[len(name) + 1:]: np.asarray(value, "float64")
-            for key, value in weights.items()
-            if key.startswith(name + separator)}
-
-
-def random_norm(rng, size):
-    return OrderedDict([
-        ("weight", rng.normal(size=size)), ("bias", rng.normal(size=size)),
-        ("running_mean", rng.normal(size=size)),
-        ("running_var", rng.uniform(0.2, 2, size))])
-
+# --- weights ---------------------------------------------------------------
 
 KERAS_NAMES = {"running_mean": "moving_mean", "running_var": "moving_variance"}
 
@@ -100,13 +105,80 @@ KERAS_NAMES = {"running_mean": "moving_mean", "running_var": "moving_variance"}
 def named(module, weights, framework):
     """Weights of a module of PyTorch, by their full names; or of Keras."""
     if framework is TORCH:
-        return OrderedDict((module + "." + name, value)
-                           for name, value in weights.items())
+        return {f"{module}.{name}": value for name, value in weights.items()}
     names = dict(KERAS_NAMES, weight="gamma", bias="beta") \
         if "running_var" in weights else {"weight": "kernel", "bias": "bias"}
-    return OrderedDict(
-        (module + "/" + names[name], to_keras(value))
-        for name, value in weights.items())
+    return {f"{module}/{names[name]}": to_keras(value)
+            for name, value in weights.items()}
+
+
+def named_dense(module, framework, W, b=None):
+    """Weights of a linear module, from those of PyTorch."""
+    weights = {"weight": W} if b is None else {"weight": W, "bias": b}
+    return named(module, weights, framework)
+
+
+def named_norm(module, framework, rng, size, without=()):
+    """Random weights of batch normalization, by PyTorch's names in order."""
+    weights = {"weight": rng.normal(size=size), "bias": rng.normal(size=size),
+               "running_mean": rng.normal(size=size),
+               "running_var": rng.uniform(0.2, 2, size)}
+    found = named(module, weights, framework)
+    return {key: found[key] for key, name in zip(found, weights)
+            if name not in without}
+
+
+def numbered(framework, modules):
+    """Weights of dense modules that are full of the numbers of these."""
+    weights = {}
+    for number, module in enumerate(modules):
+        weights.update(named_dense(
+            module.replace("|", framework.separator), framework,
+            np.full((3, 3), number), np.full(3, number)))
+    return weights
+
+
+def numbers_in(layers):
+    """The number that each layer is full of."""
+    for layer in layers:
+        assert np.ptp(layer.W.get_value()) == np.ptp(layer.b.get_value()) == 0
+        assert layer.W.get_value()[0, 0] == layer.b.get_value()[0]
+    return [layer.b.get_value()[0] for layer in layers]
+
+
+def without(weights, *ends):
+    """Those weights whose names have other ends."""
+    return {name: value for name, value in weights.items()
+            if not name.endswith(ends)}
+
+
+def group(weights, name, framework):
+    """Weights of one layer."""
+    start = name + framework.separator
+    return {key[len(start):]: np.asarray(value, "float64")
+            for key, value in weights.items() if key.startswith(start)}
+
+
+def normalized(x, weights, name, framework, epsilon=None, axis=1):
+    """What a module of PyTorch or Keras makes of an array."""
+    names = [("running_mean", "moving_mean", 0),
+             ("running_var", "moving_variance", 1), ("weight", "gamma", 1),
+             ("bias", "beta", 0)]
+    own = group(weights, name, framework)
+    shape = [-1 if each == axis else 1 for each in range(np.ndim(x))]
+    mean, var, gamma, beta = (
+        np.reshape(own.get(torch, own.get(keras, neutral)), shape)
+        if torch in own or keras in own else neutral
+        for torch, keras, neutral in names)
+    return (x - mean) / np.sqrt(var + (epsilon or framework.epsilon)
+                                ) * gamma + beta
+
+
+def product(x, weights, name, framework):
+    """What a dense module makes of an array."""
+    own = group(weights, name, framework)
+    W = own["weight"].T if framework is TORCH else own["kernel"]
+    return x @ W + own.get("bias", 0)
 
 
 def to_keras(value):
@@ -121,32 +193,5 @@ def from_keras(kernel):
     return np.moveaxis(kernel, [-1, -2], [0, 1])
 
 
-Framework = namedtuple("Framework", "set, get, separator, epsilon")
-TORCH = Framework(set_torch_state_dict, get_torch_state_dict, ".", 1e-5)
-# Made-up networks need not tell that their inputs are images.
-KERAS = Framework(*[update_wrapper(
-    partial(function, data_format="channels_last"), function)
-    for function in (set_keras_weights, get_keras_weights)], "/", 1e-3)
-both = pytest.mark.parametrize("framework", [TORCH, KERAS],
-                               ids=["torch", "keras"])
-
-
-def chain(*names):
-    layer, layers = InputLayer((None, 3)), []
-    for name in names:
-        layer = DenseLayer(layer, 3, name=name)
-        layers.append(layer)
-    return layers
-
-
 def channels_last(x):
     return np.moveaxis(x, 1, -1)
-
-
-def network_of_names(rng):
-    layer = InputLayer((None, 4))
-    for number in range(2):
-        layer = batch_norm(DenseLayer(layer, 5 - number, name="fc%d" % number))
-    layers = [DenseLayer(layer, 2, name="out"), layer]
-    randomize(layers, rng)
-    return layers

@@ -1,10 +1,7 @@
 """Weights to and from PyTorch, Keras and ONNX: the real ones.
 
-test_exchange.py needs none of them.
+The other tests need none of them.
 """
-
-import pickle
-from collections import OrderedDict
 
 from bnlasagne import (
     BatchNormLayer,
@@ -22,6 +19,8 @@ import pytest
 import theano
 import theano.tensor as T
 from helpers.common import later, needs_compiler
+from helpers.folded import inputs_of, randomize
+from helpers.weights import assert_close, batch_for, linear, norm
 from lasagne.layers import (
     ConcatLayer,
     Conv1DLayer,
@@ -40,8 +39,6 @@ from lasagne.layers import (
 from lasagne.nonlinearities import rectify
 
 pytestmark = needs_compiler
-
-CLOSE = {"float32": 1e-5, "float64": 1e-12}
 
 
 # --- the frameworks --------------------------------------------------------
@@ -85,22 +82,10 @@ def onnx():
 
 def compiled(network):
     """The network's output, and that of the same without batch norm."""
-    inputs = [layer.input_var for layer in lasagne.layers.get_all_layers(
-        network) if isinstance(layer, InputLayer)]
     return theano.function(
-        inputs, get_output([network, fold_batch_norm(network)],
-                           deterministic=True),
+        inputs_of(network), get_output([network, fold_batch_norm(network)],
+                                       deterministic=True),
         mode=theano.Mode("cvm", "fast_compile"))
-
-
-def batch_for(shape, rng):
-    return np.asarray(rng.normal(size=(5,) + shape), theano.config.floatX)
-
-
-def assert_close(actual, expected, tolerance=None):
-    assert actual.shape == expected.shape
-    error = abs(actual - expected).max() / abs(expected).max()
-    assert error < (tolerance or CLOSE[theano.config.floatX])
 
 
 def random(rng, shape, is_variance):
@@ -128,11 +113,6 @@ def cnn():
     return DenseLayer(layer, 4, nonlinearity=None, name="fc2")
 
 
-def norm(kind, *args, **kwargs):
-    return batch_norm(getattr(lasagne.layers, kind)(
-        *args, nonlinearity=None, **kwargs))
-
-
 # --- PyTorch ---------------------------------------------------------------
 
 def torch_cnn(torch):
@@ -140,7 +120,7 @@ def torch_cnn(torch):
 
     class Net(nn.Module):
         def __init__(self):
-            super(Net, self).__init__()
+            super().__init__()
             self.conv1 = nn.Conv2d(3, 6, 3, stride=2, padding=1)
             self.bn1 = nn.BatchNorm2d(6)
             self.conv2 = nn.Conv2d(6, 6, 3, padding=1, bias=False)
@@ -224,8 +204,8 @@ def test_torch(rng, torch, floatX, kind):
     shape, make_module, make_network = dict(TORCH, **TORCH_LATER)[kind]
     module = make_module(torch).to(getattr(torch, floatX)).eval()
     randomize_module(module, torch, rng)
-    network = make_network(images(*shape))
-    batch = batch_for(shape, rng)
+    incoming = images(*shape)
+    network, batch = make_network(incoming), batch_for(incoming, rng)
 
     def logits():
         with torch.no_grad():
@@ -238,24 +218,22 @@ def test_torch(rng, torch, floatX, kind):
     found = get_torch_state_dict(network, like=module.state_dict())
     for value in module.state_dict().values():
         value.zero_()
-    module.load_state_dict(OrderedDict(
-        (key, torch.from_numpy(value)) for key, value in found.items()))
+    module.load_state_dict({key: torch.from_numpy(value)
+                            for key, value in found.items()})
     assert_close(logits(), expected)
 
 
 def test_torch_by_names(rng, torch, float64):
     """As it is without `like`, from a network that was not set before."""
-    network = cnn()
-    for param in get_all_params(network):
-        param.set_value(random(rng, param.get_value().shape, True))
+    network = randomize(cnn(), rng)
     module = torch_cnn(torch).to(torch.float64).eval()
     module.conv1.bias = module.fc1.bias = None
-    for norm in (module.bn1, module.bn2, module.bn3):
-        norm.eps = 0.25
+    for each in (module.bn1, module.bn2, module.bn3):
+        each.eps = 0.25
     found = get_torch_state_dict(network, epsilon=0.25)
     module.load_state_dict({key: torch.from_numpy(value)
                             for key, value in found.items()})
-    batch = batch_for(SHAPE, rng)
+    batch = batch_for(images(*SHAPE), rng)
     with torch.no_grad():
         expected = module(torch.from_numpy(batch)).numpy()
     for output in compiled(network)(batch):
@@ -266,9 +244,7 @@ def test_torch_by_names(rng, torch, float64):
 @pytest.mark.parametrize("as_tensors", [False, True])
 def test_torch_loads_what_it_gets(rng, torch, float64, like, as_tensors):
     """Arrays as they are, or as tensors that the user makes of them."""
-    network = cnn()
-    for param in get_all_params(network):
-        param.set_value(random(rng, param.get_value().shape, True))
+    network = randomize(cnn(), rng)
     module = torch_cnn(torch)
     if like is None:
         module.conv1.bias = module.fc1.bias = None
@@ -277,8 +253,8 @@ def test_torch_loads_what_it_gets(rng, torch, float64, like, as_tensors):
         module = module.to(getattr(torch, like))
         found = get_torch_state_dict(network, like=module.state_dict())
     if as_tensors:
-        found = OrderedDict((key, torch.from_numpy(value))
-                            for key, value in found.items())
+        found = {key: torch.from_numpy(value)
+                 for key, value in found.items()}
     module.load_state_dict(found)
     precision = {"float16": 1e-3, "bfloat16": 1e-2, "float64": 1e-12}
     expected = get_torch_state_dict(network)
@@ -287,16 +263,6 @@ def test_torch_loads_what_it_gets(rng, torch, float64, like, as_tensors):
             assert_close(value.to(torch.float64).numpy(),
                          np.asarray(expected[key]),
                          precision.get(like, 1e-6))
-
-
-def test_files_need_only_numpy():
-    """They are read where this package is not installed."""
-    found = get_torch_state_dict(DenseLayer((None, 4), 3, name="fc"))
-    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
-        stored = pickle.dumps(found, protocol)
-        assert b"bnlasagne" not in stored
-        assert np.array_equal(pickle.loads(stored)["fc.weight"],
-                              found["fc.weight"])
 
 
 @pytest.mark.parametrize("make", [
@@ -450,8 +416,7 @@ KERAS_LATER = {
 
 
 def by_path(model):
-    return OrderedDict((weight.path, np.array(weight.numpy()))
-                       for weight in model.weights)
+    return {weight.path: np.array(weight.numpy()) for weight in model.weights}
 
 
 @pytest.mark.parametrize("kind", [*KERAS, *[
@@ -461,8 +426,8 @@ def test_keras(rng, keras, floatX, kind):
     model = make_model(keras)
     for weight in model.weights:
         weight.assign(random(rng, weight.shape, "variance" in weight.path))
-    network = make_network(images(*shape))
-    batch = batch_for(shape, rng)
+    incoming = images(*shape)
+    network, batch = make_network(incoming), batch_for(incoming, rng)
 
     def logits():
         output = np.asarray(model.predict_on_batch(
@@ -484,8 +449,8 @@ def test_keras(rng, keras, floatX, kind):
     # The same, by layer.
     for param in get_all_params(network):
         param.set_value(0 * param.get_value())
-    set_keras_weights(network, OrderedDict(
-        (layer.name, layer.get_weights()) for layer in model.layers))
+    set_keras_weights(network, {layer.name: layer.get_weights()
+                                for layer in model.layers})
     assert_close(function(batch)[0], expected, KERAS_CLOSE)
 
 
@@ -520,17 +485,9 @@ def onnx_norm(inputs, name, output):
             {"epsilon": EPSILON})
 
 
-def randomize(network, rng):
-    for param in get_all_params(network):
-        param.set_value(np.asarray(random(
-            rng, param.get_value().shape, param.name.endswith("std")),
-            param.dtype))
-
-
 def test_onnx(rng, onnx, floatX):
-    network = cnn()
-    randomize(network, rng)
-    batch = batch_for(SHAPE, rng)
+    network = randomize(cnn(), rng)
+    batch = batch_for(images(*SHAPE), rng)
     actual = onnx_output(onnx, [
         ("Conv", "x conv1.weight", "c1",
          {"pads": [1] * 4, "strides": [2, 2]}),
@@ -569,11 +526,10 @@ ONNX = {
     for kind in ONNX])
 def test_onnx_layers(rng, onnx, floatX, kind):
     shape, options, operator, attributes = ONNX[kind]
-    layer = getattr(lasagne.layers, kind)(
-        images(*shape), 5, nonlinearity=None, name="a", **options)
-    network = BatchNormLayer(layer, name="b")
-    randomize(network, rng)
-    batch = batch_for(shape, rng)
+    incoming = images(*shape)
+    layer = linear(kind, incoming, 5, name="a", **options)
+    network = randomize(BatchNormLayer(layer, name="b"), rng)
+    batch = batch_for(incoming, rng)
     actual = onnx_output(onnx, [
         (operator, "x a.weight a.bias", "c", attributes),
         onnx_norm("c", "b", "y")],

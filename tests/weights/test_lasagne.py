@@ -16,14 +16,14 @@ import pytest
 import theano
 import theano.tensor as T
 from helpers.common import later, needs_compiler, quick
+from helpers.folded import randomize
 from helpers.weights import (
     assert_close,
     batch_for,
-    bits,
     compiled,
     linear,
     network_of_names,
-    randomize,
+    refused,
 )
 from lasagne.layers import (
     CustomRecurrentLayer,
@@ -101,27 +101,23 @@ def test_lasagne_list_of_layers(rng, float64, network):
 ])
 def test_lasagne_misfits(rng, float64, matrix, change, rows):
     network = DenseLayer(batch_norm(DenseLayer(matrix, 5)), 2)
-    before = bits(network)
-    with pytest.raises(ValueError) as caught:
+    with refused(network) as caught:
         set_lasagne_values(network, change(lasagne_values(rng)))
     text = str(caught.value)
     assert text.startswith("set_lasagne_values(): the parameter list does not "
                            "fit the network, where marked:\n")
     for row in rows:
         assert re.search("\n" + row, text)
-    assert bits(network) == before
 
 
 def test_list_of_the_gist(rng, float64, matrix):
     network = DenseLayer(batch_norm(DenseLayer(matrix, 5)), 2)
     values = get_all_param_values(network)
-    before = bits(network)
-    with pytest.raises(ValueError, match=(
+    with refused(network, (
             r"(?s)! array 1: \(1, 5\) .*\nThe list has the shapes of this "
             "network's own .* Use lasagne.layers.set_all_param_values"
             r"\(network, values\) for it.$")):
         set_lasagne_values(network, values)
-    assert bits(network) == before
     with pytest.raises(ValueError) as caught:
         set_lasagne_values(network, values[:-1])
     assert "set_all_param_values" not in str(caught.value)
@@ -144,10 +140,15 @@ def test_lasagne_wrong_values(rng, matrix, number, value, error, expected):
         network = DenseLayer(batch_norm(DenseLayer(matrix, 5), name="n"), 2)
     values = lasagne_values(rng)
     values[number] = value
-    before = bits(network)
-    with pytest.raises(error, match=expected):
+    with refused(network, expected, error):
         set_lasagne_values(network, values)
-    assert bits(network) == before
+
+
+@pytest.mark.parametrize("values", [None, {"a": 1}])
+def test_what_is_no_list(matrix, values):
+    with pytest.raises(TypeError, match=r"^set_lasagne_values\(\): expected a "
+                                        "list of arrays as get_all_param_va"):
+        set_lasagne_values(DenseLayer(matrix, 5), values)
 
 
 def test_lasagne_no_network():
