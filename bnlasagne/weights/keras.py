@@ -182,11 +182,15 @@ class _Keras(Framework):
         shape = below[0].output_shape
         if isinstance(layer, (lasagne.layers.FlattenLayer,
                               lasagne.layers.ReshapeLayer)) and \
-                len(shape) > 2 and layer.output_shape[1] != shape[-1]:
-            if None in shape[1:]:
-                raise self._unknown(layer)
-            if np.prod(shape[1:]) == layer.output_shape[1]:
+                len(shape) > 2:
+            if None not in shape[1:] and \
+                    np.prod(shape[1:]) == layer.output_shape[1]:
                 return self._of_flattened(layer, shape[1:])
+            # Rows of each example: steps of a sequence, not of an image.
+            if layer.output_shape[1] != shape[-1] and None in shape[1:] or \
+                    shape[1] != 1 and _axis_1_below(layer) == "channels":
+                raise self._unknown(layer)
+            return None
         order = self._of_output(below[0])
         if order is None or layer.output_shape == shape:
             return order

@@ -390,12 +390,33 @@ def test_several_leading_axes_are_no_images(float64):
     assert_array_equal(kernel_of(network), network.W.get_value())
 
 
-@pytest.mark.parametrize("below", [
-    InputLayer((None, 5, 24)), InputLayer((None, None, 24))])
-def test_steps_of_sequences_are_no_images(float64, below):
+@pytest.mark.parametrize("shape, rows", [
+    ((None, 5, 24), (-1, 24)), ((None, None, 24), (-1, 24)),
+    ((None, 5, 2, 12), (-1, 24))])
+def test_steps_of_sequences_are_no_images(float64, shape, rows):
     """Also where their number is not known."""
-    network = DenseLayer(ReshapeLayer(below, (-1, 24)), 5, name="out")
+    network = DenseLayer(ReshapeLayer(InputLayer(shape), rows), 5, name="out")
     assert_array_equal(kernel_of(network), network.W.get_value())
+
+
+@pytest.mark.parametrize("above", [
+    lambda layer: layer,
+    lambda layer: DropoutLayer(ReshapeLayer(layer, ([0], 24, 1)))])
+def test_reshapes_that_make_no_difference(float64, above):
+    layer = above(ReshapeLayer(DenseLayer(InputLayer((None, 24)), 24,
+                                          name="fc"), ([0], 24, 1)))
+    get_keras_weights(lasagne.layers.Conv1DLayer(layer, 2, 1, name="conv"))
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_rows_of_images(float64, channels):
+    layer = BatchNormLayer(InputLayer((None, channels, 3, 4)), name="bn")
+    network = DenseLayer(ReshapeLayer(layer, (-1, 4)), 5, name="out")
+    if channels == 1:
+        assert_array_equal(kernel_of(network), network.W.get_value())
+    else:
+        with pytest.raises(ValueError, match="cannot be told at ReshapeLayer"):
+            get_keras_weights(network)
 
 
 def test_images_of_unknown_size(float64):
