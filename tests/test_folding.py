@@ -328,14 +328,14 @@ LEFT = {
     "whole numbers": (
         lambda _: dense(BatchNormLayer(ReshapeLayer(
             InputLayer((None, 5), T.imatrix()), ([0], [1])))),
-        "its input may be of whole numbers"),
+        "its input is of whole numbers"),
     "whole numbers by a nonlinearity": (
         lambda x: dense(BatchNormLayer(dense(
             x, nonlinearity=lambda x: T.gt(x, 0)))),
-        "its input may be of whole numbers"),
+        "its input is of whole numbers"),
     "whole numbers by a layer": (
         lambda x: dense(BatchNormLayer(Applies(x, lambda x: T.gt(x, 0)))),
-        "its input may be of whole numbers"),
+        "its input is of whole numbers"),
     "another type": (
         lambda x: BatchNormLayer(dense(x, W=np.ones((5, 4), "float32"))),
         r"the weights of DenseLayer \(layer 1\) are of different types, "
