@@ -59,6 +59,11 @@ def finite_differences(function, x, step=1e-5):
     return gradient
 
 
+def nin(x, W):
+    """Network in network: a dense layer at each position."""
+    return np.einsum("nc...,cf->nf...", x, W)
+
+
 def dense(x, W, leading=1):
     """Product of weights with examples, their axes flattened to one."""
     x = np.asarray(x, dtype=np.float64)

@@ -18,6 +18,7 @@ import theano
 import theano.tensor as T
 from helpers import reference
 from helpers.layers import averages
+from helpers.subclasses import ByBatch, Scaled, Unchanged
 from lasagne.layers import (
     CustomRecurrentLayer,
     DenseLayer,
@@ -156,31 +157,6 @@ def test_pickle(layers):
     assert len(get_all_params(network, trainable=True)) == 4
 
 
-class Marker(BatchNormLayer):
-    def get_output_for(self, input, **kwargs):
-        return super().get_output_for(input, **kwargs)
-
-
-class Scaled(BatchNormLayer):
-    """Has a parameter of its own."""
-
-    def __init__(self, incoming, **kwargs):
-        super().__init__(incoming, **kwargs)
-        self.scale = self.add_param(np.full(3, 2.0), (3,), "scale")
-
-    def get_output_for(self, input, **kwargs):
-        return self.scale * super().get_output_for(input, **kwargs)
-
-
-class ByBatch(BatchNormLayer):
-    """Normalizes by the batch, in tests as well."""
-
-    def get_output_for(self, input, **kwargs):
-        kwargs.update(batch_norm_use_averages=False,
-                      batch_norm_update_averages=False)
-        return super().get_output_for(input, **kwargs)
-
-
 class OfExamples(BatchNormLayer):
     """Normalizes each example, in a way of its own."""
 
@@ -196,7 +172,7 @@ class Raises(BatchNormLayer):
         return super().get_output_for(input, deterministic=True)
 
 
-@pytest.mark.parametrize("kind", [Marker, Scaled])
+@pytest.mark.parametrize("kind", [Unchanged, Scaled])
 def test_subclasses(rng, kind):
     batch = rng.normal(size=(5, 3))
     layer = kind(InputLayer((None, 3)), mean=2, std=3)
@@ -229,12 +205,12 @@ def test_subclasses_that_cannot_be_frozen(rng, layers, kind):
 def test_population_statistics_of_subclasses(rng, method):
     """Those that use their statistics get them; the others stay."""
     batch = rng.normal(size=(50, 3))
-    marker = Marker(InputLayer((None, 3)))
-    by_batch = ByBatch(marker)
+    unchanged = Unchanged(InputLayer((None, 3)))
+    by_batch = ByBatch(unchanged)
     scaled = Scaled(by_batch)
     found = update_population_statistics(scaled, [batch], method=method)
-    assert list(found) == [marker, scaled]
-    assert_allclose(averages(marker), reference.statistics(batch, (0,)))
+    assert list(found) == [unchanged, scaled]
+    assert_allclose(averages(unchanged), reference.statistics(batch, (0,)))
     normed = reference.normalize_batch(batch, (0,))
     assert_allclose(averages(scaled), reference.statistics(
         reference.normalize_batch(normed, (0,)), (0,)), atol=1e-15)

@@ -3,7 +3,7 @@
 from collections import namedtuple
 from functools import partial
 
-from bnlasagne import BatchNormLayer, batch_norm, fold_batch_norm
+from bnlasagne import BatchNormLayer, fold_batch_norm
 
 import lasagne
 import numpy as np
@@ -17,22 +17,16 @@ from helpers.folded import (
     assert_close,
     batches_for,
     check,
-    compiled,
     dense,
+    fold_and_run,
     into,
     kinds,
-    nin,
     randomize,
 )
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from lasagne.init import Normal
-from lasagne.layers import InputLayer, get_all_layers, get_output
-from lasagne.nonlinearities import identity, tanh
-
-
-@pytest.fixture
-def x():
-    return InputLayer((None, 5))
-
+from lasagne.layers import InputLayer, get_all_layers
 
 Case = namedtuple("Case", "kind shape options product axes through")
 Case.__doc__ = """A type of layers, with its linear part in NumPy.
@@ -112,8 +106,8 @@ CASES = {
     "transposed, 3-d": Case(
         "TransposedConv3DLayer", (4, 4, 3, 2), {"filter_size": 2}, transposed,
         None, False),
-    "NIN": Case("NINLayer", (4, 3, 2), {}, nin),
-    "NIN, 1-d": Case("NINLayer", (4, 3), {}, nin),
+    "NIN": Case("NINLayer", (4, 3, 2), {}, reference.nin),
+    "NIN, 1-d": Case("NINLayer", (4, 3), {}, reference.nin),
     "local": Case("LocallyConnected2DLayer", (4, 5, 6), {"filter_size": 3},
                   locally_connected, None, False),
     "local, one position": Case(
@@ -159,11 +153,18 @@ def marks(case):
     return found + ([needs_compiler] if "Conv" in case.kind else [])
 
 
-each_layer = pytest.mark.parametrize("case, bias", [
-    pytest.param(case, bias, id="%s, bias %s" % (name, bias),
-                 marks=marks(case))
-    for name, case in CASES.items() for bias in ("none", "tied", "untied")
-    if (case.kind, bias) != ("DenseLayer", "untied")])
+def linear_layers():
+    """Each type of layers with a bias, and with none or with an untied one.
+
+    Both widths of floats take turns.
+    """
+    for number, (name, case) in enumerate(CASES.items()):
+        other = "none" if number % 2 or case.kind == "DenseLayer" \
+            else "untied"
+        for index, bias in enumerate(("tied", other)):
+            floatX = "float32" if (number + index) % 4 == 0 else "float64"
+            yield pytest.param(case, bias, floatX, marks=marks(case),
+                               id="%s, bias %s, %s" % (name, bias, floatX))
 
 
 def leaky(x):
@@ -184,50 +185,33 @@ def oracle_of_linear(case, layer, x):
         else reference.add_bias(y, layer.b.get_value(), channel)
 
 
-@each_layer
-def test_into_the_layer_before(rng, floatX, case, bias):
-    layer = layer_of(case, InputLayer((None,) + case.shape), bias,
-                     nonlinearity=identity)
-    network = randomize(BatchNormLayer(layer, axes=case.axes,
-                                       nonlinearity=LEAKY), rng)
-    batches = batches_for(network, rng)
-    folded, report = check(network, rng, batches, mode_of(case))
-    assert into(report) == [layer]
+@pytest.mark.parametrize("case, bias, floatX", list(linear_layers()))
+def test_from_both_sides(rng, case, bias, floatX):
+    """The layer after batch normalization, and before it, takes it over."""
+    with theano.configparser.change_flags(floatX=floatX):
+        first = BatchNormLayer(InputLayer((None,) + case.shape),
+                               axes=case.axes)
+        layer = layer_of(case, first, bias, nonlinearity=None)
+        network = randomize(BatchNormLayer(layer, axes=case.axes,
+                                           nonlinearity=LEAKY), rng)
+        batches = batches_for(network, rng)
+        folded, report, (found,) = fold_and_run(network, batches,
+                                                mode_of(case))
+    assert into(report) == [layer if case.through else None, layer]
+    assert len(get_all_layers(folded)) == 3 - case.through
     assert type(folded) is type(layer)
     assert folded.nonlinearity is LEAKY
-    assert folded.b.ndim == (1 if bias != "untied"
-                             else len(folded.output_shape) - 1)
-    expected = leaky(oracle(network, oracle_of_linear(case, layer,
-                                                      *batches)))
-    actual, = compiled(folded, [get_output(folded)],
-                       mode_of(case))(*batches)
-    assert_close(actual, expected, floatX)
+    # Each position has other weights, and so another bias after a shift.
+    untied = bias == "untied" or case.through and "Local" in case.kind
+    assert folded.b.ndim == (len(folded.output_shape) - 1 if untied else 1)
+    assert_close(found, leaky(oracle(network, oracle_of_linear(
+        case, layer, oracle(first, *batches)))), floatX)
 
 
-@each_layer
-def test_into_the_layer_after(rng, floatX, case, bias):
-    first = BatchNormLayer(InputLayer((None,) + case.shape), axes=case.axes)
-    layer = layer_of(case, first, bias, nonlinearity=LEAKY)
-    network = randomize(layer, rng)
-    batches = batches_for(network, rng)
-    folded, report = check(network, rng, batches, mode_of(case))
-    assert into(report) == [layer if case.through else None]
-    assert len(get_all_layers(folded)) == 3 - case.through
-    expected = leaky(oracle_of_linear(case, layer, oracle(first, *batches)))
-    actual, = compiled(folded, [get_output(folded)],
-                       mode_of(case))(*batches)
-    assert_close(actual, expected, floatX)
-
-
-@pytest.mark.parametrize("case", cases(
-    "dense", "2-d", "2-d, in groups", "local, one position", "NIN"))
-def test_one_before_and_one_after(rng, float64, case):
-    first = BatchNormLayer(InputLayer((None,) + case.shape))
-    layer = layer_of(case, first, nonlinearity=None)
-    network = randomize(batch_norm(layer, nonlinearity=tanh), rng)
-    folded, report = check(network, rng, mode=mode_of(case))
-    assert into(report) == [layer, layer]
-    assert len(get_all_layers(folded)) == 2
+def test_nonlinearity_after(rng, float64, quick, x):
+    network = randomize(dense(BatchNormLayer(x), nonlinearity=LEAKY), rng)
+    folded, report = check(network, rng)
+    assert into(report) == [network] and folded.nonlinearity is LEAKY
 
 
 def test_untied_bias_of_one_position(rng, float64, quick):
@@ -239,15 +223,59 @@ def test_untied_bias_of_one_position(rng, float64, quick):
 
 # --- axes ------------------------------------------------------------------
 
-@pytest.mark.parametrize("case", cases(
-    "dense", "dense on images", "dense on sequences", "2-d",
-    "2-d, in groups", "dilated", "transposed", "NIN", "local",
-    "local, one position, by channel"))
+# Convolutions would have to be compiled.
+DRAWN = [case for case in CASES.values()
+         if exists(case) and "Conv" not in case.kind]
+
+
+def shared_before(case, axes):
+    """The axes of the output that share weights, but not statistics."""
+    along = {"DenseLayer": range(1, len(layer_of(case, InputLayer(
+        (None,) + case.shape)).output_shape) - 1), "NINLayer": range(
+            2, 1 + len(case.shape))}.get(case.kind, [])
+    return [axis for axis in along if axis not in axes]
+
+
+def shared_after(case, axes):
+    """The axes of the input that share weights, but not statistics."""
+    ndim = 1 + len(case.shape)
+    leading = case.options.get("num_leading_axes", 1) % ndim
+    return [axis for axis in (range(1, leading) if case.kind == "DenseLayer"
+                              else range(2, ndim)) if axis not in axes]
+
+
+def axes_of(ndim):
+    """Draw axes to normalize over, with that of the examples."""
+    return st.sets(st.integers(1, ndim - 1)).map(
+        lambda axes: tuple(sorted({0, *axes})))
+
+
+@given(st.data())
+@settings(max_examples=12,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_axes(float64, quick, data):
+    """A layer is folded if the weights differ where its statistics do."""
+    rng = np.random.RandomState(1502)
+    case = data.draw(st.sampled_from(DRAWN))
+    axes = data.draw(axes_of(1 + len(case.shape)))
+    first = BatchNormLayer(InputLayer((None,) + case.shape), axes=axes)
+    layer = layer_of(case, first, data.draw(st.sampled_from(
+        ["none", "tied", "untied"][:2 + (case.kind != "DenseLayer")])),
+        nonlinearity=None)
+    last = data.draw(axes_of(len(layer.output_shape)))
+    network = randomize(BatchNormLayer(layer, axes=last), rng)
+    _, report = check(network, rng)
+    folds = case.through and not shared_after(case, axes)
+    assert into(report) == [layer if folds else None,
+                            None if shared_before(case, last) else layer]
+
+
+@pytest.mark.parametrize("case", cases("2-d", "2-d, in groups", "dilated",
+                                       "transposed", "local"))
 def test_all_axes(rng, float64, case):
     axes = tuple(range(1 + len(case.shape)))
     first = BatchNormLayer(InputLayer((None,) + case.shape), axes=axes)
     layer = layer_of(case, first, nonlinearity=None)
-    axes = tuple(range(len(layer.output_shape)))
     network = randomize(BatchNormLayer(layer, axes=axes), rng)
     _, report = check(network, rng, mode=mode_of(case))
     assert into(report) == [layer if case.through else None, layer]
@@ -255,47 +283,26 @@ def test_all_axes(rng, float64, case):
 
 @pytest.mark.parametrize("case", cases(
     "2-d", "NIN", "local", "local, by channel", "dense on sequences"))
-def test_axes_with_shared_weights_before(rng, float64, case):
-    layer = layer_of(case, InputLayer((None,) + case.shape),
-                     nonlinearity=None)
-    network = randomize(BatchNormLayer(layer, axes=0), rng)
-    _, report = check(network, rng, mode=mode_of(case))
-    if "Local" in case.kind:
-        assert into(report) == [layer]
-    else:
-        assert into(report) == [None]
-        axes = {"DenseLayer": [1]}.get(case.kind, [2, 3])
-        assert "its statistics differ along axes %s, along which the " \
-            "weights of %s (layer 1) do not" % (axes, case.kind) \
-            in str(report[0])
+def test_axes_that_share_weights(float64, case):
+    """The axes are named, and need no functions."""
+    layer = layer_of(case, BatchNormLayer(InputLayer((None,) + case.shape),
+                                          axes=0), nonlinearity=None)
+    before, after = fold_batch_norm(BatchNormLayer(layer, axes=0), True)[1]
+    reason = "its statistics differ along axes %s, along which the weights " \
+        "of %s (layer 2) do not" % (
+            {"DenseLayer": [1]}.get(case.kind, [2, 3]), case.kind)
+    assert "Local" in case.kind or reason in str(before)
+    assert ("Local" in case.kind) == (after.into is layer)
+    assert after.into or reason in str(after)
 
 
-@pytest.mark.parametrize("case", cases(
-    "2-d", "NIN", "local, one position", "dense on images",
-    "dense on sequences"))
-def test_axes_with_shared_weights_after(rng, float64, case):
-    first = BatchNormLayer(InputLayer((None,) + case.shape), axes=0)
-    network = randomize(layer_of(case, first), rng)
-    _, report = check(network, rng, mode=mode_of(case))
-    alike = case is CASES["dense on images"]
-    assert into(report) == [network if alike else None]
-    assert alike or "its statistics differ along axes" in str(report[0])
-
-
-def test_two_batch_norms_before(rng, float64, quick, x):
-    first = BatchNormLayer(x)
-    network = randomize(dense(BatchNormLayer(first)), rng)
-    folded, report = check(network, rng)
-    assert into(report) == [network, network]
+@pytest.mark.parametrize("make", [
+    lambda x: dense(BatchNormLayer(BatchNormLayer(x)), nonlinearity=LEAKY),
+    lambda x: BatchNormLayer(BatchNormLayer(dense(x)), nonlinearity=LEAKY)])
+def test_two_batch_norms(rng, float64, quick, x, make):
+    folded, report = check(randomize(make(x), rng), rng)
+    assert None not in into(report)
     assert kinds(folded) == ["Input", "Dense"]
-
-
-def test_two_batch_norms_after(rng, float64, quick, x):
-    layer = dense(x)
-    network = randomize(BatchNormLayer(BatchNormLayer(layer),
-                                       nonlinearity=LEAKY), rng)
-    folded, report = check(network, rng)
-    assert into(report) == [layer, layer]
     assert folded.nonlinearity is LEAKY
 
 
@@ -346,10 +353,10 @@ class OtherConvolution(lasagne.layers.Conv2DLayer):
     """Convolves by other weights, in all versions of Lasagne."""
 
     def convolve(self, input, **kwargs):
-        return 2 * super(OtherConvolution, self).convolve(input, **kwargs)
+        return 2 * super().convolve(input, **kwargs)
 
     def get_output_for(self, input, **kwargs):
-        output = super(OtherConvolution, self).get_output_for(input, **kwargs)
+        output = super().get_output_for(input, **kwargs)
         return output if LATER else 2 * output
 
 

@@ -1,4 +1,4 @@
-"""The layers of a network, and copies of networks."""
+"""Copies of networks."""
 
 from collections import namedtuple
 from copy import deepcopy
@@ -6,7 +6,7 @@ from functools import lru_cache, partial
 
 from bnlasagne import BatchNormLayer, batch_norm
 from bnlasagne.networks.copy import copy_network
-from bnlasagne.networks.walk import all_layers, replace_layer
+from bnlasagne.networks.walk import all_layers
 
 import lasagne
 import numpy as np
@@ -14,12 +14,11 @@ import pytest
 import theano
 import theano.tensor as T
 from helpers.common import later
+from helpers.networks import recurrent
 from lasagne.layers import (
     ConcatLayer,
-    CustomRecurrentLayer,
     DenseLayer,
     DropoutLayer,
-    ElemwiseSumLayer,
     InputLayer,
     Layer,
     get_all_layers,
@@ -34,11 +33,6 @@ from theano.tensor.shared_randomstreams import RandomStreams
 pytestmark = pytest.mark.usefixtures("float64", "quick")
 
 
-@pytest.fixture
-def x():
-    return InputLayer((None, 4))
-
-
 def values(layers):
     return [param.get_value() for param in get_all_params(layers)]
 
@@ -46,60 +40,6 @@ def values(layers):
 def fill(layers, value):
     for param in get_all_params(layers):
         param.set_value(np.full_like(param.get_value(), value))
-
-
-def recurrent(x):
-    step_in, step = (batch_norm(DenseLayer(InputLayer((None, 4)), 4))
-                     for _ in range(2))
-    return CustomRecurrentLayer(x, step_in, step), step_in, step
-
-
-# --- layers ----------------------------------------------------------------
-
-def test_all_layers(x):
-    first, second = DenseLayer(x, 4), DenseLayer(x, 4)
-    network = ElemwiseSumLayer([first, second])
-    assert all_layers([network]) == get_all_layers(network)
-    assert all_layers([second, first]) == [x, second, first]
-    assert all_layers([network], treat_as_input=[first]) == [
-        x, second, network]
-    assert all_layers([]) == []
-    # Another name for what is below.
-    first.also = x
-    assert all_layers([first], treat_as_input=[x]) == [first]
-
-
-def test_all_layers_within_layers():
-    network, step_in, step = recurrent(InputLayer((None, 3, 4)))
-    outer = DenseLayer(network, 2)
-    found = all_layers([outer])
-    assert found[:3] == get_all_layers(outer)
-    assert found[3:] == get_all_layers(step_in) + get_all_layers(step)
-
-
-def test_all_layers_of_those_in_containers(x):
-    inner = [DenseLayer(x, 2) for _ in range(4)]
-    network = Layer(x)
-    network.a, network.b = {"key": [inner[0]]}, (inner[1], {inner[2]: 0})
-    inner[2].held = inner[3]
-    # In a circle, too.
-    inner[3].held = network
-    assert all_layers([network]) == [x, network] + inner
-
-
-def test_replace_layer(x):
-    old, new, other = (DenseLayer(x, 4) for _ in range(3))
-    holder = ElemwiseSumLayer([old, other, old])
-    holder.single, holder.several = old, {"them": (other, [old])}
-    replace_layer(holder, old, new)
-    assert holder.input_layers == [new, other, new]
-    assert holder.single is new
-    assert holder.several == {"them": (other, [new])}
-    above = DenseLayer(old, 3)
-    params = dict(above.params)
-    replace_layer(above, old, new)
-    assert above.input_layer is new and above.params == params
-    assert above.input_shape == (None, 4)
 
 
 # --- copies ----------------------------------------------------------------
@@ -375,7 +315,7 @@ def of_parameter(layer):
     return lambda: b
 
 
-class Returns(object):
+class Returns:
     def __init__(self, layer):
         self.layer = layer
 
@@ -415,7 +355,7 @@ def test_methods_get_copies(x):
 
     class Adds(Layer):
         def get_output_for(self, input, **kwargs):
-            return input + super(Adds, self).get_output_shape_for(
+            return input + super().get_output_shape_for(
                 (1,))[0] + layer.b
 
     network = Adds(layer)
