@@ -1,5 +1,7 @@
 """Run the examples of the pages."""
 
+import bnlasagne  # isort: skip  # noqa: F401  # First: it repairs the stack.
+
 import pytest
 from helpers.modes import quick  # noqa: F401
 
