@@ -355,9 +355,9 @@ class Channel:
         """Add up the Python objects of all ranks."""
         return self._own.allreduce(value)
 
-    def broadcast(self, array, root):
-        """Overwrite an array with that of one rank."""
-        self._own.Bcast(array, root)
+    def broadcast(self, value, root):
+        """Return the Python object of one rank."""
+        return self._own.bcast(value, root)
 
 
 _NOT_PICKLED = (

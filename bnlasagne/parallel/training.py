@@ -1,10 +1,9 @@
-"""Data-parallel training: each rank has a part of the batch."""
+"""Train on several ranks, each of which has a part of every batch."""
 
 import hashlib
 import numbers
 
 import lasagne
-import numpy as np
 import theano
 import theano.tensor as T
 
@@ -24,43 +23,42 @@ def average_gradients(loss_or_grads, params, comm, size, outputs=None):
     Parameters
     ----------
     loss_or_grads : scalar Theano variable or list of Theano variables
-        This rank's loss, the mean over its part of the batch; or the gradients
-        of that.
+        The mean loss over the part of this rank; or its gradients.
     params : list of Theano shared variables
-        What the gradients are taken with respect to.
+        The parameters that the gradients are taken with respect to.
     comm : mpi4py communicator
         The ranks, such as :func:`bnlasagne.world`.
     size : scalar Theano variable or number
-        Number of examples in this rank's part, by which it is weighted, such
-        as ``x.shape[0]``. If all parts are of one size, 1 will do. A rank of
-        size 0 counts for nothing.
+        Number of examples in the part of this rank, such as ``x.shape[0]``. It
+        is the weight of the part. If all parts have one size, 1 will do. A
+        rank of size 0 counts for nothing.
     outputs : list of scalar Theano variables or None
-        Further means over this rank's part, to be averaged likewise, such as
+        Other means over the part of this rank, to be averaged as well, such as
         the loss itself or an accuracy.
 
     Returns
     -------
     list of Theano variables
-        The gradients, alike on all ranks, for any function of
+        The gradients, the same on all ranks, for any function of
         ``lasagne.updates``. With `outputs`, a pair of lists: the gradients
         and the averages.
 
     Raises
     ------
     ValueError
-        If the loss or an output is no scalar, or the numbers of gradients and
-        parameters differ. When the function is called, on several ranks: if
-        none has an example; or if gradients were given, batch normalization is
-        synchronized and the sizes differ (then, and only then, the loss must
-        be given).
+        If the loss or an output is not a scalar, or if there are more or fewer
+        gradients than parameters. On several ranks, also when the compiled
+        function is called: if no rank has an example; or if gradients were
+        given, batch normalization is synchronized, and the sizes differ. In
+        this one case the loss must be given.
     TypeError
-        If an argument is of another type than stated.
+        If an argument has another type than stated.
 
     Notes
     -----
-    All of it is one message. A step is, to rounding, what one process would do
-    with the whole batch, if there is no batch normalization or if it has the
-    same `comm`.
+    Gradients and outputs are one message. Up to rounding, the ranks make the
+    step that one process would make with the whole batch. This holds for
+    networks without batch normalization, or with the same `comm` in it.
 
     Examples
     --------
@@ -93,30 +91,34 @@ def average_gradients(loss_or_grads, params, comm, size, outputs=None):
 
 
 def outline(params):
-    """What ranks compare of a list of parameters."""
+    """Describe a list of parameters in a line that ranks compare."""
     shapes = [param.get_value(borrow=True).shape for param in params]
-    text = "\n".join("%s %s" % pair for pair in zip(params, shapes))
-    return "%d parameters with %d values (names and shapes: %s)" % (
-        len(params), sum(int(np.prod(shape)) for shape in shapes),
-        hashlib.sha256(text.encode()).hexdigest()[:8])
+    n_values = sum(param.get_value(borrow=True).size for param in params)
+    text = "\n".join(f"{param} {shape}" for param, shape
+                     in zip(params, shapes))
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return (f"{len(params)} parameters with {n_values} values (names and "
+            f"shapes: {digest})")
 
 
 def _values(loss_or_grads, params, size, channel):
-    """Gradients, and how many of them are multiplied by the size."""
+    """Compute gradients, and how many of them are multiplied by the size."""
     if isinstance(loss_or_grads, list):
         return loss_or_grads, 0
     if channel is None:
         return theano.grad(loss_or_grads, params), 0
-    # Before the gradient is taken, as gradients that go through synchronized
-    # batch normalization meet those of other ranks on their way.
+    # Before the gradient is taken: gradients that pass synchronized batch
+    # normalization meet those of other ranks on their way.
     loss = loss_or_grads * T.cast(size, loss_or_grads.dtype)
     return theano.grad(loss, params), len(params)
 
 
+# Arguments
+
 def _required_channel(comm, caller):
     if comm is None:
-        raise TypeError("%s: comm must be a communicator of mpi4py, such as "
-                        "bnlasagne.world(), got None." % caller)
+        raise TypeError(f"{caller}: comm must be a communicator of mpi4py, "
+                        "such as bnlasagne.world(), got None.")
     return channel_of(comm, caller)
 
 
@@ -124,10 +126,10 @@ def _checked_params(params, caller):
     params = list(params)
     for param in params:
         if not isinstance(param, theano.compile.SharedVariable):
-            raise TypeError("%s: params must be shared variables, got %r "
-                            "among them." % (caller, param))
+            raise TypeError(f"{caller}: params must be shared variables, got "
+                            f"{param!r} among them.")
     if not params:
-        raise ValueError("%s: params is empty." % caller)
+        raise ValueError(f"{caller}: params is empty.")
     return params
 
 
@@ -135,72 +137,69 @@ def _checked_loss_or_grads(loss_or_grads, params, caller):
     if isinstance(loss_or_grads, (list, tuple)):
         for gradient in loss_or_grads:
             if not isinstance(gradient, theano.Variable):
-                raise TypeError("%s: gradients must be Theano variables, got "
-                                "%r among them." % (caller, gradient))
+                raise TypeError(f"{caller}: gradients must be Theano "
+                                f"variables, got {gradient!r} among them.")
         if len(loss_or_grads) != len(params):
-            raise ValueError("%s: got %d gradients for %d parameters."
-                             % (caller, len(loss_or_grads), len(params)))
+            raise ValueError(f"{caller}: got {len(loss_or_grads)} gradients "
+                             f"for {len(params)} parameters.")
         return list(loss_or_grads)
     if not isinstance(loss_or_grads, theano.Variable):
-        raise TypeError("%s: expected a loss or a list of gradients, got %r."
-                        % (caller, loss_or_grads))
-    if loss_or_grads.ndim != 0:
-        raise ValueError(
-            "%s: the loss must be a scalar, the mean over this rank's part of "
-            "the batch, but it has %d dimensions."
-            % (caller, loss_or_grads.ndim))
-    return loss_or_grads
+        raise TypeError(f"{caller}: expected a loss or a list of gradients, "
+                        f"got {loss_or_grads!r}.")
+    return _scalar(loss_or_grads, f"{caller}: the loss must be a scalar, the "
+                   "mean over the part of this rank")
 
 
 def _checked_size(size, caller):
     if not isinstance(size, (theano.Variable, numbers.Real)):
-        raise TypeError("%s: size must be a number or a scalar Theano "
-                        "variable, such as x.shape[0], got %r."
-                        % (caller, size))
-    size = T.as_tensor_variable(size)
-    if size.ndim != 0:
-        raise ValueError("%s: size must be a scalar, such as x.shape[0], but "
-                         "it has %d dimensions." % (caller, size.ndim))
-    return T.cast(size, "float64")
+        raise TypeError(f"{caller}: size must be a number or a scalar Theano "
+                        f"variable, such as x.shape[0], got {size!r}.")
+    return T.cast(_scalar(
+        T.as_tensor_variable(size),
+        f"{caller}: size must be a scalar, such as x.shape[0]"), "float64")
 
 
 def _as_mean(output, caller):
     if not isinstance(output, theano.Variable):
-        raise TypeError("%s: outputs must be Theano variables, got %r among "
-                        "them." % (caller, output))
-    if output.ndim != 0:
-        raise ValueError("%s: outputs must be scalars, means over this rank's "
-                         "part of the batch, but one has %d dimensions."
-                         % (caller, output.ndim))
+        raise TypeError(f"{caller}: outputs must be Theano variables, got "
+                        f"{output!r} among them.")
+    _scalar(output, f"{caller}: outputs must be scalars, means over the part "
+            "of this rank")
     if output.dtype in T.discrete_dtypes:
         return output.astype(theano.config.floatX)
     return output
 
 
-def broadcast_params(params, comm, root=0):
-    """Give all ranks the parameters of one.
+def _scalar(variable, wanted):
+    if variable.ndim != 0:
+        raise ValueError(f"{wanted}; got {variable.ndim} dimensions.")
+    return variable
 
-    Call it on all ranks, after building the network or loading its weights,
+
+def broadcast_params(params, comm, root=0):
+    """Give all ranks the parameters of one rank.
+
+    Call it on all ranks, after the network is built or its weights are loaded,
     and before training.
 
     Parameters
     ----------
     params : Layer, list of Layer or list of Theano shared variables
-        The output layer or layers of a network, for all of its parameters,
-        running averages included; or the variables themselves.
+        The output layer or layers of a network, which stand for all of its
+        parameters and running averages; or the variables themselves.
     comm : mpi4py communicator
         The ranks, such as :func:`bnlasagne.world`.
     root : int
-        The rank whose values all get.
+        The rank whose values all ranks get.
 
     Raises
     ------
     RanksDisagree
         On all ranks, if names, shapes or types differ. Nothing is changed.
     ValueError
-        If there is no such rank.
+        If there is no rank `root`.
     TypeError
-        If an argument is of another type than stated.
+        If an argument has another type than stated.
 
     Examples
     --------
@@ -213,43 +212,37 @@ def broadcast_params(params, comm, root=0):
     caller = "broadcast_params()"
     variables = _all_params(params, caller)
     channel = _required_channel(comm, caller)
-    if not isinstance(root, numbers.Integral):
-        raise TypeError("%s: root must be the number of a rank, got %r."
-                        % (caller, root))
-    if not 0 <= root < comm.size:
-        raise ValueError("%s: root must be from 0 to %d, got %r."
-                         % (caller, comm.size - 1, root))
+    _check_root(root, comm, caller)
     if channel is None:
         return
     values = [variable.get_value() for variable in variables]
-    channel.agree((caller + " from rank %d" % root,) + tuple(
-        "%s number %d, %s, of shape %s and type %s" % (
-            caller, number, variable, value.shape, value.dtype)
-        for number, (variable, value) in enumerate(zip(variables, values))))
-    message = np.concatenate([np.zeros(0, np.uint8)] + [
-        np.frombuffer(value.tobytes(), np.uint8) for value in values])
-    channel.broadcast(message, root)
-    start = 0
-    for variable, value in zip(variables, values):
-        part = message[start:start + value.nbytes]
-        variable.set_value(np.frombuffer(
-            part.tobytes(), value.dtype).reshape(value.shape))
-        start += value.nbytes
+    channel.agree((f"{caller} from rank {root}", *[
+        f"{caller} number {number}, {variable}, of shape {value.shape} and "
+        f"type {value.dtype}"
+        for number, (variable, value) in enumerate(zip(variables, values))]))
+    for variable, value in zip(variables, channel.broadcast(values, root)):
+        variable.set_value(value)
+
+
+def _check_root(root, comm, caller):
+    if not isinstance(root, numbers.Integral):
+        raise TypeError(f"{caller}: root must be the number of a rank, got "
+                        f"{root!r}.")
+    if not 0 <= root < comm.size:
+        raise ValueError(f"{caller}: root must be from 0 to {comm.size - 1}, "
+                         f"got {root!r}.")
 
 
 def _all_params(params, caller):
-    listed = params if isinstance(params, (list, tuple)) else [params]
-    variables = []
-    for item in listed:
+    """List the variables of layers, and variables, each once."""
+    variables = {}
+    for item in params if isinstance(params, (list, tuple)) else [params]:
         if isinstance(item, lasagne.layers.Layer):
-            variables += lasagne.layers.get_all_params(item)
+            variables.update(dict.fromkeys(
+                lasagne.layers.get_all_params(item)))
         elif isinstance(item, theano.compile.SharedVariable):
-            variables.append(item)
+            variables[item] = None
         else:
-            raise TypeError("%s: expected a Layer, or a list of layers or "
-                            "shared variables, got %r." % (caller, item))
-    unique = []
-    for variable in variables:
-        if variable not in unique:
-            unique.append(variable)
-    return unique
+            raise TypeError(f"{caller}: expected a Layer, or a list of layers "
+                            f"or shared variables, got {item!r}.")
+    return list(variables)
