@@ -189,6 +189,8 @@ def block(error=None, lines=("a block",)):
     (RuntimeError("odd"), RuntimeError, "odd"),
     # The nearest built-in type, which names the other one.
     (FileNotFoundError("odd"), OSError, "FileNotFoundError: odd"),
+    (UnicodeDecodeError("ascii", b"x", 0, 1, "odd"), ValueError,
+     "UnicodeDecodeError: "),
     (Strange("odd"), RuntimeError, "Strange: odd"),
     (SystemExit(3), RuntimeError, "SystemExit: 3"),
 ], ids=lambda value: type(value).__name__)

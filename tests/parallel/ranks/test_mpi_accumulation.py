@@ -1,4 +1,4 @@
-"""Micro-batches on several ranks."""
+"""Accumulate gradients of micro-batches on several ranks."""
 
 from bnlasagne import BatchNormLayer, GradientAccumulator, batch_norm
 
@@ -64,6 +64,7 @@ def test_synchronized(rng):
         assert_allclose(one, other, rtol=1e-11, atol=1e-12)
 
 
+@several
 def test_unsynchronized(rng):
     """Each rank's micro-batches are micro-batches of the step."""
     networks = []
@@ -108,6 +109,7 @@ def test_a_term_without_micro_batches(rng):
     assert_allclose(w.get_value(), -data.mean(0), rtol=1e-12)
 
 
+@several
 def test_a_micro_batch_of_size_0_counts_for_nothing(rng):
     """Its rows are there, such as for padding, but do not count."""
     layer = BatchNormLayer((None, 3), alpha=1)
@@ -123,6 +125,7 @@ def test_a_micro_batch_of_size_0_counts_for_nothing(rng):
     assert_allclose(layer.mean.get_value()[0], data.mean(0), rtol=1e-12)
 
 
+@several
 def test_ranks_without_micro_batches(rng):
     network, inputs, loss = build(None)
     accumulator = GradientAccumulator(

@@ -1,4 +1,4 @@
-"""Statistics of a training set of which each rank has a shard."""
+"""Find population statistics of data of which each rank has a part."""
 
 from bnlasagne import (
     BatchNormLayer,
@@ -42,8 +42,12 @@ def shard(chunks, comm, first=0):
             if (number + first) % comm.size == comm.rank]
 
 
-@pytest.mark.parametrize("keep", [None, "memory", "folder"])
-@pytest.mark.parametrize("method", ["layerwise", "one_pass"])
+@pytest.mark.parametrize("method, keep", [
+    ("layerwise", None),
+    pytest.param("layerwise", "memory", marks=several),
+    pytest.param("layerwise", "folder", marks=several),
+    pytest.param("one_pass", None, marks=several),
+])
 def test_bits_are_those_of_one_process(chunks, method, keep, tmp_path):
     serial = build()
     update_population_statistics(serial, chunks, method=method, ddof=1)
@@ -73,6 +77,7 @@ def test_against_the_whole_set(chunks):
             assert_allclose(layer.std.get_value()[0], x.std(0), rtol=1e-11)
 
 
+@several
 def test_synchronized_layers(chunks):
     network = build(COMM)
     update_population_statistics(network, shard(chunks, COMM), comm=COMM)
@@ -82,6 +87,7 @@ def test_synchronized_layers(chunks):
         assert_array_equal(one, other)
 
 
+@several
 def test_one_pass_of_synchronized_layers(chunks):
     """By each rank's batches, of which there need not be equally many."""
     network, serial = build(COMM), build()
@@ -93,6 +99,7 @@ def test_one_pass_of_synchronized_layers(chunks):
         assert_array_equal(one, other)
 
 
+@several
 def test_all_data_on_one_rank(chunks):
     network, serial = build(), build()
     owner = COMM.size - 1
@@ -124,13 +131,10 @@ def fails_in_pass(number, error):
     return batches
 
 
-@pytest.mark.parametrize("number", [1, 2])
-@pytest.mark.parametrize("error, kind", [
-    (ValueError("no such digit"), ValueError),
-    (KeyboardInterrupt(), (KeyboardInterrupt, RuntimeError)),
-    (np.linalg.LinAlgError("odd"), Exception),
-    (FileNotFoundError("no file"), OSError),
-    (UnicodeDecodeError("ascii", b"x", 0, 1, "odd"), ValueError),
+@several
+@pytest.mark.parametrize("number, error, kind", [
+    (1, ValueError("no such digit"), ValueError),
+    (2, KeyboardInterrupt(), (KeyboardInterrupt, RuntimeError)),
 ])
 def test_an_error_of_one_rank_is_one_of_all(number, error, kind):
     network = build()
@@ -146,6 +150,7 @@ def test_an_error_of_one_rank_is_one_of_all(number, error, kind):
     update_population_statistics(network, fails_in_pass(0, None), comm=COMM)
 
 
+@several
 def test_a_wrong_argument_on_one_rank(chunks):
     network = build()
     with pytest.raises(ValueError, match="keep must be"):
