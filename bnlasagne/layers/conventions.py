@@ -41,70 +41,42 @@ mean, std, var, inv_std : arrays
 """
 
 
-def divisor_of(std, var, inv_std, epsilon, own_epsilon):
+def divisor_of(name, value, epsilon, own_epsilon):
     """Compute what a layer divides by.
 
     Parameters
     ----------
-    std, var, inv_std : float64 arrays or None
-        Exactly one of them is given.
+    name : 'std', 'var' or 'inv_std'
+    value : float64 array
     epsilon : number or None
-        Epsilon of the layer that the statistics come from. Not used with
+        Epsilon of the layer that the values come from. Not used with
         `inv_std`, which includes it. None: they are statistics of data.
     own_epsilon : float
-        Added to the standard deviations of data.
-
-    Returns
-    -------
-    float64 array
-
-    Raises
-    ------
-    ValueError
-        If not exactly one is given, `epsilon` is no number from zero on, or
-        the values are not finite, or too small for a positive divisor. The
-        standard deviation of data may be zero.
+        Added to the standard deviations of data, which may be zero.
     """
-    given = [name for name, value in [
-        ("std", std), ("var", var), ("inv_std", inv_std)] if value is not None]
-    if len(given) != 1:
-        raise ValueError("expected one of std, var and inv_std, got "
-                         + (" and ".join(given) or "none of them"))
     _check_epsilon(epsilon)
-    if inv_std is not None:
-        _check("inv_std", inv_std, inv_std > 0, "positive")
-        return 1 / inv_std
-    if std is not None:
-        added = own_epsilon if epsilon is None else epsilon
-        # Where a smaller divisor than epsilon was stored, std is negative.
-        _check_sum("std", std, epsilon, added)
-        return std + added
-    added = 0 if epsilon is None else epsilon
-    _check_sum("var", var, epsilon, added)
-    root = np.sqrt(var + added)
-    return root + own_epsilon if epsilon is None else root
+    if name == "inv_std":
+        _check(name, value, value > 0, "positive")
+        return 1 / value
+    of_data, added = epsilon is None, epsilon
+    if of_data:
+        added = own_epsilon if name == "std" else 0
+    total = value + added
+    # A layer that divides by less than its epsilon stores a negative std.
+    fits, expected = total > 0, f"positive with epsilon={epsilon} added"
+    if of_data:
+        fits, expected = fits | (value == 0), "zero or more"
+    _check(name, value, fits, expected)
+    if name == "std":
+        return total
+    return np.sqrt(total) + (own_epsilon if of_data else 0)
 
 
 def stored_std(divisor, own_epsilon, dtype):
     """Compute the standard deviation to store for a divisor.
 
-    Parameters
-    ----------
-    divisor : float64 array
-    own_epsilon : float
-        Epsilon of the layer that stores it.
-    dtype : str
-        Type of the stored array.
-
-    Returns
-    -------
-    float64 array
-
-    Raises
-    ------
-    ValueError
-        If the layer, which adds its epsilon in `dtype`, would not divide by
-        `divisor` to a precision of 1e-5, or four roundings of that type.
+    The layer adds its epsilon in `dtype`. The sum must be the divisor to a
+    precision of 1e-5, or of four roundings of that type.
     """
     std = divisor - own_epsilon
     narrow = np.dtype(dtype).type
@@ -123,24 +95,8 @@ def stored_std(divisor, own_epsilon, dtype):
 def statistics_of(mean, std, own_epsilon, epsilon):
     """Convert the stored statistics of a layer to all conventions.
 
-    Parameters
-    ----------
-    mean, std : arrays
-        The stored statistics.
-    own_epsilon : float
-        Epsilon of the layer that stores them.
-    epsilon : number or None
-        Epsilon of the layer that gets them. None: statistics of data.
-
-    Returns
-    -------
-    Statistics
-        Of the type of `mean`.
-
-    Raises
-    ------
-    ValueError
-        If `epsilon` is no number from zero on.
+    `epsilon` is that of the layer that gets them; None: they are statistics
+    of data. The returned :class:`Statistics` are of the type of `mean`.
     """
     _check_epsilon(epsilon)
     wide = np.asarray(std, "float64")
@@ -169,14 +125,6 @@ def _check_epsilon(epsilon):
                                     0 <= epsilon < np.inf):
         raise ValueError("epsilon must be a finite number from 0 on, or None, "
                          f"got {epsilon!r}")
-
-
-def _check_sum(name, value, epsilon, added):
-    fits = value + added > 0
-    if epsilon is None:
-        _check(name, value, fits | (value == 0), "zero or more")
-    else:
-        _check(name, value, fits, f"positive with epsilon={epsilon} added")
 
 
 def _check(name, value, fits, expected):

@@ -42,7 +42,7 @@ def std_from(layer, inv_std):
     value = _initial_value(layer, "inv_std", inv_std, "float64")
     epsilon = float(value_in(layer, "epsilon"))
     with errors_of(layer):
-        divisor = divisor_of(None, None, value, None, epsilon)
+        divisor = divisor_of("inv_std", value, None, epsilon)
         return stored_std(divisor, epsilon, theano.config.floatX)
 
 

@@ -7,13 +7,7 @@ import theano.tensor as T
 from ..graphs.flags import own_expressions
 from ..networks.labels import label
 from ..networks.setting import Setting, settable
-from .conventions import (
-    Statistics,
-    divisor_of,
-    errors_of,
-    statistics_of,
-    stored_std,
-)
+from .conventions import divisor_of, errors_of, statistics_of, stored_std
 from .parameters import (
     full_name,
     in_full_shape,
@@ -169,15 +163,18 @@ class StoredValues:
                 raise ValueError(
                     f"{label(self)}: {name} is an expression and cannot be "
                     "set. Set the shared variables in it instead.")
-        mean, std, var, inv_std = (
-            None if value is None else in_full_shape(self, name, value)
-            for name, value in zip(Statistics._fields,
-                                   (mean, std, var, inv_std)))
+        given = {name: in_full_shape(self, name, value) for name, value in
+                 (("mean", mean), ("std", std), ("var", var),
+                  ("inv_std", inv_std)) if value is not None}
         own_epsilon = float(value_in(self, "epsilon"))
         with errors_of(self):
+            mean = given.pop("mean", None)
             if mean is None or not np.all(np.isfinite(mean)):
                 raise ValueError(f"mean must be finite, got {mean}")
-            divisor = divisor_of(std, var, inv_std, epsilon, own_epsilon)
+            if len(given) != 1:
+                raise ValueError("expected one of std, var and inv_std, got "
+                                 + (" and ".join(given) or "none of them"))
+            divisor = divisor_of(*given.popitem(), epsilon, own_epsilon)
             stored = stored_std(divisor, own_epsilon, self.std.dtype)
         return [(self.mean, mean), (self.std, stored)]
 

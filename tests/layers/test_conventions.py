@@ -133,8 +133,11 @@ def test_less_than_our_epsilon(rng, float64, name, value, divisor):
     found = layer.get_statistics(epsilon=1e-5)
     assert_allclose(getattr(found, name), value, atol=1e-16, rtol=1e-11)
     # And such a layer's own go in again.
-    layer.set_statistics(found.mean, std=found.std, epsilon=1e-5)
-    check_output(layer, rng, np.ones(3), np.full(3, divisor), by_std, 0)
+    for epsilon in (1e-5, None):
+        found = layer.get_statistics(epsilon)
+        layer.set_statistics(0, std=1)
+        layer.set_statistics(found.mean, std=found.std, epsilon=epsilon)
+        check_output(layer, rng, np.ones(3), np.full(3, divisor), by_std, 0)
 
 
 def test_less_than_their_epsilon(rng, float64):
