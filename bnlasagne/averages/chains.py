@@ -41,21 +41,30 @@ class Chains:
                 known.append(move)
 
     def groups(self):
-        """Lists of the aliases of one stored variable, the variable included.
+        """The aliases of each stored variable that moves, with the variable.
 
-        Aliases are in the order of their applications. Variables in schedules
-        of weights come last: whether they move depends on the averages.
+        Returns
+        -------
+        list of list
+            All in order of application. Variables in schedules of weights come
+            last: whether they move depends on the averages.
         """
         groups = {id(self._aliases[alias].container): []
                   for alias in self.moves if alias in self._aliases}
-        for variable, alias in self._aliases.items():
-            if id(alias.container) in groups:
-                groups[id(alias.container)].append(variable)
-        return sorted(
-            (sorted(group, key=lambda alias: self._aliases[alias].application
-                    or 0) for group in groups.values()),
-            key=lambda group: any(isinstance(move, ScheduledMove)
-                                  for move in self.of(group)))
+        for variable in sorted(self._aliases, key=self._application):
+            group = groups.get(id(self._aliases[variable].container))
+            if group is not None:
+                group.append(variable)
+        return sorted(groups.values(), key=self._place)
+
+    def _application(self, alias):
+        return self._aliases[alias].application or 0
+
+    def _place(self, group):
+        is_scheduled = any(isinstance(move, ScheduledMove)
+                           for move in self.of(group))
+        return is_scheduled, min(
+            filter(None, map(self._application, group)), default=0)
 
     def of(self, aliases):
         """The moves of all these aliases, in order of application."""

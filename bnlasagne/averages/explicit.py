@@ -13,6 +13,7 @@ from theano.gof.graph import inputs, io_toposort
 
 from ..graphs.needed import needed
 from ..graphs.next_values import moving_variables, next_value
+from ..kernels import expressions
 from ..networks.labels import label
 from ..networks.walk import all_layers
 from .aliases import aliases_among, application_of, average_of
@@ -20,7 +21,7 @@ from .automatic import resolved_loop
 from .chains import Chains, chain, out_of_reach
 from .loops import LoopMoves, is_marked_loop
 from .marker import Application, Marker
-from .moves import ScheduledMove, have_one_weight, pooled
+from .moves import ScheduledMove, are_equal
 
 __all__ = [
     "check_applied",
@@ -134,7 +135,7 @@ def find_moves(outputs, wanted=None):
     originals = {alias: average_of(alias) for alias in aliases}
     chains = _chains(outputs, aliases, originals, wanted)
     found = {}
-    for group in sorted(chains.groups(), key=_first_application):
+    for group in chains.groups():
         average = average_of(group[-1])
         moves = [move if isinstance(move, LoopMoves) else move.weighted(
                      theano.clone(move.alpha, replace=originals))
@@ -164,11 +165,6 @@ def _chains(outputs, aliases, originals, wanted):
                 wanted is None or average in wanted):
             raise out_of_reach(alias)
     return chains
-
-
-def _first_application(group):
-    return min(application_of(alias) for alias in group
-               if application_of(alias) is not None)
 
 
 def scheduled_updates(moves):
@@ -274,7 +270,8 @@ def combined(average, moves, combine):
             "applications of layers. Choose combine='chain' or 'pool'.")
     if len(moves) > 1 and combine == "pool":
         _check_poolable(average, moves)
-        moves = [pooled(moves)]
+        moves = [moves[0].by(*expressions.pool([
+            [move.count, *move.statistics] for move in moves]))]
     return chain(average, moves)
 
 
@@ -282,7 +279,7 @@ def _check_poolable(average, moves):
     reason = None
     if any(isinstance(move, LoopMoves) for move in moves):
         reason = "a loop is among them, whose iterations have moved it"
-    elif not have_one_weight(moves):
+    elif not all(are_equal(move.alpha, moves[0].alpha) for move in moves):
         reason = "they have different weights, alpha"
     if reason:
         raise ValueError(

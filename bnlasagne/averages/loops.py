@@ -15,13 +15,18 @@ import functools
 
 import theano
 import theano.tensor as T
-from theano.gof.graph import inputs, io_toposort
+from theano.gof.graph import inputs
 from theano.scan_module.scan_op import Scan
 
 from ..graphs.loops import all_nodes, inner_graph
-from ..graphs.needed import needed
 from .aliases import UpdatedAverage, application_of
-from .marker import Application, Marker, last_application
+from .marker import (
+    Application,
+    Marker,
+    last_application,
+    lifted,
+    markers_in,
+)
 
 __all__ = ["Loop", "LoopMoves", "initial_averages", "is_marked_loop"]
 
@@ -42,12 +47,13 @@ class Loop:
     def __init__(self, node, outputs, inside):
         self.outputs = outputs
         self._inside = inside
-        self._outside = _moves_outside(node)
+        self._outside = list(_outside(node))
 
     def moves(self):
         """Pairs of an alias and its moves, of all that the loop moves."""
-        return self._outside + [(alias, moves) for moves in self._inside
-                                for alias in moves.finals]
+        return [pair for application in self._outside
+                for pair in application.moves()] + [
+            (alias, moves) for moves in self._inside for alias in moves.finals]
 
 
 class LoopMoves:
@@ -110,28 +116,18 @@ def _initial(variable, aliases):
     return variable if alias and alias.application is not None else None
 
 
-def _moves_outside(node):
-    """The moves of averages that a loop has as constants.
+def _outside(node):
+    """The applications outside of a loop whose averages it has as constants.
 
-    Returns
-    -------
-    list of pairs
-        An alias and its move, by variables outside of the loop.
+    Its iterations take gradients through them.
     """
     inner = inner_graph(node)
-    computed, constants = needed(inner.outputs), inner.constants
-    pairs = []
-    for each in io_toposort([], inner.outputs):
-        if computed.isdisjoint(each.outputs):
-            continue
-        if isinstance(each.op, Marker):
-            pairs.extend(Application(each).moves())
-        elif is_marked_loop(each):
-            pairs.extend(_moves_outside(each))
-    return [(constants[alias], move.lifted(constants))
-            for alias, move in pairs if alias in constants and all(
-                root in constants or isinstance(root, theano.Constant)
-                for root in inputs(move.variables()))]
+    for marker in markers_in(inner.outputs, Scan):
+        application = Application(marker)
+        if application.averages and all(
+                root in inner.constants or isinstance(root, theano.Constant)
+                for root in inputs(application.variables())):
+            yield Application(lifted(marker, inner.constants))
 
 
 # What changes theano.scan

@@ -16,14 +16,16 @@ import threading
 
 import theano
 import theano.tensor as T
-from theano.gof.graph import io_toposort
+from theano.gof.graph import clone_get_equiv, io_toposort
+from theano.scan_module.scan_op import Scan
 
 from ..graphs.loops import inner_graph
 from ..graphs.needed import needed
 from ..graphs.next_values import moving_variables, next_value
 from ..kernels import dispatch, ops
+from ..networks.labels import label
 from .aliases import new_alias
-from .moves import Move, ScheduledMove, are_equal, lifted
+from .moves import Move, ScheduledMove, are_equal
 
 __all__ = [
     "Application",
@@ -31,7 +33,9 @@ __all__ = [
     "Marker",
     "applications_in",
     "last_application",
+    "lifted",
     "mark",
+    "markers_in",
     "without_markers",
 ]
 
@@ -198,6 +202,9 @@ class Marker(theano.Op):
         """
         return (self.number, self.layer) if self.has_batch else None
 
+    def __str__(self):
+        return "Marker{%s}" % (self.layer and label(self.layer))
+
     def __getstate__(self):
         # Nobody asks for a layer that left its averages alone, and it may have
         # attributes that cannot be pickled.
@@ -304,6 +311,11 @@ class Application:
                      for variable, value
                      in zip(self._scheduled, self._next_values)]
 
+    def variables(self):
+        """What the moves are made of."""
+        return [self.input, self.alpha, self.count, *self.statistics,
+                *self.averages, *self._scheduled, *self._next_values]
+
     def unmarked(self, computed):
         """What may take the place of the output.
 
@@ -329,12 +341,10 @@ def applications_in(outputs):
     Returns
     -------
     list of Application
-        In order of application, those within loops (``theano.scan``) and the
-        like included. The `input` of these is given by variables outside of
-        the loop, as far as it is the same in each iteration.
+        In order of application, with those in :func:`markers_in` other graphs.
     """
     found = {}
-    for application in _applications_in(outputs, {}):
+    for application in map(Application, markers_in(outputs)):
         same = found.setdefault(application.number, [])
         # Its gradients are marked, too, and the graph may hold copies.
         if not any(are_equal(application.input, other.input)
@@ -344,24 +354,47 @@ def applications_in(outputs):
             for application in found[number]]
 
 
-def _applications_in(outputs, outside):
-    """The same, in any order; `outside` tells what stands for an input."""
+def markers_in(outputs, kinds=(Scan, theano.OpFromGraph)):
+    """Find the markers whose values variables depend on.
+
+    Parameters
+    ----------
+    outputs : list of Theano variables
+    kinds : type or tuple of types
+        Ops to look into the graphs of.
+
+    Yields
+    ------
+    Theano node
+        With a `Marker`. Of a marker in a graph within another node, a copy by
+        variables outside, as far as these are the same whenever that graph is
+        computed.
+    """
     computed = needed(outputs)
     for node in io_toposort([], outputs):
         if computed.isdisjoint(node.outputs):
             continue
         if isinstance(node.op, Marker):
-            application = Application(node)
-            if outside:
-                application.input, = lifted([application.input], outside)
-            yield application
-        inner = inner_graph(node)
-        if inner is not None:
-            constants = list(inner.constants.values())
-            if outside:
-                constants = lifted(constants, outside)
-            yield from _applications_in(
-                inner.outputs, dict(zip(inner.constants, constants)))
+            yield node
+        elif isinstance(node.op, kinds):
+            inner = inner_graph(node)
+            for marker in markers_in(inner.outputs, kinds):
+                yield lifted(marker, inner.constants)
+
+
+def lifted(marker, constants):
+    """A copy of a marker, with variables replaced in what it holds.
+
+    Parameters
+    ----------
+    marker : Theano node
+    constants : dict
+        Variable in a graph within a node → variable outside of it.
+    """
+    output, *rest = marker.inputs
+    copies = clone_get_equiv([], rest, memo=dict(constants))
+    return marker.clone_with_new_inputs(
+        [output] + [copies[variable] for variable in rest])
 
 
 def without_markers(variables, inputs=()):

@@ -3,18 +3,14 @@
 import collections
 
 import theano.tensor as T
-from theano.gof.graph import clone_get_equiv
 from theano.scan_module.scan_utils import equal_computations
 
-from ..kernels import dispatch, expressions, ops
+from ..kernels import dispatch, ops
 
 __all__ = [
     "Move",
     "ScheduledMove",
     "are_equal",
-    "have_one_weight",
-    "lifted",
-    "pooled",
 ]
 
 
@@ -57,16 +53,6 @@ class Move(collections.namedtuple(
         """The same move with another weight."""
         return self._replace(alpha=ops.double(alpha))
 
-    def variables(self):
-        """The variables that the move is made of."""
-        return [self.input, self.alpha, self.count, *self.statistics]
-
-    def lifted(self, replace):
-        """The same move, with variables replaced in what it is made of."""
-        x, alpha, count, *statistics = lifted(self.variables(), replace)
-        return self._replace(input=x, alpha=alpha, count=count,
-                             statistics=statistics)
-
     def is_like(self, other):
         """Whether another move of the average is of the same application.
 
@@ -94,45 +80,10 @@ class ScheduledMove(collections.namedtuple(
     def advance(self, variable):
         return self.next_value
 
-    def variables(self):
-        return [self.next_value]
-
-    def lifted(self, replace):
-        value, = lifted([self.next_value], replace)
-        return ScheduledMove(value, [replace.get(average, average)
-                                     for average in self.averages])
-
     def is_like(self, other):
         return True
-
-
-def lifted(variables, replace):
-    """Copies of variables, with others in what they are computed from."""
-    copies = clone_get_equiv([], variables, memo=dict(replace))
-    return [copies[variable] for variable in variables]
 
 
 def are_equal(variable, other):
     """Whether two variables are computed alike from the same variables."""
     return variable is other or equal_computations([variable], [other])
-
-
-def have_one_weight(moves):
-    """Whether the batches of all moves have the same weight."""
-    return all(are_equal(move.alpha, moves[0].alpha) for move in moves)
-
-
-def pooled(moves):
-    """One move by the statistics of all batches taken together.
-
-    Parameters
-    ----------
-    moves : list of Move
-        Of one average, and one weight.
-
-    Returns
-    -------
-    Move
-    """
-    return moves[0].by(*expressions.pool([
-        [move.count, *move.statistics] for move in moves]))

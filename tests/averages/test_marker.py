@@ -81,6 +81,12 @@ def test_gradients_and_copies_count_once(layer):
     assert found_in(output, clone) == [(layer, x), (layer, y)]
 
 
+def test_found_in_branches_once(layer):
+    x = T.matrix()
+    output = theano.ifelse.ifelse(T.gt(x.sum(), 0), for_testing(x, layer), x)
+    assert found_in(output) == [(layer, x)]
+
+
 def test_found_in_loops(layer):
     x = T.tensor3("x")
     fixed = T.matrix("fixed")
