@@ -322,21 +322,18 @@ class GradientAccumulator:
         self._moments = moments
 
     def _mean_gradients(self):
-        """The averaged gradients, summed over the terms."""
+        """The gradients of the step, in the order of the parameters."""
         if not self._terms:
             raise ValueError(
                 "GradientAccumulator.step_function(): there is nothing to "
                 "make a step of. Call function() or exact_function() first.")
-        means = mean_gradients(list(self._terms.values()), self._channel)
-        gradients = []
+        gradients = mean_gradients(list(self._terms.values()), self._channel)
         for param in self.params:
-            own = [mean[param] for mean in means if param in mean]
-            if not own:
+            if param not in gradients:
                 raise ValueError(
                     "GradientAccumulator.step_function(): no loss depends on "
                     f"the parameter {param}. Leave it out of params.")
-            gradients.append(sum(own[1:], own[0]))
-        return gradients
+        return [gradients[param] for param in self.params]
 
 
 def _checked_params(params):

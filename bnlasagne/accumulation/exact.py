@@ -50,8 +50,8 @@ class ExactFunction:
             [micro_batch.loss, micro_batch.size] + micro_batch.outputs,
             self._averaged)
         self._applications = graph.applications
-        self._by_batch = [application for application in graph.applications
-                          if application.by_batch]
+        self._normalizing = [application for application in graph.applications
+                          if application.normalizes]
         held = micro_batch.held_back()
         # They move on with each micro-batch.
         self._random = [
@@ -65,12 +65,12 @@ class ExactFunction:
         """Make the functions of the passes."""
         compile = self._micro_batch.compile
         cost = loss * T.cast(size / self._total, loss.dtype) + sum(
-            application.contribution() for application in self._by_batch)
+            application.contribution() for application in self._normalizing)
         self._size = compile(size, on_unused_input="ignore")
         self._forward = compile(
             [variable for application in self._applications
              for variable in application.moments], on_unused_input="ignore")
-        statistics = [variable for application in self._by_batch
+        statistics = [variable for application in self._normalizing
                       for variable in application.statistics]
         self._backward = compile(
             theano.grad(cost, statistics, disconnected_inputs="ignore")
@@ -131,7 +131,7 @@ class ExactFunction:
                          for application in self._applications})
         for depth in depths:
             self._find_moments(passes, depth)
-        for application in self._by_batch:
+        for application in self._normalizing:
             application.set_derivatives(0, 0)
         for depth in reversed(depths):
             self._find_derivatives(passes, depth)
@@ -156,7 +156,7 @@ class ExactFunction:
 
     def _find_derivatives(self, passes, depth):
         """Make a pass that sums derivatives by the statistics at a depth."""
-        chosen, wanted = _at_depth(self._by_batch, depth, 2)
+        chosen, wanted = _at_depth(self._normalizing, depth, 2)
         if not chosen:
             return
         sums = [0] * len(wanted)

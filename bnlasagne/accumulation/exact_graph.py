@@ -13,45 +13,46 @@ from ..graphs.needed import inputs_by_value, needed
 from ..kernels.moments import Moments
 from ..networks.labels import label
 
-__all__ = ["Application", "ExactGraph", "moments_by_std"]
+__all__ = ["ExactApplication", "ExactGraph", "moments_by_std"]
 
 
-class Application:
+class ExactApplication:
     """Hold the statistics of an application, and the loss's derivatives.
 
     Parameters
     ----------
-    x : Theano variable
-        What the layer is applied to, in the rebuilt graph.
-    moments : list of Theano variables
-        Count, mean and standard deviation of a micro-batch, there.
-    key : tuple of Theano variables
-        The statistics in the user's graph.
+    marked : bnlasagne.averages.marker.Application
+    of : callable
+        Takes variables of the user's graph, returns those of the rebuilt one.
     depth : int
         Number of layers, one on the other, that this one is the last of.
-    op : Marker
 
     Attributes
     ----------
-    by_batch : bool
-        Whether the layer normalizes by the statistics of the batch.
+    x : Theano variable
+        What the layer is applied to.
+    moments : list of Theano variables
+        Count, mean and standard deviation of a micro-batch.
+    key : tuple of Theano variables
+        The statistics in the user's graph.
     statistics : list of Theano shared variables
         Mean and standard deviation of the full batch.
     found : Moments
         Those of the full batch.
     """
 
-    def __init__(self, x, moments, key, depth, op):
-        self.x = x
-        self.moments = moments
-        self.key = key
+    def __init__(self, marked, of, depth):
+        self.x, = of([marked.input])
+        self.moments = of([marked.count, *marked.statistics])
+        self.key = tuple(marked.statistics)
+        self.normalizes = marked.normalizes
         self.depth = depth
-        self.by_batch = op.normalizes
         self.found = None
+        zeros = np.zeros(marked.layer.param_shape())
         self.statistics, self._derivatives = (
-            [theano.shared(np.zeros(op.layer.param_shape(), variable.dtype),
+            [theano.shared(zeros.astype(variable.dtype),
                            broadcastable=variable.broadcastable)
-             for variable in moments[1:]] for _ in range(2))
+             for variable in marked.statistics] for _ in range(2))
 
     def contribution(self):
         """A micro-batch's part of the statistics, times the derivatives.
@@ -95,12 +96,12 @@ class ExactGraph:
     ----------
     outputs : list of Theano variables
     averaged : container
-        Statistics that running averages follow, as in `Application.key`.
+        Statistics that running averages follow; see `ExactApplication.key`.
 
     Attributes
     ----------
     outputs : list of Theano variables
-    applications : list of Application
+    applications : list of ExactApplication
         In an order in which none depends on later ones.
     """
 
@@ -111,22 +112,19 @@ class ExactGraph:
         self._depths = {}
         computed = needed(outputs)
         for node in io_toposort([], outputs):
-            self._set_depths(node.outputs, max(
-                map(self._depth, inputs_by_value(node)), default=0))
             is_computed = not computed.isdisjoint(node.outputs)
             if is_computed:
                 _check(node)
             if is_computed and isinstance(node.op, Marker):
-                self._apply(node)
+                self._apply(marker.Application(node), node.inputs[0])
             else:
                 self._copy(node)
         self.outputs = self._of(outputs)
 
-    def _depth(self, variable):
-        return self._depths.get(variable, 0)
-
-    def _set_depths(self, variables, depth):
-        self._depths.update(dict.fromkeys(variables, depth))
+    def _depth(self, variables):
+        """The number of layers, one on the other, below some variables."""
+        return max((self._depths.get(variable, 0) for variable in variables),
+                   default=0)
 
     def _of(self, variables):
         """The variables in the place of variables of the user's graph."""
@@ -134,46 +132,43 @@ class ExactGraph:
                 for variable in variables]
 
     def _copy(self, node):
+        depth = self._depth(inputs_by_value(node))
+        self._depths.update(dict.fromkeys(node.outputs, depth))
         inputs = self._of(node.inputs)
         if inputs != node.inputs:
             copy = node.clone_with_new_inputs(inputs, strict=False)
             self._copies.update(zip(node.outputs, copy.outputs))
 
-    def _apply(self, node):
-        op, output = node.op, node.outputs[0]
-        marked = marker.Application(node)
-        x, = self._of([marked.input])
-        depth = self._depth(marked.input) + 1
-        key = tuple(marked.statistics)
-        if op.normalizes or key in self._averaged:
-            moments = self._of([marked.count, *marked.statistics])
-            application = Application(x, moments, key, depth, op)
+    def _apply(self, marked, unmarked):
+        output = marked.output
+        if marked.normalizes or tuple(marked.statistics) in self._averaged:
+            application = ExactApplication(
+                marked, self._of, self._depth([marked.input]) + 1)
             self.applications.append(application)
-        if op.normalizes:
-            normalized = op.layer.normalize_as_in_training(
-                x, *application.statistics + self._of(marked.params))
+        if marked.normalizes:
+            normalized = marked.layer.normalize_as_in_training(
+                application.x, *application.statistics,
+                *self._of(marked.params))
             self._copies[output] = output.type.filter_variable(normalized)
-            self._set_depths([output], depth)
+            self._depths[output] = application.depth
         else:
-            self._copies[output], = self._of(node.inputs[:1])
-            self._set_depths([output], self._depth(node.inputs[0]))
-
-
-def _has_batch(op):
-    return isinstance(op, Marker) and op.has_batch
+            self._copies[output], = self._of([unmarked])
+            self._depths[output] = self._depth([unmarked])
 
 
 def _check(node):
     """Raise an error if a node cannot be worked on in micro-batches."""
     caller = "GradientAccumulator.exact_function()"
+
+    def has_batch(node):
+        return isinstance(node.op, Marker) and node.op.has_batch
     if isinstance(node.op, (Scan, theano.OpFromGraph)) and any(
-            _has_batch(inner.op)
-            for inner in all_nodes(inner_graph(node).outputs)):
+            map(has_batch, all_nodes(inner_graph(node).outputs))):
         raise ValueError(
             f"{caller}: there is batch normalization in a loop, or in another "
             "Op's graph, where its statistics are out of reach. Use "
             "function().")
-    if not _has_batch(node.op):
+    if not has_batch(node):
         return
     if node.op.of_gradient:
         raise ValueError(

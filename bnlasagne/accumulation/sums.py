@@ -4,6 +4,7 @@ All of it is in shared variables, so that functions can add to it.
 """
 
 import collections
+import itertools
 
 import numpy as np
 import theano
@@ -68,42 +69,42 @@ class Term:
                 T.cast(total + gradient, total.dtype), total.broadcastable)
         return updates
 
-    def means(self, size, *sums):
-        """Averaged gradients by parameter; zero without any micro-batch.
-
-        Parameters
-        ----------
-        size, *sums : Theano variables
-            The state, or its averages over the ranks.
-        """
-        size = T.switch(T.gt(size, 0), size, 1)
-        return {param: total / T.cast(size, total.dtype)
-                for param, total in zip(self.sums, sums)}
-
 
 def mean_gradients(terms, channel):
-    """For each term, its averaged gradients by parameter.
+    """Average gradients over micro-batches, and add them up over terms.
 
     Parameters
     ----------
     terms : list of Term
     channel : Channel or None
         To ranks that are averaged over as well, all in one message.
+
+    Returns
+    -------
+    dict
+        Parameter → gradient; zero without any micro-batch.
     """
-    values = [[T.cast(term.size, next(iter(term.sums.values())).dtype)]
-              + list(term.sums.values()) for term in terms]
+    states = [[T.cast(term.size, next(iter(term.sums.values())).dtype),
+               *term.sums.values()] for term in terms]
     if channel is not None:
         params = [param for term in terms for param in term.sums]
-        values = _over_ranks(values, channel, outline(params))
-    return [term.means(*own) for term, own in zip(terms, values)]
+        states = _over_ranks(states, channel, outline(params))
+    gradients = {}
+    for term, (size, *sums) in zip(terms, states):
+        size = T.switch(T.gt(size, 0), size, 1)
+        for param, total in zip(term.sums, sums):
+            mean = total / T.cast(size, total.dtype)
+            gradients[param] = gradients[param] + mean \
+                if param in gradients else mean
+    return gradients
 
 
 def _over_ranks(lists, channel, what):
     """Averages over all ranks, in one message."""
-    flat = [value for values in lists for value in values]
     op = Average(channel, f"the accumulated gradients of {what}", 0, False)
-    averages = iter(op(T.constant(1.), *flat, return_list=True))
-    return [[next(averages) for _ in values] for values in lists]
+    averages = iter(op(T.constant(1.), *itertools.chain(*lists),
+                       return_list=True))
+    return [list(itertools.islice(averages, len(each))) for each in lists]
 
 
 def applied(moves):
