@@ -1,1 +1,1 @@
-"""The layer, and how networks get it."""
+"""Add batch normalization to networks, and freeze it."""

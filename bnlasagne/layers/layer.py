@@ -277,7 +277,7 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
             # and then moves them by one batch after another, in the order in
             # which this method was called.
             output = mark(output, self, x, batch, update)
-        # The fused Ops rectify in passing.
+        # A rectifier has been applied: the fused Ops do it in passing.
         return output if self._rectifies() else self.nonlinearity(output)
 
     def normalize_as_in_training(self, x, mean, std, *params):
@@ -308,7 +308,7 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
         return self._normalize(x, mean, std, gamma, beta)
 
     def _normalize(self, x, mean, std, gamma, beta):
-        """Normalize by the given statistics, and rectify."""
+        """Normalize by the given statistics; rectify, if the layer does."""
         return dispatch.normalize(x, mean, std, gamma, beta, self.epsilon,
                                   self.axes, self._rectifies())
 
