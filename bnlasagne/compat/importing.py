@@ -19,7 +19,8 @@ def repair_on_import(during, afterwards):
         module that is imported already is repaired at once.
     """
     for finder in sys.meta_path[:]:
-        if isinstance(finder, _RepairingFinder):
+        # By name: it may be that of another copy of this module.
+        if type(finder).__name__ == _RepairingFinder.__name__:
             sys.meta_path.remove(finder)
     sys.meta_path.insert(0, _RepairingFinder(during, afterwards))
     for name, repairs in afterwards.items():

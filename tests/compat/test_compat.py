@@ -422,6 +422,19 @@ print('numpy.distutils' in sys.modules, sys.modules['theano'] is theano)
     assert out == "False True\n"
 
 
+def test_two_copies_of_the_repairs(bare):
+    # As where a tool imports a package once more.
+    code = """
+import sys
+import bnlasagne
+for name in [name for name in sys.modules if name.startswith('bnlasagne')]:
+    del sys.modules[name]
+import bnlasagne
+import theano.tensor.signal.downsample, lasagne
+"""
+    succeed(run_python(code, bare))
+
+
 def test_is_silent_even_where_warnings_are_errors(bare):
     process = run_python("import bnlasagne", bare, PYTHONWARNINGS="error")
     succeed(process)
