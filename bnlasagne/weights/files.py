@@ -323,15 +323,11 @@ def _array(archive, member):
 
 
 def _named(network, caller):
-    """All parameters and schedules, with names of their own.
+    """All parameters and all schedules of averages, by names of their own.
 
-    Returns
-    -------
-    params : dict of str to Theano shared variable
-        In Lasagne's order.
-    schedules : dict of str to CumulativeAverage or None
-        Of batch normalization layers; None if their `alpha` is another. Where
-        several layers share a schedule, it is the same object.
+    The parameters come in Lasagne's order. A layer whose `alpha` is no
+    :class:`CumulativeAverage` has None for its schedule. Layers that share one
+    have the same object.
     """
     outputs = checked_layers(network, caller)
     prefixes = _prefixes(all_layers(outputs), caller)

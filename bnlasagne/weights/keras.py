@@ -146,20 +146,10 @@ class _Keras(Framework):
         return _mapped(lambda path, _: found[path], like)
 
     def feature_order(self, layer):
-        """For each feature of a layer's input there, its number here.
+        """For each feature of a layer's input there, its number here; or None.
 
         Lasagne has channels second, so that images are flattened channel by
         channel. Where channels are last, they are flattened pixel by pixel.
-
-        Returns
-        -------
-        array of int or None
-            None if the order is the same.
-
-        Raises
-        ------
-        ValueError
-            If the layers of the network do not tell.
         """
         if self._data_format == "channels_first":
             return None
@@ -280,13 +270,7 @@ _OF_IMAGES = tuple(
 
 
 def _axis_1(layer):
-    """What a layer tells about axis 1 of its output.
-
-    Returns
-    -------
-    'channels', 'features', 'moved' or None
-        'features' if another axis has the channels.
-    """
+    """What a layer tells about axis 1 of its output: channels or what else."""
     ndim = len(layer.output_shape)
     linear = linear_of(layer)
     if linear is not None:

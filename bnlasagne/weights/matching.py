@@ -1,7 +1,6 @@
-"""Match weights to layers, by names and then in order.
+"""Match weights to layers, and compare their names and shapes.
 
-Messages about weights that do not fit are made here as well, for other
-frameworks, files and parameter lists alike.
+The comparison serves other frameworks, files and parameter lists alike.
 """
 
 import collections
@@ -25,14 +24,9 @@ _log = logging.getLogger(__name__)
 Pair = collections.namedtuple("Pair", "entry, weights, others")
 Pair.__doc__ = """A layer, and the weights that go to it.
 
-Attributes
-----------
-entry : Entry or None
-    The layer. None if these weights go nowhere.
-weights : dict of str to (key, array)
-    By the names of the layer's parameters.
-others : list of (key, array)
-    Weights that the layer has no parameters for.
+`entry` is None for weights that go to no layer. `weights` are dicts of (key,
+array) by roles: the names of the layer's parameters. `others` is a list of
+those that the layer has no parameters for.
 """
 
 
@@ -42,25 +36,10 @@ def match(framework, entries, weights):
     A layer that shares all parameters with an earlier layer is a second
     application of the same module; unless there are weights for each of them.
 
-    Parameters
-    ----------
-    framework : Framework
-    entries : list of Entry
-        The layers, in the order of the network.
-    weights : dict of str to array
-
     Returns
     -------
     list of Pair
         One for each layer, and then those with the weights that are left.
-
-    Raises
-    ------
-    TypeError
-        If `weights` is something else.
-    ValueError
-        If the name of a layer fits several modules, or if the order decides
-        and is that of the alphabet.
     """
     groups = _groups(framework, weights)
     if len(groups) < len(entries):
@@ -90,7 +69,7 @@ def distinct(entries):
 
 
 def _groups(framework, weights):
-    """The weights of each module: dicts of names to (key, array)."""
+    """Group weights by modules, in dicts of names to (key, array)."""
     expected = "%s: expected a %s, " % (framework.caller, framework.what)
     if not isinstance(weights, collections.abc.Mapping):
         # A module's representation has many lines.
@@ -111,7 +90,7 @@ def _groups(framework, weights):
 
 
 def _kinds_of(group, names):
-    """The kinds of layers that a module may be, the likely one first."""
+    """Tell the kinds of layers that a module may be, the likely one first."""
     flat = all(value.ndim < 2 for _, value in group.values())
     if all(name.isdigit() for name in group):
         return ["batch norm" if flat else "linear"]
@@ -127,13 +106,7 @@ def _kinds_of(group, names):
 
 
 def _by_name(framework, entries, kinds):
-    """Find the layers that have the name of a module, or the end of one.
-
-    Returns
-    -------
-    dict of str to Entry
-        By their modules, in the order of these.
-    """
+    """Find layers by the names of modules, or by the ends of these names."""
     counts = collections.Counter((entry.kind, entry.layer.name)
                                  for entry in entries)
     names = {entry: entry.layer.name for entry in entries
@@ -158,7 +131,7 @@ def _by_name(framework, entries, kinds):
 
 
 def _shortened(names, separator):
-    """The names of layers, and then without the start that all names share.
+    """Yield the names of layers, and then without what they all start with.
 
     The network may be part of a larger one than the modules are.
     """
@@ -172,7 +145,7 @@ def _shortened(names, separator):
 
 
 def _claims(names, kinds, separator):
-    """The modules for each layer that shares the end of a name with some.
+    """Find the modules for each layer that has the end of their names.
 
     A module goes to the layer with which its name has the longest end in
     common: ``model.block.conv`` to ``block.conv``, not to ``conv``.
@@ -191,7 +164,7 @@ def _claims(names, kinds, separator):
 
 
 def _in_order(framework, entries, modules, found):
-    """The modules and layers of a kind that are left, in their order."""
+    """Pair the modules and layers of a kind that are left, in order."""
     taken = [entry for entry in entries if entry in found.values()]
     # If some names decide, a layer with a name gets no other weights.
     entries = [entry for entry in entries if entry not in taken and
@@ -241,12 +214,7 @@ def _pair(entry, group):
 def check_pairs(framework, pairs, optional):
     """Raise a ValueError unless all weights fit their layers.
 
-    Parameters
-    ----------
-    framework : Framework
-    pairs : list of Pair
-    optional : dict of Entry to (dict of str to array)
-        Weights that a layer can do without.
+    `optional` has the weights that layers can do without, by layers and roles.
     """
     rows, hints = [], []
     for entry, weights, others in pairs:
@@ -264,7 +232,7 @@ def check_pairs(framework, pairs, optional):
 
 
 def _row(entry, role, found, expected):
-    """The two sides of a comparison: (name, shape), or None for nothing."""
+    """Make the two sides of a comparison, for :func:`compare`."""
     theirs = None if found is None else (found[0], found[1].shape)
     if expected is None:
         return theirs, None
@@ -275,7 +243,7 @@ def _row(entry, role, found, expected):
 
 
 def _hints(framework, entry, missing, extra, keys):
-    """How to build a layer or a module that has what the other has."""
+    """Say how to build a layer or a module that has what the other has."""
     module = framework.split(keys[0])[0]
     options = [role for role in missing if role in framework.without]
     if options:

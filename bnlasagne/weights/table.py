@@ -1,4 +1,7 @@
-"""Exchange weights with another framework, by its table of weights."""
+"""Read and set weights by the table of a framework.
+
+The modules torch and keras have the tables: names and axes of the weights.
+"""
 
 import collections
 
@@ -29,17 +32,14 @@ __all__ = ["Framework"]
 
 
 class Framework:
-    """Names and axes of weights in a framework: a base class.
+    """Exchange weights by the table of a framework: a base class.
 
-    Parameters
+    Attributes
     ----------
     caller : str
         The function that the user called, for messages.
     epsilon : number
         Epsilon of the framework's batch normalization, added to the variance.
-
-    Attributes
-    ----------
     what, how : str
         Its word for a dict of weights, and a sentence on how to get one.
     separator : str
@@ -70,20 +70,14 @@ class Framework:
     def axes(self, channels, taps):
         """Put the axes of `W` in the framework's order.
 
-        Parameters
-        ----------
-        channels : pair of int
-            The axes with the output's and the input's channels; of transposed
-            convolutions, with the input's and the output's.
-        taps : tuple of int
-            The axes with the positions in a filter.
+        `channels` are the axes with the output's and the input's channels; of
+        transposed convolutions, with the input's and the output's. `taps` are
+        the axes with the positions in a filter.
         """
         raise NotImplementedError
 
     def feature_order(self, layer):
-        """For each feature of a layer's input there, its number here.
-
-        None if the order is the same.
+        """For each feature of a layer's input there, its number here; or None.
         """
 
     def split(self, key):
@@ -103,7 +97,7 @@ class Framework:
         """Refuse layers that compute something else there."""
 
     def get(self, network, like):
-        """The weights of a network as the framework stores them."""
+        """Get the weights of a network as the framework stores them."""
         entries = self._entries(checked_layers(network, self.caller))
         if like is None:
             return self._named_by_layers(distinct(entries))
@@ -152,7 +146,7 @@ class Framework:
         setting.carry_out()
 
     def _entries(self, outputs):
-        """The layers of a network that have weights, from input to output."""
+        """Find the layers of a network that have weights, in its order."""
         layers = lasagne.layers.get_all_layers(outputs)
         self.check(layers)
         labels = numbered_labels(layers)
@@ -170,25 +164,21 @@ class Framework:
 
 
 class Entry:
-    """A layer in the table of a framework: a base class.
+    """Read and set the weights of a layer as a framework stores them.
 
-    ``get()`` returns the values of its weights as the framework stores them,
-    by the names of parameters here: their roles. ``set(setting, values,
-    bias)`` has the layer set to such values, of which its input lacks a bias
-    here. ``optional()`` returns what the layer lacks, in values that do the
-    same there.
-
-    Parameters
-    ----------
-    layer : Layer
-    label : str
-        For messages.
-    framework : Framework
+    A base class. In its subclasses, ``get()`` returns values by the names of
+    parameters here, which are their roles. ``set(setting, values, bias)`` has
+    the layer set to such values; `bias` is what the layer before it adds there
+    and not here. ``optional()`` returns values of weights that the layer does
+    without, and that change nothing there.
 
     Attributes
     ----------
     kind : str
         'linear' or 'batch norm'.
+    layer : Layer
+    label : str
+        For messages.
     names : dict of str to str
         The framework's names of the weights, by their roles.
     """
@@ -334,7 +324,7 @@ class BatchNormEntry(Entry):
 
 
 def _absorbing(entries, pairs, outputs):
-    """For layers without a bias, the batch norm layers that can absorb one."""
+    """Find the batch norm layers that can absorb a bias for others."""
     consumers = collections.defaultdict(list)
     for layer in lasagne.layers.get_all_layers(outputs):
         for below in inputs_of(layer):
