@@ -29,15 +29,14 @@ def _shared(layer, name, value, dtype):
     """A shared variable in the place of a parameter of a layer."""
     old = getattr(layer, name)
     full_name = name if layer.name is None else f"{layer.name}.{name}"
-    broadcastable = getattr(old, "broadcastable", (False,) * value.ndim)
-    if len(broadcastable) != value.ndim:
-        broadcastable = (False,) * value.ndim
+    pattern = getattr(old, "broadcastable", ())
     given = old.name if isinstance(
         old, theano.compile.SharedVariable) else None
     return theano.shared(
         np.array(value, dtype), given or full_name,
         broadcastable=[each and size == 1 for each, size
-                       in zip(broadcastable, value.shape)])
+                       in zip(pattern, value.shape)]
+        if len(pattern) == value.ndim else None)
 
 
 def _tags(layer, old):

@@ -55,14 +55,12 @@ class Linear:
         return bool(getattr(self.layer, "flip_filters", True))
 
     def outputs_share(self):
-        """Axes of the output, but the first, along which weights are shared.
-        """
+        """Axes of the output, from 1 on, along which weights are shared."""
         return [axis for axis in range(1, len(self.layer.output_shape))
                 if axis != self.channel]
 
     def of_output(self, value):
-        """Reduce an array that broadcasts with the output to the bias's axes.
-        """
+        """Reduce an array that broadcasts with the output to a bias."""
         return value[0]
 
     def scale_outputs(self, W, scale):
@@ -71,12 +69,15 @@ class Linear:
 
     def why_not_inputs(self):
         """The reason why inputs cannot be scaled and shifted, or None."""
-        if any(self._padding()):
+        pad = getattr(self.layer, "pad", ())
+        if pad in ("full", "same"):
+            pad = [size - 1 for size in self.layer.filter_size]
+        if any(pad):
             return "pads its input with zeros, which would not be shifted"
         return None
 
     def inputs_share(self):
-        """Axes of the input, but the first, along which weights are shared."""
+        """Axes of the input, from 1 on, along which weights are shared."""
         return range(2, len(self.layer.input_shape))
 
     def scale_inputs(self, W, scale):
@@ -86,19 +87,11 @@ class Linear:
     def shift(self, W, shift):
         """What a shift of the input adds to the bias."""
         product = W * self._of_inputs(shift, W)
-        return product.sum(tuple({self.inputs, *self.taps}))
+        return product.sum(tuple({self.inputs, *self.taps} - {self.outputs}))
 
     def _of_inputs(self, value, W):
         """Align one number per channel of the input with the weights."""
         return _along(value, self.inputs, W.ndim)
-
-    def _padding(self):
-        pad = getattr(self.layer, "pad", ())
-        if pad == "full":
-            return [size - 1 for size in self.layer.filter_size]
-        if pad == "same":
-            return [size // 2 for size in self.layer.filter_size]
-        return pad
 
 
 class Convolution(Linear):
@@ -156,7 +149,7 @@ class Dense(Linear):
         return leading % len(self.layer.input_shape)
 
     def _of_inputs(self, value, W):
-        # The others of its axes are of size 1.
+        # The axes before are of size 1.
         value = value.reshape(value.shape[self._leading() - 1:])
         return np.broadcast_to(value, self.features()).reshape(-1, 1)
 
@@ -184,10 +177,6 @@ class LocallyConnected(Linear):
         scale = scale.reshape(scale.shape[:1] + (1,) * (W.ndim - 3) +
                               scale.shape[1:])
         return W * scale
-
-    def shift(self, W, shift):
-        product = W * self._of_inputs(shift, W)
-        return product.sum(tuple({self.inputs, *self.taps} - {0}))
 
 
 _KINDS = {

@@ -5,7 +5,9 @@ from bnlasagne.networks.setting import (
     NotConstant,
     Setting,
     all_or_nothing,
+    as_numbers,
     converted,
+    settable,
     value_of,
 )
 
@@ -214,7 +216,7 @@ def test_all_is_put_back(variables, monkeypatch, fails):
     def fail(*args, **kwargs):
         raise MemoryError
 
-    class Holder(object):
+    class Holder:
         @property
         def first(self):
             return self._first
@@ -247,6 +249,44 @@ def test_attributes_that_differ():
     with pytest.raises(ValueError, match="third is shared by layers whose "
                                          "values differ: a and b"):
         setting.add_attribute(holder, "name", "b", "third")
+
+
+# --- as_numbers() and settable() -------------------------------------------
+
+@pytest.mark.parametrize("value", [
+    "1", [True], [None], [[1], [1, 2]], [1j], np.array([object()])])
+def test_no_numbers(value):
+    with pytest.raises(TypeError, match="^it must be an array of numbers"):
+        as_numbers("it", value)
+
+
+@pytest.mark.parametrize("value", [1, [1.5], np.ones((2, 1), "uint8")])
+def test_numbers(value):
+    assert_array_equal(as_numbers("it", value), value)
+
+
+def test_tensor_with_a_gradient():
+    class Tensor:
+        """Of PyTorch, of a type that NumPy does not know."""
+
+        def detach(self):
+            return self
+
+        cpu = detach
+
+        def float(self):
+            return [1.5]
+
+        def __array__(self, *args, **kwargs):
+            raise TypeError("Got unsupported ScalarType BFloat16")
+
+    assert_array_equal(as_numbers("it", Tensor()), [1.5])
+
+
+def test_expressions_are_not_settable(variables):
+    assert settable(variables[0], "it") is variables[0]
+    with pytest.raises(ValueError, match="^it is an expression"):
+        settable(variables[0] + 1, "it")
 
 
 # --- converted() -----------------------------------------------------------
