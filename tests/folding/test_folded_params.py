@@ -37,6 +37,7 @@ from lasagne.layers import (
     get_all_params,
     get_output,
 )
+from lasagne.nonlinearities import tanh
 from numpy.testing import assert_array_equal
 from theano.gof.graph import inputs
 from theano.sandbox.rng_mrg import MRG_RandomStreams
@@ -187,6 +188,17 @@ def test_variables_that_are_no_parameters(rng, x):
             assert_close(output, 3 * before)
     finally:
         control.set_value(1.0)
+
+
+def test_parameters_of_layers_that_stay(x):
+    """The layer that stays registers them, and gives them its name."""
+    first = BatchNormLayer(dense(x, name="fc"))
+    network = BatchNormLayer(dense(first, nonlinearity=tanh), name="stays",
+                             beta=first.beta)
+    folded = fold_batch_norm(network)
+    layer = get_all_layers(folded)[1]
+    assert layer.get_params() == [layer.W, layer.b]
+    assert folded.beta in folded.get_params()
 
 
 @later

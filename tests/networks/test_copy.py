@@ -26,7 +26,7 @@ from lasagne.layers import (
     get_output,
 )
 from numpy.testing import assert_array_equal
-from theano.gof.graph import ancestors, inputs
+from theano.gof.graph import ancestors, inputs, io_toposort
 from theano.sandbox.rng_mrg import MRG_RandomStreams
 from theano.tensor.shared_randomstreams import RandomStreams
 
@@ -501,6 +501,14 @@ def test_data_is_not_copied():
     assert set(inputs(copy.sizes)) & {data, network.b} == {data}
 
 
+def test_parameters_that_inputs_depend_on():
+    layer = DenseLayer(InputLayer((None, 4)), 4)
+    network = DenseLayer(InputLayer((4, 4), 2 * layer.W), 4, W=layer.W)
+    copy = copy_network([network])[network]
+    assert copy.W is not layer.W
+    assert copy.input_layer is network.input_layer
+
+
 def test_expressions_share_their_parts(x):
     network = DenseLayer(x, 4)
     part = T.exp(network.W)
@@ -526,6 +534,8 @@ def test_applications_within_attributes(copied):
               if getattr(each.tag, "average", None) is copy.input_layer.mean}
     assert alias.container is copy.input_layer.mean.container
     assert copy.input_layer.also is copy.input_layer.alpha
+    assert {node.op.layer for node in io_toposort([], [copy.output])
+            if hasattr(node.op, "layer")} == {copy.input_layer}
     theano.function([], copy.output)()
     assert_array_equal(copy.input_layer.mean.get_value(), np.full((1, 4), .25))
     for value, now in zip(before, values(network)):

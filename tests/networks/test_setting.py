@@ -102,8 +102,8 @@ def test_all_or_nothing(error):
             changes.set_value(first, np.ones(2))
             changes.set_value(first, np.full(2, 3.))
             changes.keep_values([second])
-            add()
             second.get_value(borrow=True)[:] += 1
+            add()
             changes.set_attribute(holder, "name", "after")
             if error:
                 raise error
