@@ -28,10 +28,11 @@ __all__ = ["GradientAccumulator"]
 class GradientAccumulator:
     """Make one training step of several micro-batches.
 
-    For batches that do not fit in memory. Gradients of micro-batches are
-    averaged, weighted by size, for any update rule of Lasagne; and running
-    averages follow the statistics of all micro-batches taken together. Until
-    a step is made, parameters and averages stay as they are, in all bits.
+    Split a batch that does not fit in memory into micro-batches. Their
+    gradients are averaged, weighted by size, for any update rule of Lasagne;
+    and running averages follow the statistics of all micro-batches taken
+    together. Until a step is made, parameters and averages stay as they are,
+    in all bits.
 
     Parameters
     ----------
@@ -39,17 +40,17 @@ class GradientAccumulator:
         The parameters to train, as by
         ``lasagne.layers.get_all_params(network, trainable=True)``.
     layers : Layer, list of Layer or None
-        The batch normalization layers to update the running averages of; by
+        The batch normalization layers whose running averages move. By
         default, all that the losses depend on.
     combine : 'pool', 'chain' or 'error'
         What to do where a layer was applied several times in a step; see
         :func:`get_batch_norm_updates`. By default, one update by the
         statistics of all that it was applied to.
     comm : mpi4py communicator or None
-        Processes that share each batch, such as :func:`bnlasagne.world` has
-        them: the step averages the gradients over them, too, weighted by size,
-        in one message for each term. Each has micro-batches of its own; with
-        synchronized batch normalization, equally many.
+        Ranks that share each batch, such as :func:`bnlasagne.world` has them.
+        The step averages the gradients over the ranks, too, weighted by size,
+        in one message. Each rank has micro-batches of its own; with
+        synchronized batch normalization, all have equally many.
 
     Raises
     ------
@@ -69,8 +70,8 @@ class GradientAccumulator:
     term of its own: it is averaged over its own micro-batches, and the terms
     are added up. Functions with the same `term` share one average.
 
-    Functions must not be run in parallel. An error within one, such as
-    of arrays that do not fit, may leave a part of a micro-batch behind; then
+    Run one function at a time. If an error ends one early, as by arrays that
+    do not fit, it may leave a part of a micro-batch behind: call
     :meth:`reset`.
 
     Examples

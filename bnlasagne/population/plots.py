@@ -1,4 +1,4 @@
-"""Pictures of the statistics of batch normalization layers."""
+"""Draw the statistics of batch normalization layers."""
 
 import numpy as np
 
@@ -10,11 +10,12 @@ __all__ = ["plot_statistics"]
 def plot_statistics(found, figure=None):
     """Draw running averages against population statistics.
 
-    For each layer, a row with two panels: means to the left, standard
-    deviations to the right, with one point per channel. Points lie on the
-    diagonal where the running averages were what they stand for. How far
-    they have drifted is also given as two numbers, which are zero in that
-    case. They are root mean squares over the channels c of
+    Each layer has a row with two panels: means to the left, standard
+    deviations to the right, with one point per channel. A point lies on the
+    diagonal if the running average equals the population statistic. Two
+    numbers tell how far the running averages have drifted; they are zero if
+    all points lie on the diagonal. They are root mean squares over the
+    channels c of
 
     .. math::
         (m_c - \\mu_c) / \\sigma_c
@@ -32,7 +33,7 @@ def plot_statistics(found, figure=None):
         From :func:`update_population_statistics`. The running averages are
         those that it replaced.
     figure : matplotlib.figure.Figure or None
-        Where to draw; by default, in a new figure, as tall as its rows take.
+        Where to draw. By default, in a new figure, tall enough for its rows.
         It is made without pyplot, so that no display is needed.
 
     Returns
@@ -126,7 +127,7 @@ def _draw_layer(row, name, running, population):
 
 
 def _drifts(running, population):
-    """How far running averages are from population statistics.
+    """Compute how far running averages are from population statistics.
 
     Returns
     -------
@@ -147,7 +148,7 @@ def _drifts(running, population):
 
 
 def _limits(*values):
-    """One range that all finite values are in, with a margin."""
+    """Find a range that holds all finite values, with a margin."""
     values = np.concatenate(values)
     values = values[np.isfinite(values)]
     if not values.size:

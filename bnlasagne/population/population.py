@@ -59,10 +59,10 @@ def update_population_statistics(network, batches, method="layerwise", ddof=0,
                                  **kwargs):
     """Set `mean` and `std` of all layers to the statistics of all data.
 
-    Sets `mean` and `std` of every :class:`BatchNormLayer` of a network to
-    the statistics of its input over a whole training set. Afterwards, by
-    default, outputs with ``deterministic=True`` are what training would
-    compute from the whole set as one batch, to rounding.
+    Each :class:`BatchNormLayer` of a network gets the statistics of its input
+    over a whole training set. Afterwards, by default, outputs with
+    ``deterministic=True`` are what training would compute from the whole set
+    as one batch, to rounding.
 
     Parameters
     ----------
@@ -76,32 +76,30 @@ def update_population_statistics(network, batches, method="layerwise", ddof=0,
         in :func:`lasagne.layers.get_all_layers`; or a dict of them with the
         input layers as keys. Only one batch is in memory at a time.
     method : 'layerwise' or 'one_pass'
-        'layerwise' is exact: as many passes over the data are made as there
+        'layerwise' is exact: it makes as many passes over the data as there
         are batch normalization layers on top of each other. 'one_pass' makes
-        one, in which layers normalize by the statistics of the batch, so that
-        those above are measured on what they were trained on; an
-        approximation, and the smaller the batches, the worse.
+        one pass. In it, layers normalize by the statistics of the batch, as in
+        training. It is an approximation, and worse for smaller batches.
     ddof : int
         Divide sums of squares by the number of values less this. By default
         0: the biased variance is the one that training normalizes by.
     keep : None, 'memory' or str
         What to do with what one pass computes and the next needs. By default,
         it is computed again: pass number n computes the network up to its
-        n-th batch normalization. 'memory' keeps it, for all of the data; a
-        folder keeps it in files there, removed in the end. Then all passes
-        together compute the network once and iterate over `batches` once. The
-        result is the same, in all bits, but for a network with random layers
-        that a keyword argument switched on: these draw anew in each pass.
+        n-th batch normalization. 'memory' keeps it in memory, for all of the
+        data. A folder keeps it in files there, which are removed in the end.
+        Then all passes together compute the network once and iterate over
+        `batches` once. The result is the same in all bits. (Random layers
+        that a keyword argument switched on draw anew in each pass.)
     progress : callable or None
         Wraps each pass's iterable, such as :func:`tqdm.tqdm`.
     comm : mpi4py communicator or None
-        Processes that share the data, such as :func:`bnlasagne.world` has
-        them. All call this with the same network, each with its own part of
-        the data as `batches`, none at all included, and all get the statistics
-        of all data. These are the same in all bits, however many processes
-        there are and whichever has which batch. With 'one_pass', layers
-        normalize by the statistics of each rank's batches, synchronized layers
-        included.
+        Ranks that share the data, such as :func:`bnlasagne.world` has them.
+        All call this with the same network, and each with its own part of the
+        data as `batches`, which may be empty. All get the statistics of all
+        data. These are the same in all bits, however many ranks there are and
+        whichever rank has which batch. With 'one_pass', layers normalize by
+        the statistics of each rank's batches, synchronized layers included.
     **kwargs
         Passed on to :func:`lasagne.layers.get_output`. By default, layers are
         ``deterministic``.
@@ -111,7 +109,7 @@ def update_population_statistics(network, batches, method="layerwise", ddof=0,
     PopulationStatistics
         For each layer, the :class:`Moments` of its input. A layer that is
         applied several times, or shares its `mean` and `std` with others, has
-        those of all these inputs together.
+        the moments of all these inputs together.
 
     Raises
     ------
@@ -124,14 +122,14 @@ def update_population_statistics(network, batches, method="layerwise", ddof=0,
     TypeError
         If an argument is of another type than stated.
     RanksDisagree
-        If the processes of `comm` do not call it alike.
+        If the ranks of `comm` do not call it alike.
 
     Notes
     -----
-    Whatever ends it early, an error of `batches` or Ctrl-C included, leaves
-    all layers as they were. An error on one rank is raised on all: where it
-    did not happen, as one of the same type, or of the nearest that is Python's
-    own; Ctrl-C as a RuntimeError.
+    If it ends early, by an error of `batches` or by Ctrl-C, say, all layers
+    stay as they were. An error on one rank is raised on all ranks: on the
+    others as an error of the same type, or of the nearest type of Python's
+    own. Ctrl-C on one rank is a RuntimeError on the others.
     Frozen layers keep their statistics.
 
     References
