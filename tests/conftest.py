@@ -50,7 +50,7 @@ def expressions(request):
     """The test runs with the fused Ops and with plain expressions."""
     with contextlib.nullcontext() if request.param == "fused" \
             else bnlasagne.plain_expressions():
-        yield
+        yield request.param
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,11 @@ __all__ = [
     "aligned",
     "are_usable",
     "batch_statistics",
+    "find_moments",
     "move_average",
     "normalize",
     "normalize_batch",
+    "normalize_by",
     "plain_expressions",
 ]
 
@@ -86,7 +88,9 @@ def batch_statistics(x, axes):
     count : Theano variable
         Number of values that each of them is taken over; a scalar.
     """
-    return (*expressions.batch_statistics(x, axes), _count(x, axes))
+    found = (ops.find_statistics(x, axes)[:2] if are_usable(x)
+             else expressions.batch_statistics(x, axes))
+    return (*found, _count(x, axes))
 
 
 def normalize_batch(x, gamma, beta, epsilon, axes, rectify=False,
@@ -112,19 +116,68 @@ def normalize_batch(x, gamma, beta, epsilon, axes, rectify=False,
         See :func:`batch_statistics`.
     """
     if correct is not None:
-        found = _normalize_batch(x, None, None, epsilon, axes, False)[1:]
-        gamma, beta = correct(*found, gamma, beta)
-    output, mean, std = _normalize_batch(x, gamma, beta, epsilon, axes,
-                                         rectify)
-    return output, mean, std, _count(x, axes)
+        found = batch_statistics(x, axes)
+        gamma, beta = correct(*found[:2], gamma, beta)
+    if not are_usable(x, gamma, beta):
+        output, mean, std = expressions.normalize_batch(
+            x, *aligned(x, axes, gamma, beta), epsilon, axes)
+        return _rectified(output, rectify), mean, std, _count(x, axes)
+    if correct is None:
+        return (*ops.normalize_batch(x, gamma, beta, epsilon, axes, rectify),
+                _count(x, axes))
+    statistics = ops.find_statistics(x, axes)[2]
+    output = ops.normalize_by(ops.NormalizeBy, x, statistics, gamma, beta,
+                              epsilon, axes, rectify)
+    return (output, *found)
 
 
-def _normalize_batch(x, gamma, beta, epsilon, axes, rectify):
+def find_moments(x, axes, *params):
+    """Find the moments of a part of a batch.
+
+    Parameters
+    ----------
+    x : Theano variable
+        The part, of a floating-point type.
+    axes : tuple of int
+        The axes to take them over.
+    *params : Theano variables or None
+        What :func:`normalize_by` is going to be called with.
+
+    Returns
+    -------
+    Theano variable
+        A vector; see :meth:`bnlasagne.Moments.to_vector`. In expressions, it
+        has gradients; see :class:`bnlasagne.kernels.ops.NormalizeBy`.
+    """
+    if are_usable(x, *params):
+        return ops.find_statistics(x, axes)[3]
+    return expressions.find_moments(x, axes)
+
+
+def normalize_by(op, x, statistics, gamma, beta, epsilon, axes, rectify=False):
+    """Normalize a part of a batch by the statistics of all of it.
+
+    Parameters
+    ----------
+    op : callable
+        Makes the fused Op; see :func:`bnlasagne.kernels.ops.normalize_by`.
+    statistics : Theano variable
+        A vector of double precision: the means of all channels, then the
+        standard deviations.
+    x, gamma, beta, epsilon, axes, rectify
+        See :func:`normalize_batch`.
+
+    Returns
+    -------
+    Theano variable
+        Of the shape of `x`.
+    """
     if are_usable(x, gamma, beta):
-        return ops.normalize_batch(x, gamma, beta, epsilon, axes, rectify)
-    output, mean, std = expressions.normalize_batch(
-        x, *aligned(x, axes, gamma, beta), epsilon, axes)
-    return _rectified(output, rectify), mean, std
+        return ops.normalize_by(op, x, statistics, gamma, beta, epsilon, axes,
+                                rectify)
+    output = expressions.normalize_by(
+        x, statistics, *aligned(x, axes, gamma, beta), epsilon, axes)
+    return _rectified(output, rectify)
 
 
 def normalize(x, mean, std, gamma, beta, epsilon, axes, rectify=False):

@@ -19,9 +19,12 @@ __all__ = [
     "batch_statistics",
     "cast",
     "constant_like",
+    "find_moments",
+    "in_shape",
     "move_average",
     "normalize",
     "normalize_batch",
+    "normalize_by",
     "pool",
     "power_of_two",
     "safe_sqrt",
@@ -127,6 +130,45 @@ def batch_statistics(x, axes):
     """
     _, mean, std = standardization(_not_half(x), axes)
     return _as_half(mean, x.dtype), _as_half(std, x.dtype)
+
+
+def find_moments(x, axes):
+    """Find the moments of a part of a batch, as a vector.
+
+    See :func:`bnlasagne.kernels.dispatch.find_moments`.
+    """
+    x = cast(x, "float64")
+    deviation, mean, _ = standardization(x, axes)
+    count = T.prod([T.cast(x.shape[axis], "float64") for axis in axes])
+    return T.concatenate([T.shape_padleft(count), T.flatten(mean),
+                          T.flatten(T.sqr(deviation).sum(axes))])
+
+
+def in_shape(statistics, x, axes):
+    """Mean and standard deviation from a vector of both, of its precision.
+
+    They are of the shape of `x`, but of size 1 along the axes.
+    """
+    shape = [1 if axis in axes else x.shape[axis] for axis in range(x.ndim)]
+    pattern = [False] + [axis in axes or x.broadcastable[axis]
+                         for axis in range(x.ndim)]
+    both = T.patternbroadcast(
+        statistics.reshape([2] + shape, 1 + x.ndim), pattern)
+    return both[0], both[1]
+
+
+def normalize_by(x, statistics, gamma, beta, epsilon, axes):
+    """Normalize a part of a batch by the statistics of all of it.
+
+    See :func:`bnlasagne.kernels.dispatch.normalize_by`.
+    """
+    mean, std = in_shape(statistics, x, axes)
+    near = T.cast(mean, x.dtype)
+    # What rounded the mean is not small against the standard deviation where
+    # the mean is large.
+    deviation = x - near - T.cast(mean - near, x.dtype)
+    return scale_and_shift(deviation, T.cast(std, x.dtype), gamma, beta,
+                           epsilon)
 
 
 @own_expressions(test_values=True)

@@ -1,43 +1,43 @@
-"""Batch normalization as fused Ops for the CPU.
+"""Compute batch normalization by fused Ops for the CPU.
 
 :func:`normalize_batch` and :func:`normalize` compute what their namesakes in
 :mod:`bnlasagne.kernels.expressions` do, at the speed of memory. Which of
 the two a layer is built from is decided in :mod:`bnlasagne.kernels.dispatch`.
 
-Each Op has the C++ code of ``kernels.h``, for machines with a compiler, and a
-NumPy version, for those without. Gradients of gradients are those of the
-plain expressions.
+Each Op has a kernel in ``kernels.h``, for machines with a compiler, and a
+NumPy version in :mod:`bnlasagne.kernels.fallback`, for those without.
+Gradients of gradients are those of the plain expressions.
 """
 
 import contextlib
-import hashlib
 import os
-import re
 from collections import OrderedDict
 
 import numpy as np
 import theano
 import theano.tensor as T
 from theano.gof import ParamsType
+from theano.gradient import DisconnectedType, grad_not_implemented
 from theano.tensor.opt import in2out
 
 from ..graphs.flags import own_expressions
-from . import compilers, expressions
+from . import expressions, fallback
+from .blocks import Blocks
+from .compiled import AVERAGES, CompiledOp
 
 __all__ = [
     "BatchNormalize",
     "BatchNormalizeGrad",
+    "BatchStatistics",
     "FusedOp",
     "MoveAverage",
     "Normalize",
+    "NormalizeBy",
     "double",
-    "filled",
-    "in_blocks",
+    "find_statistics",
     "normalize",
     "normalize_batch",
-    "parameter_axes",
-    "shuffled",
-    "without_warnings",
+    "normalize_by",
 ]
 
 
@@ -45,82 +45,65 @@ def normalize_batch(x, gamma, beta, epsilon, axes, rectify=False):
     """Normalize a batch by its own statistics.
 
     See :func:`bnlasagne.kernels.expressions.normalize_batch`. With `rectify`,
-    values
-    below zero are replaced by zero.
+    values below zero are replaced by zero.
     """
-    order, inverse = in_blocks(x.ndim, axes)
-    x, gamma, beta = (shuffled(variable, order) for variable in (
-        x, filled(gamma, 1, x, axes), filled(beta, 0, x, axes)))
-    op = BatchNormalize(*parameter_axes(x.ndim, axes), rectify)
-    outputs = op(x, gamma, beta, epsilon)[:3]
-    return tuple(shuffled(output, inverse) for output in outputs)
+    blocks = Blocks(x, axes)
+    op = BatchNormalize(blocks.first, blocks.end, rectify)
+    outputs = op(blocks.batch(), *blocks.params(gamma, beta), epsilon)
+    return tuple(map(blocks.back, outputs[:3]))
 
 
 def normalize(x, mean, std, gamma, beta, epsilon, axes, rectify=False):
     """Normalize a batch by the given statistics.
 
     See :func:`bnlasagne.kernels.expressions.normalize`. With `rectify`, values
-    below
-    zero are replaced by zero.
+    below zero are replaced by zero.
     """
-    order, inverse = in_blocks(x.ndim, axes)
-    mean, std, gamma, beta = (
-        filled(param, value, x, axes) for param, value
-        in ((mean, 0), (std, 1), (gamma, 1), (beta, 0)))
-    x, mean, std, gamma, beta = (
-        shuffled(variable, order) for variable in (x, mean, std, gamma, beta))
-    op = Normalize(*parameter_axes(x.ndim, axes), rectify)
-    return shuffled(op(x, mean, std, gamma, beta, epsilon), inverse)
+    blocks = Blocks(x, axes)
+    op = Normalize(blocks.first, blocks.end, rectify)
+    return blocks.back(op(
+        blocks.batch(), blocks.param(mean, 0), blocks.param(std, 1),
+        *blocks.params(gamma, beta), epsilon))
 
 
-def filled(parameter, value, x, axes):
-    """The parameter, or an array of one value where it is None.
-
-    So is a parameter that is declared to have one value for all channels.
-    """
-    if parameter is None:
-        parameter = T.constant(np.full((1,) * x.ndim, value, x.dtype))
-    elif all(axis in axes or not broadcastable or x.broadcastable[axis]
-             for axis, broadcastable in enumerate(parameter.broadcastable)):
-        return parameter
-    shape = [1 if axis in axes else x.shape[axis] for axis in range(x.ndim)]
-    return T.alloc(parameter, *shape)
-
-
-# The kernels see an array as [M][C][S], with the axes of the parameters in one
-# block, C. Other axes are brought into this order first.
-
-def in_blocks(ndim, axes):
-    """An order of the axes with those of parameters in one block.
+def find_statistics(x, axes):
+    """Find the statistics of a batch.
 
     Returns
     -------
-    order, inverse : tuple of int
-        For `dimshuffle`, there and back.
+    mean, std : Theano variables
+        See :func:`bnlasagne.kernels.expressions.batch_statistics`.
+    statistics, moments : Theano variables
+        The vectors of :class:`BatchStatistics`.
     """
-    others = [axis for axis in range(ndim) if axis not in axes]
-    if not others or others[-1] - others[0] + 1 == len(others):
-        order = tuple(range(ndim))
-    else:
-        order = tuple(axes) + tuple(others)
-    return order, tuple(int(axis) for axis in np.argsort(order))
+    blocks = Blocks(x, axes)
+    op = BatchStatistics(blocks.first, blocks.end)
+    mean, std, statistics, moments = op(blocks.batch())
+    return blocks.back(mean), blocks.back(std), statistics, moments
 
 
-def parameter_axes(ndim, axes):
-    """First axis of the parameters, in order, and the one after the last."""
-    others = [axis for axis in range(ndim) if axis not in axes]
-    if not others:
-        # One channel, and all its values lie one after the other.
-        return 0, 0
-    if others[-1] - others[0] + 1 == len(others):
-        return others[0], others[-1] + 1
-    return ndim - len(others), ndim
+def normalize_by(op, x, statistics, gamma, beta, epsilon, axes, rectify=False):
+    """Normalize a batch by its own statistics, which are known already.
 
+    Parameters
+    ----------
+    op : callable
+        Makes the Op from `first`, `end` and `rectify`, as :class:`NormalizeBy`
+        does.
+    x, gamma, beta, epsilon, axes, rectify
+        See :func:`normalize_batch`.
+    statistics : Theano variable
+        The vector of :class:`BatchStatistics`.
 
-def shuffled(variable, order):
-    if order == tuple(range(len(order))):
-        return variable
-    return variable.dimshuffle(*order)
+    Returns
+    -------
+    Theano variable
+        Of the shape of `x`.
+    """
+    blocks = Blocks(x, axes)
+    op = op(blocks.first, blocks.end, rectify)
+    return blocks.back(op(blocks.batch(), *blocks.params(gamma, beta), epsilon,
+                          statistics))
 
 
 @own_expressions(test_values=True)
@@ -131,82 +114,18 @@ def double(scalar):
     return T.cast(scalar, "float64")
 
 
-# The Ops
-
-def _read(name):
-    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cpp",
-                        name)
-    with open(path, encoding="utf-8") as source:
-        return source.read()
+# What the inputs and outputs of these names are. Others are parameters, or
+# statistics of the batch's own type and number of dimensions.
+_BATCHES = "x", "y", "dx", "dy"
+# Vectors of double precision: two numbers for each channel, and so many more.
+_VECTORS = {"statistics": 0, "sums": 1, "moments": 1}
 
 
-def _source(*names):
-    """Headers, one after the other; none has to be found by the compiler."""
-    return re.sub('#include "[^"]*"', "", "".join(map(_read, names)))
-
-
-_ARRAYS = _source("arrays.h")
-_KERNELS = _source("vectors.h", "rows.h", "columns.h", "kernels.h")
-_AVERAGES = _source("vectors.h", "averages.h")
-# What the compiler is tried with: most of what the Ops call, in one width.
-_TRIAL = _KERNELS + _source("averages.h") + """
-namespace bnlasagne {
-template void forward<float, true>(
-    Shape, const float*, const float*, const float*, double, float*, float*,
-    float*, double*);
-template void backward<float, true>(
-    Shape, const float*, const float*, const float*, const float*, double*,
-    float*, float*, float*);
-template void apply<float, true>(
-    Shape, const float*, const float*, const float*, const float*,
-    const float*, double, float*);
-template void move_average<float>(
-    const float*, const float*, double, Index, float*);
-}
-"""
-
-
-class _CompiledOp(theano.Op):
-    """An Op with C++ code."""
-
-    source = _KERNELS
-    # ``{x}`` stands for the C++ name of the input or output of that name.
-    code = begin = ""
-    inputs = outputs = []
-
-    def c_support_code(self):
-        return self.source + _ARRAYS
-
-    def c_compile_args(self):
-        return compilers.arguments(_TRIAL) or []
-
-    def c_no_compile_args(self):
-        return compilers.unsafe_arguments()
-
-    def c_code_cache_version(self):
-        text = self.c_support_code() + self.begin + self.code
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        return (int(digest[:8], 16), 4)
-
-    def make_c_thunk(self, *args, **kwargs):
-        with compilers.or_numpy(_TRIAL):
-            return super().make_c_thunk(*args, **kwargs)
-
-    def c_code(self, node, name, inputs, outputs, sub):
-        compilers.require(_TRIAL)
-        code = self.begin + self.code
-        names = dict(zip(self.inputs + self.outputs, inputs + outputs))
-        for name, variable in names.items():
-            code = code.replace("{" + name + "}", variable)
-        for old, new in (("{params}", sub.get("params", "")),
-                         ("{fail}", sub["fail"]),
-                         ("{T}", "npy_" + node.inputs[0].dtype)):
-            code = code.replace(old, new)
-        return "{ using namespace bnlasagne; " + code + "}"
-
-
-class FusedOp(_CompiledOp):
+class FusedOp(CompiledOp):
     """What the Ops that normalize have in common.
+
+    The names of inputs and outputs say what they are, and what has to be
+    checked. The batch, `x`, is the first one.
 
     Parameters
     ----------
@@ -218,6 +137,14 @@ class FusedOp(_CompiledOp):
     inplace : bool
         Whether the output overwrites an input. Not to be used in graphs that
         users build; an optimization takes care of it.
+
+    Attributes
+    ----------
+    kernel : str
+        The C++ function that is called with the shape, the inputs and the
+        outputs.
+    overwrites : int or None
+        Position of the input that the first output may overwrite.
     """
 
     __props__ = ("first", "end", "rectify", "inplace")
@@ -227,12 +154,10 @@ class FusedOp(_CompiledOp):
         first=theano.scalar.int64, end=theano.scalar.int64,
         rectify=theano.scalar.bool, inplace=theano.scalar.bool,
         home=theano.scalar.int64)
+    kernel = ""
     overwrites = None
-    # Those that follow the batch among the inputs.
-    n_params = 2
     # The kernels start no threads in other processes, which are its forks.
     home = os.getpid()
-    begin = "home = {params}->home;"
 
     def __init__(self, first, end, rectify=False, inplace=False):
         self.first = int(first)
@@ -247,42 +172,135 @@ class FusedOp(_CompiledOp):
         return tuple(axis for axis in range(ndim)
                      if not self.first <= axis < self.end)
 
-    def check_inputs(self, x, params):
-        """The inputs, checked.
+    def params(self):
+        """Names of the statistics and parameters among the inputs."""
+        return [name for name in self.inputs
+                if name not in (*_BATCHES, *_VECTORS, "epsilon")]
+
+    @own_expressions(test_values=True)
+    def make_node(self, *inputs):
+        inputs = [double(variable) if name == "epsilon"
+                  else T.as_tensor_variable(variable)
+                  for name, variable in zip(self.inputs, inputs)]
+        self._check_types(inputs)
+        return theano.Apply(self, inputs, [
+            self._type(name, inputs)() for name in self.outputs])
+
+    def _check_types(self, inputs):
+        """Check the types of the inputs.
 
         Parameters need not be declared broadcastable along the axes. That
         their sizes there are 1 is found out when the Op is called.
         """
-        x = T.as_tensor_variable(x)
+        x, name = inputs[0], type(self).__name__
         if x.dtype not in ("float32", "float64"):
-            raise TypeError("%s: the input must be float32 or float64, got "
-                            "%s." % (type(self).__name__, x.dtype))
-        params = list(map(T.as_tensor_variable, params))
-        for param in params:
-            if param.dtype != x.dtype or param.ndim != x.ndim:
+            raise TypeError(f"{name}: the input must be float32 or float64, "
+                            f"got {x.dtype}.")
+        wanted = dict.fromkeys([*_BATCHES, *self.params()], (x.dtype, x.ndim))
+        wanted.update(dict.fromkeys(_VECTORS, ("float64", 1)))
+        for each, variable in zip(self.inputs, inputs):
+            found = variable.dtype, variable.ndim
+            if each != "epsilon" and found != wanted[each]:
                 raise TypeError(
-                    "%s: the statistics and parameters must have the input's "
-                    "type and number of dimensions, %s and %d, got %s and %d."
-                    % (type(self).__name__, x.dtype, x.ndim, param.dtype,
-                       param.ndim))
-        return [x] + params
+                    f"{name}: {each} must be {wanted[each][0]} with "
+                    f"{wanted[each][1]} dimensions, to go with the input, but "
+                    f"is {found[0]} with {found[1]}.")
 
-    def check_shapes(self, x, *rest):
-        """Compare the parameters' sizes with the input's, as C++ does."""
-        for param in rest[:self.n_params]:
-            for axis, size in enumerate(param.shape):
-                wanted = x.shape[axis] if self.first <= axis < self.end else 1
-                if size != wanted:
-                    raise ValueError(
-                        "batch normalization: a statistic or parameter must "
-                        "be of size %d along axis %d, to go with its input, "
-                        "but is of size %d" % (wanted, axis, size))
+    def _type(self, name, inputs):
+        x = inputs[0]
+        if name in _BATCHES:
+            return x.type
+        if name in _VECTORS:
+            return T.dvector
+        gradient_of = dict(zip(self.inputs, inputs)).get(name[1:])
+        return (T.TensorType(x.dtype, self.pattern(x)) if gradient_of is None
+                else gradient_of.type)
+
+    def infer_shape(self, node, shapes):
+        x = shapes[0]
+        param = [x[axis] if self.first <= axis < self.end else 1
+                 for axis in range(len(x))]
+        channels = T.prod(x[self.first:self.end], dtype="int64")
+        return [x if name in _BATCHES
+                else (2 * channels + _VECTORS[name],) if name in _VECTORS
+                else param for name in self.outputs]
 
     def pattern(self, x):
         """Which axes of a parameter are broadcastable."""
         axes = self.axes(x.ndim)
         return tuple(axis in axes or x.broadcastable[axis]
                      for axis in range(x.ndim))
+
+    # The code
+
+    @property
+    def code(self):
+        """Check the inputs, prepare the outputs and call the kernel."""
+        arrays = [name for name in self.inputs if name != "epsilon"]
+        parts = ["home = {params}->home;",
+                 "const int first = {params}->first, end = {params}->end;"]
+        parts += ["Array %s(in_order({%s})); if (!%s) {fail}" % (
+            name, name, name) for name in arrays]
+        parts.append("const Shape shape = shape_of(x, first, end);")
+        parts += ["if (!%s) {fail}" % condition for condition in [
+            *map(self._check, arrays[1:]), *map(self._prepare, self.outputs)]]
+        arguments = ", ".join(["shape"] + [
+            self._argument(name) for name in self.inputs + self.outputs])
+        return "\n".join(parts) + self._call().replace("...", arguments)
+
+    def _call(self):
+        return ("({params}->rectify ? KERNEL<{T}, true> : KERNEL<{T}, false>)"
+                "(...);").replace("KERNEL", self.kernel)
+
+    @staticmethod
+    def _check(name):
+        """Compare an input's shape with the batch's."""
+        if name in _BATCHES:
+            return 'is_like(%s, "the output\'s gradient", x)' % name
+        if name in _VECTORS:
+            return 'is_size(%s, "the %s", 2 * shape.C + %d)' % (
+                name, name, _VECTORS[name])
+        return 'is_parameter(%s, "%s", x, first, end)' % (name, name)
+
+    def _prepare(self, name):
+        """Make an output an array of the right shape."""
+        if name in _VECTORS:
+            return "prepare_vector(&{%s}, 2 * shape.C + %d)" % (
+                name, _VECTORS[name])
+        if name not in _BATCHES:
+            return "prepare_statistic(&{%s}, x, first, end)" % name
+        new = "prepare_like(&{%s}, x)" % name
+        if self.overwrites is None:
+            return new
+        return "({params}->inplace ? prepare_over(&{%s}, %s) : %s)" % (
+            name, self.inputs[self.overwrites], new)
+
+    def _argument(self, name):
+        if name == "epsilon":
+            return "*values<double>({epsilon})"
+        return "values<%s>(%s)" % (
+            "double" if name in _VECTORS else "{T}",
+            name if name in self.inputs else "{%s}" % name)
+
+    # Without the code
+
+    def perform(self, node, inputs, output_storage, params=None):
+        self._check_shapes(dict(zip(self.inputs, inputs)))
+        super().perform(node, inputs, output_storage, params)
+
+    def _check_shapes(self, inputs):
+        """Compare the parameters' sizes with the batch's, as C++ does."""
+        shape = inputs["x"].shape
+        for name in self.params():
+            for axis, size in enumerate(inputs[name].shape):
+                wanted = shape[axis] if self.first <= axis < self.end else 1
+                if size != wanted:
+                    raise ValueError(
+                        f"batch normalization: {name} must be of size "
+                        f"{wanted} along axis {axis}, to go with its input, "
+                        f"but is of size {size}")
+
+    # Gradients
 
     def R_op(self, inputs, eval_points):
         raise NotImplementedError(
@@ -302,16 +320,16 @@ class FusedOp(_CompiledOp):
         The inputs may depend on each other; as arguments they do not.
         """
         arguments = [_argument_like(variable) for variable in inputs]
-        end, pattern = 1 + self.n_params, self.pattern(inputs[0])
-        aligned = arguments[:1] + [
-            T.patternbroadcast(param, pattern)
-            for param in arguments[1:end]] + arguments[end:]
-        known = OrderedDict(
-            (expression,
-             T.patternbroadcast(gradient, expression.broadcastable))
+        pattern, params = self.pattern(inputs[0]), self.params()
+        aligned = [T.patternbroadcast(argument, pattern) if name in params
+                   else argument
+                   for name, argument in zip(self.inputs, arguments)]
+        known = OrderedDict(  # as Theano wants it
+            (expression, T.patternbroadcast(gradient,
+                                            expression.broadcastable))
             for expression, gradient
             in zip(self._expression(aligned), output_gradients)
-            if not isinstance(gradient.type, theano.gradient.DisconnectedType))
+            if not _is_disconnected(gradient))
         gradients = theano.grad(
             None, arguments, known_grads=known, disconnected_inputs="ignore")
         return theano.clone(gradients, replace=dict(zip(arguments, inputs)))
@@ -326,50 +344,45 @@ def _argument_like(variable):
     return argument
 
 
-def without_warnings(function):
-    """Call a NumPy version of an Op without warnings of its arithmetic."""
-    def perform(self, node, inputs, output_storage, params=None):
-        if isinstance(self, FusedOp):
-            self.check_shapes(*inputs)
-        with np.errstate(all="ignore"):
-            outputs = function(self, *inputs)
-        for storage, output, variable in zip(output_storage, outputs,
-                                             node.outputs):
-            storage[0] = np.asarray(output, dtype=variable.dtype)
-    return perform
+def _is_disconnected(gradient):
+    return isinstance(gradient.type, DisconnectedType)
 
 
-def _unit_of(sizes):
-    """Powers of two, of double precision, that bring sizes to about 1."""
-    # Not to the ends of the range: what they multiply may be there, too.
-    powers = np.clip(np.frexp(sizes)[1].astype(int), -700, 700)
-    return np.ldexp(1., np.where(np.isfinite(sizes), -powers, 0))
+def _joined(*arrays):
+    """A vector of all numbers of some arrays."""
+    return np.concatenate([np.ravel(array) for array in arrays])
 
 
-class BatchNormalize(FusedOp):
+class _OfStatistics(FusedOp):
+    """What the Ops have in common whose outputs include statistics."""
+
+    def _gradient_of_statistics(self, x, statistics, gradients):
+        """Gradients through mean and standard deviation, where there are."""
+        (mean, std), (dmean, dstd) = statistics, gradients
+        count = T.prod([x.shape[axis] for axis in self.axes(x.ndim)])
+        count, terms = T.cast(count, x.dtype), []
+        if not _is_disconnected(dmean):
+            terms.append(dmean)
+        if not _is_disconnected(dstd):
+            zero, one = (expressions.constant_like(value, x)
+                         for value in (0, 1))
+            is_zero = T.eq(std, zero)
+            terms.append(dstd * T.switch(
+                is_zero, zero, (x - mean) / T.switch(is_zero, one, std)))
+        return [term / count for term in terms]
+
+
+class BatchNormalize(_OfStatistics):
     """Normalize a batch by its own statistics.
 
     Inputs: the batch, gamma, beta, epsilon. Outputs: the normalized batch,
-    mean, standard deviation, and what the gradient wants to know of them in
-    double precision.
+    mean, standard deviation, and both as a vector of double precision: the
+    means of all channels, then the standard deviations.
     """
 
     inputs = ["x", "gamma", "beta", "epsilon"]
     outputs = ["y", "mean", "std", "statistics"]
-
-    @own_expressions(test_values=True)
-    def make_node(self, x, gamma, beta, epsilon):
-        inputs = self.check_inputs(x, [gamma, beta])
-        x = inputs[0]
-        inputs.append(double(epsilon))
-        statistic = T.TensorType(x.dtype, self.pattern(x))
-        return theano.Apply(
-            self, inputs, [x.type(), statistic(), statistic(), T.dmatrix()])
-
-    def infer_shape(self, node, shapes):
-        x, gamma = shapes[:2]
-        channels = T.prod(gamma) if gamma else 1
-        return [x, gamma, gamma, (3, channels)]
+    kernel = "forward"
 
     def connection_pattern(self, node):
         return [[True, True, True, True], [True, False, False, False],
@@ -377,65 +390,89 @@ class BatchNormalize(FusedOp):
 
     @own_expressions(test_values=True)
     def L_op(self, inputs, outputs, output_gradients):
-        x, gamma, beta, epsilon = inputs
+        x = inputs[0]
         _, mean, std, statistics = outputs
-        dy, dmean, dstd, _ = output_gradients
-        if isinstance(dy.type, theano.gradient.DisconnectedType):
-            dx = x.zeros_like()
-            dgamma = dbeta = depsilon = dy
+        dy, *others, _ = output_gradients
+        if _is_disconnected(dy):
+            gradients = [x.zeros_like(), dy, dy, dy]
         else:
-            op = BatchNormalizeGrad(self.first, self.end, self.rectify)
-            dx, dgamma, dbeta = op(x, gamma, beta, epsilon,
-                                   T.cast(dy, x.dtype), statistics)
-            depsilon = theano.gradient.grad_not_implemented(
-                self, 3, epsilon, "epsilon is taken to be a constant")
-        count = T.prod([x.shape[axis] for axis in self.axes(x.ndim)])
-        count = T.cast(count, x.dtype)
-        if not isinstance(dmean.type, theano.gradient.DisconnectedType):
-            dx = dx + dmean / count
-        if not isinstance(dstd.type, theano.gradient.DisconnectedType):
-            zero, one = (expressions.constant_like(value, x)
-                         for value in (0, 1))
-            is_zero = T.eq(std, zero)
-            direction = T.switch(
-                is_zero, zero, (x - mean) / T.switch(is_zero, one, std))
-            dx = dx + dstd * direction / count
-        return [dx, dgamma, dbeta, depsilon]
+            gradients = _gradients_of_normalized(self, inputs, dy, statistics)
+        gradients[0] = sum(self._gradient_of_statistics(
+            x, (mean, std), others), gradients[0])
+        return gradients
 
-    @without_warnings
-    def perform(self, x, gamma, beta, epsilon):
-        axes = self.axes(x.ndim)
-        count = np.prod([x.shape[axis] for axis in axes])
-        unit = _unit_of(np.abs(x).max(axes, initial=0, keepdims=True))
-        mean = (x * unit).sum(axes, keepdims=True) / count
-        deviation = x * unit - mean
-        std = np.sqrt(np.square(deviation).sum(axes, keepdims=True) / count)
-        mean, std = mean / unit, std / unit
-        inverse = 1 / (std + epsilon)
-        y = deviation * (gamma * (inverse / unit)) + beta
-        if self.rectify:
-            y = np.where(y < 0, 0, y)
-        return y, mean, std, [
-            statistic.ravel() for statistic in (mean, std, inverse)]
+    def compute(self, x, gamma, beta, epsilon):
+        mean, std = fallback.statistics(x, self.axes(x.ndim))
+        y = fallback.Standardized(x, mean, std, epsilon).normalized(
+            gamma, beta, self.rectify)
+        return y, mean, std, _joined(mean, std)
 
-    code = """
-        const int first = {params}->first, end = {params}->end;
-        Array x(in_order({x})), gamma(in_order({gamma}));
-        Array beta(in_order({beta}));
-        if (!x || !gamma || !beta
-            || !is_parameter(gamma, "gamma", x, first, end)
-            || !is_parameter(beta, "beta", x, first, end)) {fail}
-        const Shape shape = shape_of(x, first, end);
-        const npy_intp table[2] = {3, shape.C};
-        if (!prepare_like(&{y}, x) || !prepare_like(&{mean}, gamma)
-            || !prepare_like(&{std}, gamma)
-            || !prepare(&{statistics}, 2, table, NPY_FLOAT64)) {fail}
-        ({params}->rectify ? forward<{T}, true> : forward<{T}, false>)(
-            shape, values<{T}>(x), values<{T}>(gamma), values<{T}>(beta),
-            *values<double>({epsilon}), values<{T}>({y}),
-            values<{T}>({mean}), values<{T}>({std}),
-            values<double>({statistics}));
+
+class BatchStatistics(_OfStatistics):
+    """Find the statistics of a batch.
+
+    Outputs: mean, standard deviation, both as a vector of double precision,
+    as :class:`BatchNormalize` has it, and the moments as a vector: the number
+    of values per channel, the means, and the sums of squared deviations. Only
+    the first two have gradients.
     """
+
+    inputs = ["x"]
+    outputs = ["mean", "std", "statistics", "moments"]
+    kernel = "find_statistics"
+
+    def _call(self):
+        return "find_statistics<{T}>(...);"
+
+    def connection_pattern(self, node):
+        return [[True, True, False, False]]
+
+    @own_expressions(test_values=True)
+    def L_op(self, inputs, outputs, output_gradients):
+        terms = self._gradient_of_statistics(
+            inputs[0], outputs[:2], output_gradients[:2])
+        return [sum(terms, inputs[0].zeros_like())]
+
+    def compute(self, x):
+        mean, std = fallback.statistics(x, self.axes(x.ndim))
+        count = x.size // max(mean.size, 1)
+        return (mean, std, _joined(mean, std),
+                _joined(count, mean, count * np.square(std)))
+
+
+class NormalizeBy(FusedOp):
+    """Normalize a batch by its own statistics, which are known already.
+
+    Inputs: those of :class:`BatchNormalize`, and the statistics as a vector.
+    These depend on the batch; what goes through them is in the gradient with
+    respect to the batch.
+    """
+
+    inputs = ["x", "gamma", "beta", "epsilon", "statistics"]
+    outputs = ["y"]
+    kernel = "forward_by"
+
+    def connection_pattern(self, node):
+        return [[True]] * 4 + [[False]]
+
+    @own_expressions(test_values=True)
+    def L_op(self, inputs, outputs, output_gradients):
+        *inputs, statistics = inputs
+        return [*_gradients_of_normalized(self, inputs, output_gradients[0],
+                                          statistics), DisconnectedType()()]
+
+    def compute(self, x, gamma, beta, epsilon, statistics):
+        mean, std = statistics.reshape((2,) + gamma.shape)
+        return fallback.Standardized(x, mean, std, epsilon).normalized(
+            gamma, beta, self.rectify),
+
+
+def _gradients_of_normalized(op, inputs, dy, statistics):
+    """Gradients with respect to the batch, gamma, beta and epsilon."""
+    op = BatchNormalizeGrad(op.first, op.end, op.rectify)
+    gradients = op(*inputs, T.cast(dy, inputs[0].dtype), statistics)
+    return [*gradients, grad_not_implemented(
+        op, 3, inputs[3], "epsilon is taken to be a constant")]
 
 
 class BatchNormalizeGrad(FusedOp):
@@ -448,20 +485,8 @@ class BatchNormalizeGrad(FusedOp):
 
     inputs = ["x", "gamma", "beta", "epsilon", "dy", "statistics"]
     outputs = ["dx", "dgamma", "dbeta"]
+    kernel = "backward"
     overwrites = 4
-
-    @own_expressions(test_values=True)
-    def make_node(self, x, gamma, beta, epsilon, dy, statistics):
-        inputs = self.check_inputs(x, [gamma, beta])
-        inputs += [epsilon, T.as_tensor_variable(dy), statistics]
-        if dy.dtype != x.dtype or dy.ndim != x.ndim:
-            raise TypeError("%s: the output's gradient must be like the "
-                            "input." % type(self).__name__)
-        return theano.Apply(
-            self, inputs, [variable.type() for variable in inputs[:3]])
-
-    def infer_shape(self, node, shapes):
-        return shapes[:3]
 
     def _expression(self, inputs):
         x, gamma, beta, epsilon, dy, _ = inputs
@@ -470,8 +495,7 @@ class BatchNormalizeGrad(FusedOp):
         if self.rectify:
             zero = expressions.constant_like(0, x)
             dy = T.switch(T.gt(y, zero), dy, zero)
-        return theano.grad(None, [x, gamma, beta],
-                           known_grads=OrderedDict([(y, dy)]),
+        return theano.grad(None, [x, gamma, beta], known_grads={y: dy},
                            disconnected_inputs="ignore")
 
     def connection_pattern(self, node):
@@ -482,47 +506,19 @@ class BatchNormalizeGrad(FusedOp):
     @own_expressions(test_values=True)
     def L_op(self, inputs, outputs, output_gradients):
         gradients = self._plain_gradient(inputs, output_gradients)
-        disconnected = theano.gradient.DisconnectedType()
         for position in (3, 5):
-            gradients[position] = disconnected()
+            gradients[position] = DisconnectedType()()
         return gradients
 
-    @without_warnings
-    def perform(self, x, gamma, beta, epsilon, dy, statistics):
-        axes = self.axes(x.ndim)
-        mean, std, inverse = (
-            statistic.reshape(gamma.shape) for statistic in statistics)
-        if x.size == 0:
-            inverse = np.zeros(gamma.shape)
-        unit = _unit_of(np.maximum(std, 1e-30 * np.abs(mean)))
-        deviation = x * unit - mean * unit
+    def compute(self, x, gamma, beta, epsilon, dy, statistics):
+        batch = fallback.Standardized(
+            x, *statistics.reshape((2,) + gamma.shape), epsilon)
         if self.rectify:
-            dy = np.where(deviation * (gamma * (inverse / unit)) + beta > 0,
-                          dy, 0)
-        count = np.prod([x.shape[axis] for axis in axes])
-        dbeta = dy.sum(axes, dtype=np.float64, keepdims=True)
-        dgamma = (dy * deviation).sum(axes, keepdims=True) * (inverse / unit)
-        direction = np.where(std == 0, 0, dgamma / count / (std * unit))
-        dx = gamma * inverse * (dy - dbeta / count - deviation * direction)
-        return dx, dgamma, dbeta
-
-    code = """
-        const int first = {params}->first, end = {params}->end;
-        Array x(in_order({x})), gamma(in_order({gamma}));
-        Array beta(in_order({beta})), dy(in_order({dy}));
-        Array statistics(in_order({statistics}));
-        if (!x || !gamma || !beta || !dy || !statistics
-            || !is_like(dy, "the output's gradient", x)
-            || !({params}->inplace ? prepare_over(&{dx}, dy)
-                                   : prepare_like(&{dx}, x))
-            || !prepare_like(&{dgamma}, gamma)
-            || !prepare_like(&{dbeta}, beta)) {fail}
-        ({params}->rectify ? backward<{T}, true> : backward<{T}, false>)(
-            shape_of(x, first, end), values<{T}>(x), values<{T}>(gamma),
-            values<{T}>(beta), values<{T}>(dy),
-            values<double>(statistics), values<{T}>({dx}),
-            values<{T}>({dgamma}), values<{T}>({dbeta}));
-    """
+            dy = batch.reaching(dy, gamma, beta)
+        sums, products = batch.gradient_sums(dy, self.axes(x.ndim))
+        count = x.size / max(gamma.size, 1)
+        return (batch.gradient(gamma, dy, count, sums, products),
+                batch.by_gamma(products), sums)
 
 
 class Normalize(FusedOp):
@@ -534,21 +530,12 @@ class Normalize(FusedOp):
 
     inputs = ["x", "mean", "std", "gamma", "beta", "epsilon"]
     outputs = ["y"]
+    kernel = "apply"
     overwrites = 0
-    n_params = 4
-
-    @own_expressions(test_values=True)
-    def make_node(self, x, mean, std, gamma, beta, epsilon):
-        inputs = self.check_inputs(x, [mean, std, gamma, beta])
-        inputs.append(double(epsilon))
-        return theano.Apply(self, inputs, [inputs[0].type()])
-
-    def infer_shape(self, node, shapes):
-        return shapes[:1]
 
     def _expression(self, inputs):
-        inputs = inputs[:5] + [T.cast(inputs[5], inputs[0].dtype)]
-        y = expressions.normalize(*inputs)
+        *inputs, epsilon = inputs
+        y = expressions.normalize(*inputs, T.cast(epsilon, inputs[0].dtype))
         zero = expressions.constant_like(0, y)
         return [T.switch(T.lt(y, zero), zero, y) if self.rectify else y]
 
@@ -556,33 +543,13 @@ class Normalize(FusedOp):
     def L_op(self, inputs, outputs, output_gradients):
         return self._plain_gradient(inputs, output_gradients)
 
-    @without_warnings
-    def perform(self, x, mean, std, gamma, beta, epsilon):
-        mean, std = (np.asarray(value, np.float64) for value in (mean, std))
-        y = (x - mean) * (gamma / (std + epsilon)) + beta
-        return (np.where(y < 0, 0, y) if self.rectify else y),
-
-    code = """
-        const int first = {params}->first, end = {params}->end;
-        Array x(in_order({x})), mean(in_order({mean}));
-        Array std(in_order({std})), gamma(in_order({gamma}));
-        Array beta(in_order({beta}));
-        if (!x || !mean || !std || !gamma || !beta
-            || !is_parameter(mean, "mean", x, first, end)
-            || !is_parameter(std, "std", x, first, end)
-            || !is_parameter(gamma, "gamma", x, first, end)
-            || !is_parameter(beta, "beta", x, first, end)
-            || !({params}->inplace ? prepare_over(&{y}, x)
-                                   : prepare_like(&{y}, x))) {fail}
-        ({params}->rectify ? apply<{T}, true> : apply<{T}, false>)(
-            shape_of(x, first, end), values<{T}>(x), values<{T}>(mean),
-            values<{T}>(std), values<{T}>(gamma), values<{T}>(beta),
-            *values<double>({epsilon}), values<{T}>({y}));
-    """
+    def compute(self, x, mean, std, gamma, beta, epsilon):
+        return fallback.Standardized(x, mean, std, epsilon).normalized(
+            gamma, beta, self.rectify),
 
 
-class MoveAverage(_CompiledOp):
-    """A running average after a batch.
+class MoveAverage(CompiledOp):
+    """Move a running average by a batch.
 
     Inputs: the average, the weight of the batch, the number of its values, and
     its statistics, the one to average first, of the average's shape. The
@@ -596,7 +563,7 @@ class MoveAverage(_CompiledOp):
     """
 
     __props__ = ("n_statistics",)
-    source = _AVERAGES
+    source = AVERAGES
     outputs = ["moved"]
 
     def __init__(self, n_statistics):
@@ -604,10 +571,10 @@ class MoveAverage(_CompiledOp):
 
     @property
     def inputs(self):
-        return ["average", "alpha", "count"] + self._statistics()
+        return ["average", "alpha", "count", *self._statistics()]
 
     def _statistics(self):
-        return ["statistic%d" % i for i in range(self.n_statistics)]
+        return [f"statistic{i}" for i in range(self.n_statistics)]
 
     def make_node(self, average, alpha, count, *statistics):
         like = [(statistic.dtype, statistic.ndim) for statistic in statistics]
@@ -615,29 +582,24 @@ class MoveAverage(_CompiledOp):
                 like != [(average.dtype, average.ndim)] * self.n_statistics):
             raise TypeError(
                 "MoveAverage: alpha must be float64, the count int64, and the "
-                "%d statistics like the average, %s with %d dimensions."
-                % (self.n_statistics, average.dtype, average.ndim))
-        return theano.Apply(self, [average, alpha, count] + list(statistics),
+                f"{self.n_statistics} statistics like the average, "
+                f"{average.dtype} with {average.ndim} dimensions.")
+        return theano.Apply(self, [average, alpha, count, *statistics],
                             [average.type()])
 
     def infer_shape(self, node, shapes):
         return shapes[:1]
 
-    @without_warnings
-    def perform(self, average, alpha, count, *statistics):
-        if count < 2 or not all(map(np.all, map(np.isfinite, statistics))):
-            return average.copy(),
-        if alpha == 1:
-            return statistics[0].copy(),
-        return (1 - alpha) * average + alpha * statistics[0],
+    def compute(self, average, alpha, count, *statistics):
+        return fallback.move_average(average, alpha, count, statistics),
 
     @property
     def code(self):
         checked = "".join("""
-        Array {0}(in_order({{{0}}}));
-        if (!{0} || !is_like({0}, "a batch's statistic", average)) {{fail}}
-        usable = usable && all_finite(values<{{T}}>({0}), size);
-        """.format(statistic) for statistic in self._statistics())
+        Array NAME(in_order({NAME}));
+        if (!NAME || !is_like(NAME, "a batch's statistic", average)) {fail}
+        usable = usable && all_finite(values<{T}>(NAME), size);
+        """.replace("NAME", name) for name in self._statistics())
         return """
         Array average(in_order({average}));
         if (!average || !prepare_like(&{moved}, average)) {fail}

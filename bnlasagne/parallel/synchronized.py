@@ -1,28 +1,29 @@
-"""Batch normalization by the statistics of all ranks' batches together.
+"""Normalize by the statistics of all ranks' batches together.
 
-Each rank has a part of the batch. What it finds in the pass over its part that
-statistics take is put together with what the others find, in one message; then
-it makes the pass that normalizes. In the gradient it is likewise:
+Each rank has a part of the batch. It makes one pass over its part, merges what
+it found with what the other ranks found, and makes a second pass. The gradient
+takes two passes as well:
 
 ====================  ==================  =========================
-pass over the part    message             pass over the part
+first pass            message             second pass
 ====================  ==================  =========================
-`FindMoments`         `MergeMoments`      `NormalizeByMoments`
-`FindGradientSums`    `AllReduce`         `GradientByMoments`
+`BatchStatistics`     `MergeMoments`      `NormalizePart`
+`FindGradientSums`    `AllReduce`         `GradientBySums`
 ====================  ==================  =========================
 
-The gradients with respect to gamma and beta are those by this rank's part, as
-those of all other parameters are.
-
-Moments are vectors; see :class:`bnlasagne.parallel.collectives.MergeMoments`.
+A rank has the gradients with respect to gamma and beta by its own part, as it
+has those of all other parameters.
 """
 
+import functools
+
 import numpy as np
-import theano
 import theano.tensor as T
+from theano.gradient import DisconnectedType, grad_not_implemented
 
 from ..graphs.flags import own_expressions
-from ..kernels import dispatch, expressions, ops
+from ..kernels import dispatch, expressions, fallback, ops
+from ..kernels.moments import Moments
 from .collectives import AllReduce, MergeMoments
 
 __all__ = [
@@ -53,8 +54,8 @@ def statistics(x, axes, channel, name):
         size 1 along the axes; `count`, a scalar, is the number of values that
         they are taken over.
     """
-    moments = _moments(x, axes, channel, name, dispatch.are_usable(x))
-    return _of_moments(moments, x, axes)
+    moments = dispatch.find_moments(x, axes)
+    return _of_all_ranks(moments, x, axes, channel, name)[1:]
 
 
 @own_expressions(test_values=True)
@@ -82,307 +83,119 @@ def normalize_batch(x, gamma, beta, epsilon, axes, channel, name,
     mean, std, count : Theano variables
         See :func:`statistics`.
     """
-    moments = _moments(x, axes, channel, name,
-                       dispatch.are_usable(x, gamma, beta))
-    mean, std, count = _of_moments(moments, x, axes)
+    moments = dispatch.find_moments(x, axes, gamma, beta)
+    vector, *found = _of_all_ranks(moments, x, axes, channel, name)
     if correct is not None:
-        gamma, beta = correct(mean, std, gamma, beta)
-    fused = dispatch.are_usable(x, gamma, beta)
-    normalize = _fused if fused else _plain
-    output = normalize(x, moments, gamma, beta, epsilon, axes, rectify)
-    return output, mean, std, count
+        gamma, beta = correct(*found[:2], gamma, beta)
+    op = functools.partial(NormalizePart, channel=channel,
+                           what=_MOMENTS_OF + name)
+    output = dispatch.normalize_by(op, x, vector, gamma, beta, epsilon, axes,
+                                   rectify)
+    return (output, *found)
 
 
-def _moments(x, axes, channel, name, fused):
-    """Moments of all ranks' parts together."""
-    if fused:
-        order, _ = ops.in_blocks(x.ndim, axes)
-        op = FindMoments(*ops.parameter_axes(x.ndim, axes))
-        moments = op(ops.shuffled(x, order))
-    else:
-        moments = _plain_moments(x, axes)
-    return MergeMoments(channel, "the moments of " + name)(moments)
+_MOMENTS_OF = "the moments of "
 
 
-def _of_moments(moments, x, axes):
-    """Mean and standard deviation like `x`, and the count."""
-    mean, variance = _in_shape(moments, x, axes)
-    return (T.cast(mean, x.dtype),
-            T.cast(expressions.safe_sqrt(variance), x.dtype),
-            T.cast(moments[0], "int64"))
+def _of_all_ranks(moments, x, axes, channel, name):
+    """Statistics, as a vector; mean and standard deviation; and the count."""
+    moments = Moments.from_vector(
+        MergeMoments(channel, _MOMENTS_OF + name)(moments))
+    std = expressions.safe_sqrt(moments.m2 / moments.count)
+    vector = T.concatenate([moments.mean, std])
+    mean, std = expressions.in_shape(T.cast(vector, x.dtype), x, axes)
+    return vector, mean, std, T.cast(moments.count, "int64")
 
 
-def _in_shape(moments, x, axes):
-    """Mean and variance, of double precision."""
-    shape = [1 if axis in axes else x.shape[axis] for axis in range(x.ndim)]
-    pattern = [axis in axes or x.broadcastable[axis]
-               for axis in range(x.ndim)]
-    channels = (moments.shape[0] - 1) // 2
-    mean, m2 = (
-        T.patternbroadcast(part.reshape(shape, x.ndim), pattern)
-        for part in (moments[1:1 + channels], moments[1 + channels:]))
-    return mean, m2 / moments[0]
+class NormalizePart(ops.NormalizeBy):
+    """Normalize a rank's part by the statistics of the whole batch.
 
-
-# As plain expressions
-
-def _plain_moments(x, axes):
-    x = expressions.cast(x, "float64")
-    deviation, mean, _ = expressions.standardization(x, axes)
-    count = T.prod([T.cast(x.shape[axis], "float64") for axis in axes])
-    return T.concatenate([T.shape_padleft(count), T.flatten(mean),
-                          T.flatten(T.sqr(deviation).sum(axes))])
-
-
-def _plain(x, moments, gamma, beta, epsilon, axes, rectify):
-    gamma, beta = dispatch.aligned(x, axes, gamma, beta)
-    mean, variance = _in_shape(moments, x, axes)
-    near = T.cast(mean, x.dtype)
-    # What rounded the mean is not small against the standard deviation where
-    # the mean is large.
-    deviation = x - near - T.cast(mean - near, x.dtype)
-    std = T.cast(expressions.safe_sqrt(variance), x.dtype)
-    output = expressions.scale_and_shift(deviation, std, gamma, beta, epsilon)
-    return T.nnet.relu(output) if rectify else output
-
-
-# As fused Ops
-
-def _fused(x, moments, gamma, beta, epsilon, axes, rectify):
-    order, inverse = ops.in_blocks(x.ndim, axes)
-    x, gamma, beta = (ops.shuffled(variable, order) for variable in (
-        x, ops.filled(gamma, 1, x, axes), ops.filled(beta, 0, x, axes)))
-    op = NormalizeByMoments(*ops.parameter_axes(x.ndim, axes), rectify)
-    return ops.shuffled(op(x, gamma, beta, epsilon, moments), inverse)
-
-
-class FindMoments(ops.FusedOp):
-    """Moments of a rank's part of a batch.
-
-    Its gradient is in that of :class:`NormalizeByMoments`.
+    Parameters
+    ----------
+    first, end, rectify
+        See :class:`bnlasagne.kernels.ops.FusedOp`.
+    channel : Channel
+        To the other ranks.
+    what : str
+        What its gradient is of, for messages.
     """
 
-    inputs = ["x"]
-    outputs = ["moments"]
+    __props__ = ops.NormalizeBy.__props__ + ("channel", "what")
 
-    def make_node(self, x):
-        return theano.Apply(self, self.check_inputs(x, []), [T.dvector()])
-
-    def infer_shape(self, node, shapes):
-        return [(1 + 2 * T.prod(shapes[0][self.first:self.end], dtype="int64"),
-                 )]
-
-    def connection_pattern(self, node):
-        return [[False]]
-
-    def L_op(self, inputs, outputs, output_gradients):
-        return [theano.gradient.DisconnectedType()()]
-
-    @ops.without_warnings
-    def perform(self, x):
-        axes = self.axes(x.ndim)
-        count = np.prod([x.shape[axis] for axis in axes])
-        mean = x.sum(axes, dtype=np.float64, keepdims=True) / count
-        deviation = x - mean
-        mean = mean + deviation.sum(axes, keepdims=True) / count
-        m2 = np.square(x - mean).sum(axes)
-        return np.concatenate([[count], mean.ravel(), m2.ravel()]),
-
-    code = """
-        const int first = {params}->first, end = {params}->end;
-        Array x(in_order({x}));
-        if (!x) {fail}
-        const Shape shape = shape_of(x, first, end);
-        const npy_intp size = 1 + 2 * shape.C;
-        if (!prepare(&{moments}, 1, &size, NPY_FLOAT64)) {fail}
-        find_moments(shape, values<{T}>(x), values<double>({moments}));
-    """
-
-
-class _ByMoments(ops.FusedOp):
-    """What the Ops have in common that are given the moments."""
-
-    inputs = ["x", "gamma", "beta", "epsilon", "moments"]
-
-    def _checked(self, x, gamma, beta, epsilon, moments):
-        return self.check_inputs(x, [gamma, beta]) + [
-            ops.double(epsilon), T.as_tensor_variable(moments)]
-
-    @staticmethod
-    def _statistics(moments, shape, epsilon):
-        """Count, mean, standard deviation, and its inverse with epsilon."""
-        count, mean, m2 = moments[0], *moments[1:].reshape((2,) + shape)
-        std = np.sqrt(m2 / count)
-        return count, mean, std, 1 / (std + epsilon)
-
-    def _gradient_reaching(self, deviation, gamma, beta, inverse, dy):
-        if not self.rectify:
-            return dy
-        return np.where(deviation * (gamma * inverse) + beta > 0, dy, 0)
-
-    # What all of their C++ codes begin with.
-    _begin = """
-        const int first = {params}->first, end = {params}->end;
-        Array x(in_order({x})), gamma(in_order({gamma}));
-        Array beta(in_order({beta})), moments(in_order({moments}));
-        if (!x || !gamma || !beta || !moments
-            || !is_parameter(gamma, "gamma", x, first, end)
-            || !is_parameter(beta, "beta", x, first, end)) {fail}
-        const Shape shape = shape_of(x, first, end);
-        if (!is_size(moments, "the moments", 1 + 2 * shape.C)) {fail}
-    """
-    _begin_gradient = _begin + """
-        Array dy(in_order({dy}));
-        if (!dy || !is_like(dy, "the output's gradient", x)) {fail}
-    """
-
-
-class NormalizeByMoments(_ByMoments):
-    """Normalize a rank's part by the moments of the whole batch.
-
-    The moments depend on the batch; what goes through them is in the gradient
-    with respect to the batch.
-    """
-
-    outputs = ["y"]
-
-    def make_node(self, x, gamma, beta, epsilon, moments):
-        inputs = self._checked(x, gamma, beta, epsilon, moments)
-        return theano.Apply(self, inputs, [inputs[0].type()])
-
-    def infer_shape(self, node, shapes):
-        return shapes[:1]
-
-    def connection_pattern(self, node):
-        return [[True]] * 4 + [[False]]
+    def __init__(self, first, end, rectify, channel, what):
+        super().__init__(first, end, rectify)
+        self.channel = channel
+        self.what = what
 
     @own_expressions(test_values=True)
     def L_op(self, inputs, outputs, output_gradients):
-        x, moments = inputs[0], inputs[4]
-        dy = output_gradients[0].astype(x.dtype)
-        merge = moments.owner.op
+        *inputs, statistics = inputs
+        dy = T.cast(output_gradients[0], inputs[0].dtype)
+        inputs += [dy, statistics]
         arguments = self.first, self.end, self.rectify
-        sums, dgamma, dbeta = FindGradientSums(*arguments)(*inputs + [dy])
-        what = "the sums for the gradient of " + merge.what
-        sums = AllReduce(merge.channel, what)(sums)
-        dx = GradientByMoments(*arguments)(*inputs + [dy, sums])
-        return [dx, dgamma, dbeta, theano.gradient.grad_not_implemented(
+        sums, dgamma, dbeta = FindGradientSums(*arguments)(*inputs)
+        what = "the sums for the gradient of " + self.what
+        sums = AllReduce(self.channel, what)(sums)
+        dx = GradientBySums(*arguments)(*inputs, sums)
+        return [dx, dgamma, dbeta, grad_not_implemented(
             self, 3, inputs[3], "epsilon is taken to be a constant"),
-            theano.gradient.DisconnectedType()()]
-
-    @ops.without_warnings
-    def perform(self, x, gamma, beta, epsilon, moments):
-        _, mean, _, inverse = self._statistics(moments, gamma.shape, epsilon)
-        y = (x - mean) * (gamma * inverse) + beta
-        return (np.where(y < 0, 0, y) if self.rectify else y),
-
-    code = _ByMoments._begin + """
-        if (!prepare_like(&{y}, x)) {fail}
-        ({params}->rectify ? forward_by<{T}, true> : forward_by<{T}, false>)(
-            shape, values<{T}>(x), values<{T}>(gamma), values<{T}>(beta),
-            *values<double>({epsilon}), values<double>(moments),
-            values<{T}>({y}));
-    """
+            DisconnectedType()()]
 
 
-class _Gradient(_ByMoments):
-    """A part of the gradient of :class:`NormalizeByMoments`."""
+class _Gradient(ops.FusedOp):
+    """A part of the gradient of :class:`NormalizePart`."""
+
+    inputs = ops.BatchNormalizeGrad.inputs
 
     def L_op(self, inputs, outputs, output_gradients):
         why = ("synchronized batch normalization has gradients of gradients "
                "only within bnlasagne.plain_expressions()")
-        return [theano.gradient.grad_not_implemented(self, i, variable, why)
+        return [grad_not_implemented(self, i, variable, why)
                 for i, variable in enumerate(inputs)]
+
+    def _standardized(self, x, gamma, beta, epsilon, dy, statistics):
+        """The part, and the gradient that reaches its normalized values."""
+        batch = fallback.Standardized(
+            x, *statistics.reshape((2,) + gamma.shape), epsilon)
+        return batch, batch.reaching(dy, gamma, beta) if self.rectify else dy
 
 
 class FindGradientSums(_Gradient):
-    """What the gradient wants to know of a rank's part.
+    """Find what the gradient wants to know of a rank's part.
 
-    Outputs: for each channel, the sum of the gradient that reaches the
-    normalized values, then that of its product with their deviations, as a
-    vector; and the gradients with respect to gamma and beta.
+    Outputs: a vector with the number of values per channel, for each channel
+    the sum of the gradient that reaches the normalized values, and then that
+    of its product with their deviations; and the gradients with respect to
+    gamma and beta.
     """
 
-    inputs = _ByMoments.inputs + ["dy"]
     outputs = ["sums", "dgamma", "dbeta"]
+    kernel = "find_gradient_sums"
 
-    def make_node(self, x, gamma, beta, epsilon, moments, dy):
-        inputs = self._checked(x, gamma, beta, epsilon, moments)
-        return theano.Apply(
-            self, inputs + [T.as_tensor_variable(dy)],
-            [T.dvector()] + [variable.type() for variable in inputs[1:3]])
-
-    def infer_shape(self, node, shapes):
-        return [(shapes[4][0] - 1,)] + shapes[1:3]
-
-    @ops.without_warnings
-    def perform(self, x, gamma, beta, epsilon, moments, dy):
-        axes = self.axes(x.ndim)
-        _, mean, _, inverse = self._statistics(moments, gamma.shape, epsilon)
-        # From the mean as the kernels round it, which is alike on all ranks.
-        near = mean.astype(x.dtype).astype(np.float64)
-        g = self._gradient_reaching(x - mean, gamma, beta, inverse, dy)
-        sums = g.sum(axes, dtype=np.float64, keepdims=True)
-        products = (g * (x - near)).sum(axes, keepdims=True)
-        dgamma = (products - (mean - near) * sums) * inverse
-        if x.size == 0:
-            dgamma = np.zeros(gamma.shape)
-        return np.concatenate([sums.ravel(), products.ravel()]), dgamma, sums
-
-    code = _ByMoments._begin_gradient + """
-        const npy_intp size = 2 * shape.C;
-        if (!prepare(&{sums}, 1, &size, NPY_FLOAT64)
-            || !prepare_like(&{dgamma}, gamma)
-            || !prepare_like(&{dbeta}, beta)) {fail}
-        ({params}->rectify ? find_gradient_sums<{T}, true>
-                           : find_gradient_sums<{T}, false>)(
-            shape, values<{T}>(x), values<{T}>(gamma), values<{T}>(beta),
-            *values<double>({epsilon}), values<{T}>(dy),
-            values<double>(moments), values<double>({sums}),
-            values<{T}>({dgamma}), values<{T}>({dbeta}));
-    """
+    def compute(self, x, gamma, *others):
+        batch, dy = self._standardized(x, gamma, *others)
+        sums, products = batch.gradient_sums(dy, self.axes(x.ndim))
+        count = x.size // max(gamma.size, 1)
+        vector = np.concatenate([[count], sums.ravel(),
+                                 (products / batch.unit).ravel()])
+        return vector, batch.by_gamma(products), sums
 
 
-class GradientByMoments(_Gradient):
-    """The gradient with respect to a rank's part.
+class GradientBySums(_Gradient):
+    """Compute the gradient with respect to a rank's part.
 
     Its last input are the sums of all ranks; the gradient with respect to the
     output is overwritten by the in-place variant.
     """
 
-    inputs = _ByMoments.inputs + ["dy", "sums"]
+    inputs = _Gradient.inputs + ["sums"]
     outputs = ["dx"]
-    overwrites = 5
+    kernel = "backward_by"
+    overwrites = 4
 
-    def make_node(self, x, gamma, beta, epsilon, moments, dy, sums):
-        inputs = self._checked(x, gamma, beta, epsilon, moments)
-        inputs += [T.as_tensor_variable(dy), T.as_tensor_variable(sums)]
-        return theano.Apply(self, inputs, [inputs[0].type()])
-
-    def infer_shape(self, node, shapes):
-        return shapes[:1]
-
-    @ops.without_warnings
-    def perform(self, x, gamma, beta, epsilon, moments, dy, sums):
-        count, mean, std, inverse = self._statistics(
-            moments, gamma.shape, epsilon)
-        near = mean.astype(x.dtype).astype(np.float64)
-        total, products = sums.reshape((2,) + gamma.shape)
-        products = products - (mean - near) * total
-        deviation = x - mean
-        g = self._gradient_reaching(deviation, gamma, beta, inverse, dy)
-        direction = np.where(std == 0, 0, products * inverse / (count * std))
-        return gamma * inverse * (
-            g - total / count - deviation * direction),
-
-    code = _ByMoments._begin_gradient + """
-        Array sums(in_order({sums}));
-        if (!sums || !is_size(sums, "the sums", 2 * shape.C)
-            || !({params}->inplace ? prepare_over(&{dx}, dy)
-                                   : prepare_like(&{dx}, x))) {fail}
-        ({params}->rectify ? backward_by<{T}, true> : backward_by<{T}, false>)(
-            shape, values<{T}>(x), values<{T}>(gamma), values<{T}>(beta),
-            *values<double>({epsilon}), values<{T}>(dy),
-            values<double>(moments), values<double>(sums),
-            values<{T}>({dx}));
-    """
+    def compute(self, x, gamma, *others):
+        *others, sums = others
+        batch, dy = self._standardized(x, gamma, *others)
+        count, (total, products) = sums[0], sums[1:].reshape(
+            (2,) + gamma.shape)
+        return batch.gradient(gamma, dy, count, total, products * batch.unit),

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import warnings
 
-from bnlasagne.kernels import compilers, ops
+from bnlasagne.kernels import compiled, compilers, ops
 
 import numpy as np
 import pytest
@@ -153,7 +153,7 @@ def test_flags_that_nobody_can_take_away(compiler):
     """The compiler's own, say: the kernels refuse them."""
     with compiler('[[ $# -gt 1 ]] && exec g++ "$@" -ffast-math'), \
             pytest.warns(RuntimeWarning, match="ffast-math"):
-        assert compilers.arguments(ops._TRIAL) is None
+        assert compilers.arguments(compiled.TRIAL) is None
 
 
 UNSAFE = ["-ffast-math", "-Ofast", "-ffinite-math-only", "-std=c++98",

@@ -1,6 +1,9 @@
 """Batch renormalization: the options r_max and d_max."""
 
-from bnlasagne import BatchNormLayer
+import contextlib
+
+from bnlasagne import BatchNormLayer, plain_expressions
+from bnlasagne.kernels.ops import FusedOp
 
 import numpy as np
 import pytest
@@ -130,6 +133,37 @@ def test_averages_are_those_of_the_batch(rng, float64, mode, stored):
     theano.function([x], layer.get_output_for(x), mode=mode)(batch)
     assert_allclose(averages(layer),
                     expected_averages(layer, batch, before=stored))
+
+
+def kinds(function):
+    return [type(node.op).__name__ for node in function.maker.fgraph.toposort()
+            if isinstance(node.op, FusedOp)]
+
+
+@pytest.mark.parametrize("renormalized, names", [
+    (True, ["BatchStatistics", "NormalizeBy", "BatchNormalizeGrad"]),
+    (False, ["BatchStatistics", "Normalize"])])
+def test_one_pass_for_the_statistics(quick, expressions, renormalized, names):
+    """With stored averages that are used and updated, too."""
+    layer = BatchNormLayer((None, 3), r_max=2 if renormalized else 1)
+    x = T.matrix()
+    y = layer.get_output_for(x, batch_norm_use_averages=not renormalized,
+                             batch_norm_update_averages=True)
+    outputs = [y, T.grad(T.sqr(y).sum(), x)] if renormalized else y
+    found = kinds(theano.function([x], outputs))
+    assert sorted(found) == (sorted(names) if expressions == "fused" else [])
+
+
+def test_second_derivatives(rng, float64, quick, stored, params):
+    batch, weights = rng.normal(2, 2, (2, 6, 3))
+    x, found = T.matrix(), []
+    for context in (contextlib.nullcontext, plain_expressions):
+        with context():
+            y = make(stored, params, r_max=1.2, d_max=0.4).get_output_for(x)
+        first = T.grad((weights * T.tanh(y)).sum(), x)
+        found.append(theano.function(
+            [x], T.grad(T.sqr(first).sum(), x))(batch))
+    assert_allclose(*found, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("left_out", ["gamma", "beta"])

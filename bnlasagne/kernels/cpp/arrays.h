@@ -47,6 +47,21 @@ inline bool prepare_like(PyArrayObject** output, PyArrayObject* array) {
                    PyArray_TYPE(array));
 }
 
+inline bool prepare_vector(PyArrayObject** output, npy_intp size) {
+    return prepare(output, 1, &size, NPY_FLOAT64);
+}
+
+/* The same for an array with the given one's sizes from axis `first` up to, and
+ * without, `end`; and with size 1 along the other axes. */
+inline bool prepare_statistic(PyArrayObject** output, PyArrayObject* array,
+                              int first, int end) {
+    npy_intp shape[64];  // no version of NumPy has more dimensions
+    for (int axis = 0; axis < PyArray_NDIM(array); ++axis)
+        shape[axis] = axis >= first && axis < end
+                      ? PyArray_DIM(array, axis) : 1;
+    return prepare(output, PyArray_NDIM(array), shape, PyArray_TYPE(array));
+}
+
 /* Makes *output the given array, if its values may be overwritten in order;
  * else a new one of its shape. */
 inline bool prepare_over(PyArrayObject** output, PyArrayObject* array) {

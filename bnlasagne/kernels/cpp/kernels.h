@@ -162,11 +162,18 @@ template <typename Job> void run(Job& job) {
     take_part(job);
 }
 
-/* What the forward pass tells the backward pass, for each channel. */
+/* What the forward pass tells the backward pass, for each channel; and what
+ * both make of it: the inverse of the standard deviation with epsilon. */
 struct Statistics {
-    double *mean, *std, *inverse;
+    double *mean, *std;
+    Table<double> inverse;
     Statistics(double* memory, Index C)
-        : mean(memory), std(memory + C), inverse(memory + 2 * C) {}
+        : mean(memory), std(memory + C), inverse(1, C) {}
+    void set_inverse(Index begin, Index end, double epsilon) {
+        double* to = inverse[0];
+        BNLASAGNE_INDEPENDENT
+        for (Index c = begin; c < end; ++c) to[c] = 1 / (std[c] + epsilon);
+    }
 };
 
 /* Square root of a sum of squares; no square overflows or underflows. */
@@ -256,17 +263,6 @@ template <typename T> struct Job {
           statistics(memory, shape.C), found(2 * plan.pieces, shape.C),
           constants(constants, shape.C) {}
 
-    /* What was found, of another batch that this one is a part of, or to be
-     * told. */
-    void set_found(const double* first, const double* second) {
-        std::copy(first, first + shape.C, found[0]);
-        std::copy(second, second + shape.C, found[1]);
-    }
-    void get_found(double* first, double* second) const {
-        std::copy(found[0], found[0] + shape.C, first);
-        std::copy(found[1], found[1] + shape.C, second);
-    }
-
     Affine<T> affine(Index c) const {
         Affine<T> made = {constants[0][c], constants[1][c], constants[2][c],
                           constants[3][c]};
@@ -285,7 +281,7 @@ template <typename T> struct Job {
         T *units = constants[0], *centre = constants[1];
         T *scale = constants[2], *shift = constants[3];
         const double *mean = statistics.mean, *std = statistics.std;
-        const double *inverse = statistics.inverse;
+        const double *inverse = statistics.inverse[0];
         set_units(begin, end, units, 16, 0, [=](Index c) {
             return size_of(mean[c], std[c]);
         });
@@ -413,6 +409,13 @@ template <typename T, bool RECTIFY> struct Forward : Job<T> {
     }
 
     void settle(Index begin, Index end) {
+        if (this->passes == BOTH) set_statistics(begin, end);
+        statistics.set_inverse(begin, end, epsilon);
+        this->set_affine(begin, end, gamma, beta);
+    }
+
+    /* Sets the statistics by what was found. */
+    void set_statistics(Index begin, Index end) {
         const double *means = found[0], *norms = found[1];
         const double root = std::sqrt(this->count);
         BNLASAGNE_INDEPENDENT
@@ -420,11 +423,9 @@ template <typename T, bool RECTIFY> struct Forward : Job<T> {
             const double deviation = norms[c] / root;
             statistics.mean[c] = means[c];
             statistics.std[c] = deviation;
-            statistics.inverse[c] = 1 / (deviation + epsilon);
             mean[c] = static_cast<T>(means[c]);
             std[c] = static_cast<T>(deviation);
         }
-        this->set_affine(begin, end, gamma, beta);
     }
 
     /* Merges the moments of all pieces into those of the first. */
@@ -475,10 +476,11 @@ template <typename T, bool RECTIFY> struct Backward : Job<T> {
     T *dx, *dgamma, *dbeta;
 
     Backward(const Shape& shape, const T* x, const T* gamma, const T* beta,
-             const T* dy, double* memory, T* dx, T* dgamma, T* dbeta,
-             Passes passes = BOTH)
+             double epsilon, const T* dy, double* memory, T* dx, T* dgamma,
+             T* dbeta, Passes passes = BOTH)
         : Job<T>(shape, memory, 9, passes), x(x), gamma(gamma), dy(dy),
           dx(dx), dgamma(dgamma), dbeta(dbeta) {
+        statistics.set_inverse(0, shape.C, epsilon);
         this->set_affine(0, shape.C, gamma, beta);
     }
 
@@ -518,7 +520,9 @@ template <typename T, bool RECTIFY> struct Backward : Job<T> {
         }
     }
 
-    /* Adds the sums of all pieces to those of the first. */
+    /* Adds the sums of all pieces to those of the first. Then the products are
+     * with the deviations from the mean, rather than from what it was rounded
+     * to. */
     void merge(Index begin, Index end) {
         double *sum = found[0], *product = found[1];
         for (Index piece = 1; piece < plan.pieces; ++piece) {
@@ -530,19 +534,21 @@ template <typename T, bool RECTIFY> struct Backward : Job<T> {
                 product[c] += more_product[c];
             }
         }
+        for (Index c = begin; c < end; ++c)
+            product[c] -= this->rest(c) * sum[c];
         set_param_gradients(begin, end);
     }
 
     /* Sets the gradients of the parameters, by this process's values. */
     void set_param_gradients(Index begin, Index end) {
         const double *sums = found[0], *products = found[1];
+        const double* inverse = statistics.inverse[0];
         const bool empty = shape.count() == 0;
         BNLASAGNE_INDEPENDENT
         for (Index c = begin; c < end; ++c) {
             const double unit = this->constants[0][c];
-            const double product = products[c] - this->rest(c) * sums[c];
             dgamma[c] = static_cast<T>(
-                empty ? 0 : product * (statistics.inverse[c] / unit));
+                empty ? 0 : products[c] * (inverse[c] / unit));
             dbeta[c] = static_cast<T>(sums[c]);
         }
     }
@@ -554,7 +560,7 @@ template <typename T, bool RECTIFY> struct Backward : Job<T> {
         T *units = this->constants[4], *mean = this->constants[5];
         T *a = this->constants[6], *b = this->constants[7];
         T* c_ = this->constants[8];
-        const double* inverses = statistics.inverse;
+        const double* inverses = statistics.inverse[0];
         const T* gammas = gamma;
         set_units(begin, end, units, 64, 64, [=](Index c) {
             return std::fabs(gammas[c] * inverses[c]);
@@ -562,15 +568,13 @@ template <typename T, bool RECTIFY> struct Backward : Job<T> {
         BNLASAGNE_INDEPENDENT
         for (Index c = begin; c < end; ++c) {
             const double unit = this->constants[0][c];
-            const double inverse = statistics.inverse[c];
+            const double inverse = inverses[c];
             const double std = statistics.std[c] * unit;
-            const double rest = this->rest(c);
-            const double product = products[c] - rest * sums[c];
             const double factor = gamma[c] * inverse;
             const double own = 1. / units[c];
             // The standard deviation has no gradient where it is zero.
             const double slope = std == 0 ? 0
-                : -factor * (product / count * (inverse / unit / std));
+                : -factor * (products[c] / count * (inverse / unit / std));
             const double average = sums[c] / count * own;
             const T near = static_cast<T>(average);
             units[c] = static_cast<T>(own);
@@ -579,7 +583,7 @@ template <typename T, bool RECTIFY> struct Backward : Job<T> {
             b[c] = static_cast<T>(slope);
             c_[c] = static_cast<T>(
                 -factor / own * (average - static_cast<double>(near))
-                - slope * rest);
+                - slope * this->rest(c));
         }
     }
 
@@ -601,6 +605,10 @@ template <typename T, bool RECTIFY> struct Backward : Job<T> {
 
 /* ---- What the Ops call ------------------------------------------------- */
 
+/* Arguments are the shape, then an Op's inputs, then its outputs, in order.
+ * `statistics` are the mean of each channel, and then the standard deviation of
+ * each. */
+
 /* An empty S or C would have no columns to walk. */
 inline Shape walkable(Shape shape) {
     if (shape.C == 0 || shape.S == 0) shape.M = 0, shape.S = 1;
@@ -617,84 +625,74 @@ void forward(Shape shape, const T* x, const T* gamma, const T* beta,
 
 template <typename T, bool RECTIFY>
 void backward(Shape shape, const T* x, const T* gamma, const T* beta,
-              const T* dy, double* statistics, T* dx, T* dgamma, T* dbeta) {
-    Backward<T, RECTIFY> job(walkable(shape), x, gamma, beta, dy, statistics,
-                             dx, dgamma, dbeta);
+              double epsilon, const T* dy, double* statistics, T* dx,
+              T* dgamma, T* dbeta) {
+    Backward<T, RECTIFY> job(walkable(shape), x, gamma, beta, epsilon, dy,
+                             statistics, dx, dgamma, dbeta);
     run(job);
 }
 
-/* The same in parts, for a batch that several processes share. Moments are
- * those of a batch: [count, mean of each channel, sum of squared deviations of
- * each channel]. */
+/* The same in two passes, for what comes between them. Moments are the number
+ * of values per channel, the mean of each channel, and the sum of squared
+ * deviations of each. */
 
 template <typename T>
-void find_moments(Shape shape, const T* x, double* moments) {
+void find_statistics(Shape shape, const T* x, T* mean, T* std,
+                     double* statistics, double* moments) {
     shape = walkable(shape);
-    std::unique_ptr<double[]> statistics(new double[3 * shape.C]);
-    Forward<T, false> job(shape, x, NULL, NULL, 0, NULL, NULL, NULL,
-                          statistics.get(), FIRST);
+    const Index C = shape.C;
+    Forward<T, false> job(shape, x, NULL, NULL, 0, NULL, mean, std, statistics,
+                          FIRST);
     run(job);
+    job.set_statistics(0, C);
     moments[0] = job.count;
-    double* m2 = moments + 1 + shape.C;
-    job.get_found(moments + 1, m2);
-    for (Index c = 0; c < shape.C; ++c) m2[c] *= m2[c];
+    for (Index c = 0; c < C; ++c) {
+        const double norm = job.found[1][c];
+        moments[1 + c] = job.found[0][c];
+        moments[1 + C + c] = norm * norm;
+    }
 }
 
 template <typename T, bool RECTIFY>
 void forward_by(Shape shape, const T* x, const T* gamma, const T* beta,
-                double epsilon, const double* moments, T* y) {
-    shape = walkable(shape);
-    const Index C = shape.C;
-    std::unique_ptr<double[]> statistics(new double[3 * C]);
-    std::unique_ptr<T[]> rounded(new T[2 * C]);
-    T *mean = rounded.get(), *std = mean + C;
-    Forward<T, RECTIFY> job(shape, x, gamma, beta, epsilon, y, mean, std,
-                            statistics.get(), SECOND);
-    job.count = moments[0];
-    std::unique_ptr<double[]> norms(new double[C]);
-    for (Index c = 0; c < C; ++c) norms[c] = std::sqrt(moments[1 + C + c]);
-    job.set_found(moments + 1, norms.get());
+                double epsilon, double* statistics, T* y) {
+    Forward<T, RECTIFY> job(walkable(shape), x, gamma, beta, epsilon, y, NULL,
+                            NULL, statistics, SECOND);
     run(job);
 }
 
-/* The statistics that the gradient wants to know. */
-inline void set_statistics(Statistics to, Index C, const double* moments,
-                           double epsilon) {
-    for (Index c = 0; c < C; ++c) {
-        to.mean[c] = moments[1 + c];
-        to.std[c] = std::sqrt(moments[1 + C + c] / moments[0]);
-        to.inverse[c] = 1 / (to.std[c] + epsilon);
-    }
-}
-
-/* Sums are, for each channel, that of the gradient that reaches the normalized
- * values, and then that of its product with their deviations. */
+/* Sums are the number of values per channel, and for each channel the sum of
+ * the gradient that reaches the normalized values, and then that of its product
+ * with their deviations from the mean. */
 template <typename T, bool RECTIFY>
 void find_gradient_sums(Shape shape, const T* x, const T* gamma, const T* beta,
-                        double epsilon, const T* dy, const double* moments,
+                        double epsilon, const T* dy, double* statistics,
                         double* sums, T* dgamma, T* dbeta) {
     shape = walkable(shape);
     const Index C = shape.C;
-    std::unique_ptr<double[]> statistics(new double[3 * C]);
-    set_statistics(Statistics(statistics.get(), C), C, moments, epsilon);
-    Backward<T, RECTIFY> job(shape, x, gamma, beta, dy, statistics.get(),
+    Backward<T, RECTIFY> job(shape, x, gamma, beta, epsilon, dy, statistics,
                              NULL, dgamma, dbeta, FIRST);
     run(job);
-    job.get_found(sums, sums + C);
+    sums[0] = job.count;
+    for (Index c = 0; c < C; ++c) {
+        sums[1 + c] = job.found[0][c];
+        sums[1 + C + c] = job.found[1][c] / job.constants[0][c];
+    }
 }
 
 template <typename T, bool RECTIFY>
 void backward_by(Shape shape, const T* x, const T* gamma, const T* beta,
-                 double epsilon, const T* dy, const double* moments,
+                 double epsilon, const T* dy, double* statistics,
                  const double* sums, T* dx) {
     shape = walkable(shape);
     const Index C = shape.C;
-    std::unique_ptr<double[]> statistics(new double[3 * C]);
-    set_statistics(Statistics(statistics.get(), C), C, moments, epsilon);
-    Backward<T, RECTIFY> job(shape, x, gamma, beta, dy, statistics.get(), dx,
-                             NULL, NULL, SECOND);
-    job.count = moments[0];
-    job.set_found(sums, sums + C);
+    Backward<T, RECTIFY> job(shape, x, gamma, beta, epsilon, dy, statistics,
+                             dx, NULL, NULL, SECOND);
+    job.count = sums[0];
+    for (Index c = 0; c < C; ++c) {
+        job.found[0][c] = sums[1 + c];
+        job.found[1][c] = sums[1 + C + c] * job.constants[0][c];
+    }
     run(job);
 }
 

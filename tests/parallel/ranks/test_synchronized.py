@@ -50,16 +50,6 @@ PY = theano.Mode("py", "fast_compile")
 EPSILON = 0.01
 
 
-@pytest.fixture(params=["fused", "plain"])
-def expressions(request):
-    """The test runs with the fused Ops and with plain expressions."""
-    if request.param == "fused":
-        yield
-    else:
-        with plain_expressions():
-            yield
-
-
 class Problem:
     """A batch, parameters, and a loss of all ranks."""
 
