@@ -63,7 +63,7 @@ def environment(threads, keep_freed=True, **others):
                 THEANO_FLAGS=",".join(filter(None, flags)))
 
 
-def run_module(name, options, env):
+def run_module(name, options, env, launcher=()):
     """Run a module of this package as a program.
 
     Parameters
@@ -73,15 +73,17 @@ def run_module(name, options, env):
     options : JSON object
         Its argument.
     env : dict
+    launcher : list of str
+        A command that starts the program, such as ``mpiexec``.
 
     Returns
     -------
     JSON object
-        What the module returned.
+        What the module returned; on one of the ranks, if there are several.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "result.json")
-        subprocess.run([sys.executable, "-m", "benchmarks." + name,
+        subprocess.run([*launcher, sys.executable, "-m", "benchmarks." + name,
                         json.dumps(options), path],
                        cwd=str(ROOT), env=env, check=True)
         return json.loads(Path(path).read_text())
@@ -90,7 +92,8 @@ def run_module(name, options, env):
 def answer(function):
     """Be such a program: the options go to `function`, its result back."""
     result = function(**json.loads(sys.argv[1]))
-    Path(sys.argv[2]).write_text(json.dumps(result))
+    if result is not None:
+        Path(sys.argv[2]).write_text(json.dumps(result))
 
 
 def measure(cases, peers, threads, rounds, seed):

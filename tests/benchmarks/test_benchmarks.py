@@ -1,5 +1,6 @@
 """The benchmarks: that they run, and that a wrong peer is found out."""
 
+import gc
 import importlib
 import random
 from pathlib import Path
@@ -128,8 +129,8 @@ def test_turns_have_every_peer_in_every_round(bench):
 # The cost of several ranks
 
 def test_fit_of_messages(bench):
-    line = bench("distributed").fit(
-        [8, 1000, 10 ** 6], [2e-6 + 3e-9 * n for n in (8, 1000, 10 ** 6)])
+    line = bench("distributed").fit({
+        str(n): 2e-6 + 3e-9 * n for n in (8, 1000, 10 ** 6)})
     np.testing.assert_allclose(line, (2e-6, 3e-9))
 
 
@@ -142,9 +143,10 @@ def test_model_of_messages(bench):
     assert module.allreduce_seconds(800, 4, link) == 4 + 2 * 200 * 0.75
     assert module.agreement_seconds(4, link) == 2 + 16 * 3 / 4
     assert module.synchronization_seconds([2], 1, link, link) == 0
-    # 40 bytes forward, with work as long as the message, and 32 back.
+    # 40 bytes forward, with a merge as long as the message, and 32 back.
     assert module.synchronization_seconds([2], 2, link, free) == 11 + 9
     assert module.synchronization_seconds([2] * 3, 2, link, link) == 3 * 31
+    assert module.merge_seconds(40, 8, link, link) == 3 * 22
     assert module.exchange_seconds(1, 2, link) == 5 + 3
     assert module.images_for(0.05, 1., 2.) == 10
     assert [module.group_size(n, 16) for n in (1, 4, 5, 32, 64)] == [
@@ -160,18 +162,39 @@ def test_report_on_ranks(bench):
         return {"rows": [
             {"network": kind, "batch": batch, "same": True,
              "sync": [0.5, 0.6], "local": [0.25, 0.3],
-             "messages": {"sync": 7, "local": 1},
-             "share": {"sync": [0.5, 0.5], "local": [0.125, 0.125]}}
-            for kind in module.NETWORKS
+             "messages": {"sync": 7, "local": 1}}
+            for kind in module.CHANNELS
             for batch in sorted({128 // ranks, 32})],
-            "others": [0, 1], "work": {"8": 1e-6, "1000": 2e-6},
+            "others": [0, 1], "merge": {"8": 1e-6, "1000": 2e-6},
             "messages": None if ranks == 1 else {
                 name: [1e-6 + 1e-9 * int(name.replace("agree", "16"))] * 2
-                for name in ["agree"] + list(map(str, module.MESSAGE_BYTES))}}
+                for name in ("agree", "8", "8192")}}
 
-    text = module.markdown({str(ranks): run(ranks) for ranks in (1, 2, 4)},
-                           "a command", [("cores", 2)])
-    assert "Made by `a command`" in text
-    assert "α = 1.0\nµs, β = 1.000 ns per byte (1.0 GB/s)" in text
-    assert text.count("| 2.00 | 1 | 7 | 12 % | 50 % |") == 2 * 2 * 3
-    assert text.count("| ResNet-50 |") == 2 * 3
+    page = module.PAGE.read_text(encoding="utf-8")
+    made = module.tables({str(ranks): run(ranks) for ranks in (1, 2, 4)},
+                         [("cores", 2)])
+    text = module.fill(page, made)
+    assert text.count("<!-- end -->") == len(made)
+    assert all(f"\n\n{table}\n<!-- end -->" in text
+               for table in made.values())
+    assert "| cores | 2 |" in made["run"]
+    assert "**no: other jobs were running" in made["run"]
+    assert made["steps"].count("| 2.00 | 1 | 7 |") == 2 * 2 * 3
+    assert "| shared memory | 1.0 | 1.000 | measured;" in made["lines"]
+    assert made["model"].count("| ResNet-50 |") == 3
+    with pytest.raises(ValueError, match="one place for the table 'run'"):
+        module.fill("", made)
+
+
+def test_times_of_one_rank(bench, quick, needs_mpi, monkeypatch):
+    module = bench("ranks")
+    monkeypatch.setattr(module, "CHANNELS", {"dense": [4, 3]})
+    monkeypatch.setattr(module, "CALLS", 1)
+    found = module._measure_here(1)
+    gc.enable()
+    assert [row["batch"] for row in found["rows"]] == [32, 128]
+    for row in found["rows"]:
+        assert row["same"] and row["messages"] == {"sync": 0, "local": 0}
+        assert len(row["sync"]) == len(row["local"]) == 1
+    assert found["messages"] is None
+    assert min(found["merge"].values()) > 0
