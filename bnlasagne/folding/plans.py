@@ -11,6 +11,7 @@ from ..graphs.flags import own_expressions
 from ..layers.layer import BatchNormLayer
 from ..networks.linear import is_linear, linear_base, linear_of
 from ..networks.outputs import computes_like
+from ..networks.parts import of_library
 from ..networks.setting import NotConstant, value_of
 from ..networks.walk import inputs_of
 from .network import LeftInPlace
@@ -163,8 +164,9 @@ def _plan_after(network, bn, affine):
     if reason:
         raise LeftInPlace(f"{name} after it {reason}")
     _check_axes(affine, linear.inputs_share(), name)
-    if _is_discrete(inputs_of(bn)[0]):
-        raise LeftInPlace("its input is of whole numbers, which it converts")
+    if _may_be_discrete(inputs_of(bn)[0]):
+        raise LeftInPlace("its input may be of whole numbers, which it "
+                          "converts")
     # A mean that is subtracted from the input leaves little to round. Weights
     # would multiply first, and round large numbers.
     if affine.offset > _LARGE_OFFSET:
@@ -232,8 +234,18 @@ def _aligned(value, ndim):
     return value.reshape(value.shape + (1,) * (ndim - value.ndim))
 
 
-def _is_discrete(layer):
-    """Whether a layer's output is of integers, not floats."""
+def _may_be_discrete(layer):
+    """Whether a layer's output may be of integers, not floats."""
+    if isinstance(layer, lasagne.layers.InputLayer):
+        return layer.input_var.dtype in T.discrete_dtypes
+    functions = [getattr(layer, name, None)
+                 for name in ("function", "nonlinearity")]
+    if all(of_library(each) for each in [type(layer), *functions]
+           if each is not None):
+        # The output has the type of the layer's parameters or of its inputs.
+        return not layer.params and any(
+            map(_may_be_discrete, inputs_of(layer)))
+    # A function of the user's may round, or compare.
     with own_expressions():
         output = lasagne.layers.get_output(layer, deterministic=True)
     return output.dtype in T.discrete_dtypes
