@@ -12,7 +12,7 @@ from ..layers.layer import BatchNormLayer
 from ..networks.linear import is_linear, linear_base, linear_of
 from ..networks.outputs import computes_like
 from ..networks.parts import of_library
-from ..networks.setting import NotConstant, value_of
+from ..networks.values import NotConstant, value_of
 from ..networks.walk import inputs_of
 from .network import LeftInPlace
 from .params import set_params

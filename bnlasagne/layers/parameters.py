@@ -4,7 +4,7 @@ import numpy as np
 import theano
 
 from ..networks.labels import label
-from ..networks.setting import as_numbers, value_of
+from ..networks.values import as_numbers, value_of
 from .conventions import divisor_of, errors_of, stored_std
 
 __all__ = [

@@ -20,7 +20,8 @@ import theano
 from ..averages.schedules import CumulativeAverage
 from ..layers.layer import BatchNormLayer
 from ..networks.labels import label
-from ..networks.setting import Setting, converted
+from ..networks.setting import Setting
+from ..networks.values import converted
 from ..networks.walk import all_layers, checked_layers
 from .matching import compare
 

@@ -12,7 +12,8 @@ import lasagne
 
 from ..layers.layer import BatchNormLayer
 from ..networks.labels import numbered_labels
-from ..networks.setting import Setting, as_numbers, settable
+from ..networks.setting import Setting, settable
+from ..networks.values import as_numbers
 from ..networks.walk import all_layers, checked_layers
 from .matching import compare
 

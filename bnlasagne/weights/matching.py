@@ -9,7 +9,7 @@ import logging
 import re
 import reprlib
 
-from ..networks.setting import as_numbers
+from ..networks.values import as_numbers
 
 __all__ = [
     "Pair",

@@ -18,13 +18,8 @@ from ..networks.linear import (
     linear_base,
     linear_of,
 )
-from ..networks.setting import (
-    Setting,
-    as_numbers,
-    converted,
-    settable,
-    value_of,
-)
+from ..networks.setting import Setting, settable
+from ..networks.values import as_numbers, converted, value_of
 from ..networks.walk import checked_layers, inputs_of
 from .matching import check_pairs, distinct, match
 
