@@ -464,6 +464,17 @@ def test_steps_of_features(float64):
     get_keras_weights(BatchNormLayer(layer, axes=(0, 1), name="bn"))
 
 
+@later
+def test_steps_of_features_through_a_dense_layer(float64):
+    """Its units have an order of their own, whatever is below."""
+    layers = lasagne.layers
+    layer = ReshapeLayer(DenseLayer(InputLayer((None, 24)), 24, name="fc"),
+                         ([0], 2, 12))
+    layer = DenseLayer(layer, 6, num_leading_axes=2, name="steps")
+    get_keras_weights(layers.Conv1DLayer(layers.DimshuffleLayer(
+        layer, (0, 2, 1)), 2, 1, name="conv"))
+
+
 @pytest.mark.parametrize("data_format", ["channels", "NCHW", 1])
 def test_data_format(data_format, matrix):
     for function in (get_keras_weights, partial(set_keras_weights,
