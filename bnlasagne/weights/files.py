@@ -39,9 +39,9 @@ def save_network(network, file):
     network : Layer or list of Layer
         The output layer or layers.
     file : str, path or file object
-        Where to; by convention, names end in ``.npz``. A file of that name is
-        replaced once the new one is complete. A file object must be open for
-        writing in binary mode.
+        Where to write. By convention, the name ends in ``.npz``. An older file
+        is replaced once the new one is complete. A file object must be open
+        for writing in binary mode.
 
     Raises
     ------
@@ -51,8 +51,8 @@ def save_network(network, file):
         of a parameter is no array of numbers or truth values, such as a sparse
         matrix. Nothing is written then.
     ValueError
-        If two parameters would have the same name in the file, or if the name
-        of a layer has a character that is not allowed there. Nothing is
+        If two parameters would have the same name in the file, or the name of
+        a layer has a character that names in files cannot have. Nothing is
         written then.
     OSError
         If the file cannot be written, or is something else than a regular
@@ -67,9 +67,9 @@ def save_network(network, file):
 
     Notes
     -----
-    ``numpy.load(file)`` reads it: a dict-like of arrays with names like
-    ``'conv1.W'``, of the layer and its parameter. Those of layers without a
-    name, or with the name of another, start with the layer's number in
+    ``numpy.load(file)`` reads the file. Arrays have names such as
+    ``'conv1.W'``, of the layer and its parameter. If a layer has no name, or
+    that of another layer, its arrays start with its number in
     :func:`lasagne.layers.get_all_layers`: ``'3.DenseLayer.W'``.
 
     Only values of parameters are saved, running averages included, and the
@@ -164,8 +164,8 @@ def load_network(network, file):
         The output layer or layers of a network that is built like the one
         saved, with the same names.
     file : str, path or file object
-        That :func:`save_network` wrote. A file object must be open for reading
-        in binary mode.
+        A file that :func:`save_network` wrote. A file object must be open for
+        reading in binary mode.
 
     Raises
     ------
@@ -173,11 +173,11 @@ def load_network(network, file):
         If `network` is no layer or list of layers, `file` is neither a path
         nor a binary file object, or the name of a layer is no text.
     ValueError
-        If names or shapes in the file are not those of the network; the
-        message lists both. If the type of a parameter cannot hold the numbers
-        in the file: fractions where it is of integers, say, or numbers that
-        are too large. If there is NaN among them. Or if it is no sound file of
-        arrays of numbers. Nothing is changed then.
+        If names or shapes in the file are not those of the network: the
+        message lists both sides; if the type of a parameter cannot hold the
+        numbers in the file, such as fractions in integers, or numbers that are
+        too large; if NaN is among the numbers; or if the file is damaged, or
+        has something else than arrays of numbers. Nothing is changed then.
     OSError
         If the file cannot be read.
 
@@ -187,10 +187,10 @@ def load_network(network, file):
     and shapes are compared before any array is unpacked.
 
     The `count` of a :class:`CumulativeAverage` is set if the file has it, and
-    stays as it is otherwise; where that is 0, the next batch would replace
-    the averages that were loaded, and a warning says so. A count in the file
-    is left out if the layer has another kind of `alpha` here: a network that
-    is only used needs none.
+    stays as it is otherwise. If it is 0 then, the next batch would replace the
+    averages that were loaded, and a warning says so. If a layer has another
+    kind of `alpha` here, its count in the file is left out: a network that is
+    only used needs none.
 
     Examples
     --------
