@@ -38,6 +38,8 @@ class Collective(theano.Op):
     """
 
     __props__ = ("channel", "what", "ordered")
+    # Each input from this one on has an output like it.
+    first = 0
 
     def __init__(self, channel, what, ordered=False):
         self.channel = channel
@@ -56,13 +58,12 @@ class Collective(theano.Op):
         return op
 
     def make_node(self, *inputs):
-        payload = inputs[:-1] if self.ordered else inputs
-        payload = [T.as_tensor_variable(variable) for variable in payload]
-        outputs = self._outputs(payload)
-        if self.ordered:
-            payload.append(inputs[-1])
-            outputs.append(theano.gof.generic())
-        return theano.Apply(self, payload, outputs)
+        tokens = list(inputs[-1:]) if self.ordered else []
+        values = [T.as_tensor_variable(variable)
+                  for variable in inputs[:len(inputs) - len(tokens)]]
+        outputs = [variable.type() for variable in values[self.first:]]
+        return theano.Apply(self, values + tokens, outputs + [
+            theano.gof.generic() for _ in tokens])
 
     def perform(self, node, inputs, output_storage):
         if not self.ordered:
@@ -88,18 +89,8 @@ class Collective(theano.Op):
         return False
 
     def infer_shape(self, node, shapes):
-        if not self.ordered:
-            return self._output_shapes(shapes)
-        return self._output_shapes(shapes[:-1]) + [None]  # of the token
-
-    # Of Ops whose only output is like their only input. Others override these.
-
-    def _outputs(self, inputs):
-        """Make variables for the outputs."""
-        return [inputs[0].type()]
-
-    def _output_shapes(self, shapes):
-        return shapes[:1]
+        # A token has the shape None.
+        return shapes[self.first:]
 
     def _exchange(self, *inputs):
         """Compute the values of the outputs."""
@@ -162,17 +153,12 @@ class Average(Collective):
     """
 
     __props__ = Collective.__props__ + ("n_weighted", "only_even")
+    first = 1
 
     def __init__(self, channel, what, n_weighted, only_even):
         super().__init__(channel, what)
         self.n_weighted = n_weighted
         self.only_even = only_even
-
-    def _outputs(self, inputs):
-        return [variable.type() for variable in inputs[1:]]
-
-    def _output_shapes(self, shapes):
-        return shapes[1:]
 
     def _exchange(self, weight, *arrays):
         size = self.channel.size

@@ -9,6 +9,7 @@ import numpy as np
 import theano
 import theano.tensor as T
 from theano.gof import toolbox
+from theano.gof.graph import ancestors
 
 from .collectives import Collective
 
@@ -23,32 +24,28 @@ class Schedule(theano.Op):
 
     Parameters
     ----------
-    channels : tuple of Channel
-        All that the function uses.
-    lines : tuple of tuple of str
-        For each channel, the messages in their order; then what the function
-        updates and returns.
-    n_messages : tuple of int
-        For each channel, the number of lines that stand for a message.
+    plans : tuple of (Channel, tuple of str, int)
+        For each channel that the function uses: lines on the messages in their
+        order, then on what the function updates and returns; and the number of
+        messages.
     """
 
-    __props__ = ("channels", "lines", "n_messages")
+    __props__ = ("plans",)
 
-    def __init__(self, channels, lines, n_messages):
-        self.channels = channels
-        self.lines = lines
-        self.n_messages = n_messages
+    def __init__(self, plans):
+        self.plans = plans
 
     def __str__(self):
-        return f"Schedule{{{sum(self.n_messages)} messages}}"
+        n_messages = sum(number for *_, number in self.plans)
+        return f"Schedule{{{n_messages} messages}}"
 
     def make_node(self):
         return theano.Apply(self, [], [theano.gof.generic()])
 
     def perform(self, node, inputs, output_storage):
-        for channel, lines in zip(self.channels, self.lines):
+        for channel, lines, _ in self.plans:
             channel.agree(lines)
-        for channel, n_messages in zip(self.channels, self.n_messages):
+        for channel, _, n_messages in self.plans:
             channel.pending = n_messages
         output_storage[0][0] = True
 
@@ -69,16 +66,16 @@ def schedule_of(fgraph, nodes):
     -------
     Schedule
     """
-    messages, lines = {}, []
+    messages = {}
     for node in nodes:
         messages.setdefault(node.op.channel, []).append(node)
-    for mine in messages.values():
-        described = [node.op.describe(node) for node in mine]
-        described[0] = f"a function that exchanges, first, {described[0]}"
-        lines.append((*described, "nothing more to exchange",
-                      *_results(fgraph, mine)))
-    return Schedule(tuple(messages), tuple(lines),
-                    tuple(map(len, messages.values())))
+    plans = []
+    for channel, mine in messages.items():
+        first, *others = [node.op.describe(node) for node in mine]
+        plans.append((channel, (
+            f"a function that exchanges, first, {first}", *others,
+            "nothing more to exchange", *_results(fgraph, mine)), len(mine)))
+    return Schedule(tuple(plans))
 
 
 def sources_of(fgraph, skipped=()):
@@ -237,20 +234,16 @@ class _Expression:
         self.n_moves = 0
         self.is_common = True
         self.numbers = set()
-        waiting, seen = [update], set()
-        while waiting:
-            variable = waiting.pop()
-            if variable in seen:
-                continue
-            seen.add(variable)
+        sources = {variable for variable in ancestors([update])
+                   if variable.owner is not None and isinstance(
+                       variable.owner.op, (Collective,) + _SHAPES)}
+        for variable in ancestors([update], sources):
             self.n_moves += hasattr(variable.tag, "moved")
             if isinstance(variable, theano.Constant):
                 self._add_number(np.asarray(variable.data))
             elif variable.owner is None:
                 self.is_common &= (variable in state
                                    or getattr(variable, "ndim", None) == 0)
-            elif not isinstance(variable.owner.op, (Collective,) + _SHAPES):
-                waiting.extend(variable.owner.inputs)
         if not self.is_common:
             self.numbers.clear()
 

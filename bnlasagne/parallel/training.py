@@ -124,10 +124,8 @@ def _required_channel(comm, caller):
 
 def _checked_params(params, caller):
     params = list(params)
-    for param in params:
-        if not isinstance(param, theano.compile.SharedVariable):
-            raise TypeError(f"{caller}: params must be shared variables, got "
-                            f"{param!r} among them.")
+    _check_kind(params, theano.compile.SharedVariable,
+                f"{caller}: params must be shared variables")
     if not params:
         raise ValueError(f"{caller}: params is empty.")
     return params
@@ -135,10 +133,8 @@ def _checked_params(params, caller):
 
 def _checked_loss_or_grads(loss_or_grads, params, caller):
     if isinstance(loss_or_grads, (list, tuple)):
-        for gradient in loss_or_grads:
-            if not isinstance(gradient, theano.Variable):
-                raise TypeError(f"{caller}: gradients must be Theano "
-                                f"variables, got {gradient!r} among them.")
+        _check_kind(loss_or_grads, theano.Variable,
+                    f"{caller}: gradients must be Theano variables")
         if len(loss_or_grads) != len(params):
             raise ValueError(f"{caller}: got {len(loss_or_grads)} gradients "
                              f"for {len(params)} parameters.")
@@ -160,14 +156,19 @@ def _checked_size(size, caller):
 
 
 def _as_mean(output, caller):
-    if not isinstance(output, theano.Variable):
-        raise TypeError(f"{caller}: outputs must be Theano variables, got "
-                        f"{output!r} among them.")
+    _check_kind([output], theano.Variable,
+                f"{caller}: outputs must be Theano variables")
     _scalar(output, f"{caller}: outputs must be scalars, means over the part "
             "of this rank")
     if output.dtype in T.discrete_dtypes:
         return output.astype(theano.config.floatX)
     return output
+
+
+def _check_kind(variables, kind, wanted):
+    for variable in variables:
+        if not isinstance(variable, kind):
+            raise TypeError(f"{wanted}, got {variable!r} among them.")
 
 
 def _scalar(variable, wanted):
