@@ -275,7 +275,7 @@ class GradientAccumulator:
                          for term in self._terms.values()))
 
     def _size_of_all(self):
-        """Number of examples that are accumulated on all ranks."""
+        """Add up the sizes of all ranks."""
         if self._channel is None:
             return self.size
         self._channel.agree((f"GradientAccumulator: a step of "
@@ -288,12 +288,12 @@ class GradientAccumulator:
             variable.set_value(np.zeros_like(variable.get_value()))
 
     def _state(self):
-        """All shared variables that accumulate."""
+        """Return all shared variables that accumulate."""
         return [variable for term in self._terms.values()
                 for variable in term.state()] + self._moments.state()
 
     def _accumulated(self, micro_batch):
-        """The gradients, times the size, and the moves of a micro-batch."""
+        """Find what a function accumulates: weighted gradients, and moves."""
         caller = micro_batch.caller
         if self._has_step:
             raise ValueError(
@@ -310,7 +310,7 @@ class GradientAccumulator:
         return gradients, moves
 
     def _places(self, name, params, moves):
-        """A term and moments that have places for a function.
+        """Return a term and moments with places for a function.
 
         They are copies, so that one that fails to compile leaves nothing.
         """
@@ -323,7 +323,7 @@ class GradientAccumulator:
         self._moments = moments
 
     def _mean_gradients(self):
-        """The gradients of the step, in the order of the parameters."""
+        """Return the step's gradients in the order of the parameters."""
         if not self._terms:
             raise ValueError(
                 "GradientAccumulator.step_function(): there is nothing to "
@@ -338,7 +338,7 @@ class GradientAccumulator:
 
 
 def _checked_params(params):
-    """A list of shared variables."""
+    """Check the parameters, and return them as a list."""
     expected = "GradientAccumulator: params must be a list of shared variables"
     if isinstance(params, lasagne.layers.Layer):
         raise TypeError(

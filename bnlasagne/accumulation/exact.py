@@ -82,7 +82,7 @@ class ExactFunction:
                              self._term.after(gradients, size))
 
     def __call__(self, micro_batches, *others):
-        """Accumulate.
+        """Accumulate all micro-batches of a step.
 
         Parameters
         ----------
@@ -181,7 +181,7 @@ class ExactFunction:
 
 
 def _at_depth(applications, depth, n_outputs):
-    """The applications at a depth, and the places of their outputs."""
+    """Find the applications at a depth, and the places of their outputs."""
     chosen = [(place, application) for place, application
               in enumerate(applications) if application.depth == depth]
     return [application for _, application in chosen], [
@@ -189,6 +189,6 @@ def _at_depth(applications, depth, n_outputs):
 
 
 def _grouped(values, size):
-    """Lists of so many values."""
+    """Divide a list into lists of a size."""
     return [values[start:start + size]
             for start in range(0, len(values), size)]

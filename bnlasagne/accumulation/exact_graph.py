@@ -55,7 +55,7 @@ class ExactApplication:
              for variable in marked.statistics] for _ in range(2))
 
     def contribution(self):
-        """A micro-batch's part of the statistics, times the derivatives.
+        """Multiply a micro-batch's part of the statistics by derivatives.
 
         The derivatives are divided by the number of values.
         """
@@ -84,7 +84,7 @@ def _set(variables, values):
 
 
 def moments_by_std(count, mean, std):
-    """Moments from a standard deviation, in double precision."""
+    """Convert a standard deviation to moments, in double precision."""
     mean, std = (np.asarray(value, "float64") for value in (mean, std))
     return Moments(int(count), mean, np.square(std) * count)
 
@@ -122,12 +122,12 @@ class ExactGraph:
         self.outputs = self._of(outputs)
 
     def _depth(self, variables):
-        """The number of layers, one on the other, below some variables."""
+        """Count the layers, one on the other, below some variables."""
         return max((self._depths.get(variable, 0) for variable in variables),
                    default=0)
 
     def _of(self, variables):
-        """The variables in the place of variables of the user's graph."""
+        """Return the copies of variables of the user's graph."""
         return [self._copies.get(variable, variable)
                 for variable in variables]
 

@@ -46,7 +46,7 @@ class MicroBatch:
         self._kwargs = kwargs
 
     def gradients(self, params, channel):
-        """Gradients of the parameters that the loss depends on.
+        """Take the gradients of the parameters that the loss depends on.
 
         Returns
         -------
@@ -91,7 +91,7 @@ class MicroBatch:
                                no_default_updates=held, **kwargs)
 
     def held_back(self):
-        """Shared variables that move with the step, not the micro-batch.
+        """Find the variables that move with the step, not the micro-batch.
 
         These are aliases of running averages, and of what their weights
         depend on.
@@ -113,7 +113,7 @@ def _check_loss(loss, caller):
 
 
 def _size(size, inputs, caller):
-    """Weight of a micro-batch, a scalar of double precision."""
+    """Return the size of a micro-batch as a scalar of float64."""
     if size is None:
         if not inputs or getattr(inputs[0], "ndim", 0) < 1:
             raise ValueError(

@@ -39,7 +39,7 @@ class Term:
         self.sums = {}
 
     def extended(self, params):
-        """The same term, with sums for these parameters, too."""
+        """Copy the term, with sums for these parameters, too."""
         term = Term(self.name)
         term.size, term.sums = self.size, dict(self.sums)
         for param in params:
@@ -50,11 +50,11 @@ class Term:
         return term
 
     def state(self):
-        """All shared variables."""
+        """Return all shared variables."""
         return [self.size] + list(self.sums.values())
 
     def after(self, gradients, size):
-        """Updates that add a micro-batch.
+        """Return the updates that add a micro-batch.
 
         Parameters
         ----------
@@ -100,7 +100,7 @@ def mean_gradients(terms, channel):
 
 
 def _over_ranks(lists, channel, what):
-    """Averages over all ranks, in one message."""
+    """Average over all ranks, in one message."""
     op = Average(channel, f"the accumulated gradients of {what}", 0, False)
     averages = iter(op(T.constant(1.), *itertools.chain(*lists),
                        return_list=True))
@@ -108,7 +108,7 @@ def _over_ranks(lists, channel, what):
 
 
 def applied(moves):
-    """The applications that moves are of.
+    """Find the applications that moves are of.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ class StepMoments:
         self._stored = {}
 
     def extended(self, moves):
-        """The same moments, with places for the applications of moves."""
+        """Copy the moments, with places for the applications of moves."""
         moments = StepMoments()
         moments._stored = dict(self._stored)
         moments.moves = {average: list(known)
@@ -154,16 +154,16 @@ class StepMoments:
         return moments
 
     def stored(self, statistics):
-        """Count, mean and deviation of an application; shared variables."""
+        """Return the variables of an application: count, mean, deviation."""
         return self._stored[tuple(statistics)]
 
     def state(self):
-        """All shared variables."""
+        """Return all shared variables."""
         return [variable for stored in self._stored.values()
                 for variable in stored]
 
     def after(self, moves, is_there):
-        """Updates that add the statistics of a micro-batch, if it has any."""
+        """Return the updates that add a micro-batch, if it has examples."""
         updates = collections.OrderedDict()
         for statistics, move in applied(moves).items():
             stored, count = self.stored(statistics), move.count
@@ -177,7 +177,7 @@ class StepMoments:
         return updates
 
     def updates(self, combine):
-        """Updates of the running averages by what is stored."""
+        """Return the updates of the running averages."""
         updates = collections.OrderedDict()
         for average, moves in self.moves.items():
             moves = [move.by(*self.stored(move.statistics)) for move in moves]
@@ -187,7 +187,7 @@ class StepMoments:
 
 
 def _zeros(average):
-    """Places for a count, a mean and a standard deviation."""
+    """Make places for a count, a mean and a standard deviation."""
     zeros = np.zeros(average.get_value(borrow=True).shape)
     return [theano.shared(np.zeros((), "int64"))] + [
         theano.shared(zeros, broadcastable=average.broadcastable)

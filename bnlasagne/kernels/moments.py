@@ -234,7 +234,7 @@ _BITS = 1074 + 52
 
 
 def _whole(values):
-    """Finite numbers in multiples of 2 ** -_BITS, as whole numbers."""
+    """Express finite numbers in whole multiples of 2 ** -_BITS."""
     fractions, exponents = np.frexp(values)
     numbers = np.ldexp(fractions, 53).astype(np.int64).astype(object)
     return numbers << (exponents + _BITS - 53).astype(object)

@@ -50,7 +50,7 @@ class Batches:
                 yield number, arrays
 
     def _arrays(self, batch, number):
-        """A batch's arrays in the order of the input layers."""
+        """Return a batch's arrays in the order of the input layers."""
         return [_converted(array, layer, variable, number)
                 for array, (layer, variable)
                 in zip(self._in_order(batch, number), self.inputs.items())]
@@ -88,7 +88,7 @@ def _numbered(batches, stage):
 
 
 def _converted(array, layer, variable, number):
-    """An array of an input layer's type and shape."""
+    """Check an array, and give it the type of the input layer."""
     array, shape = np.asarray(array), layer.shape
     if not np.can_cast(array.dtype, variable.dtype, "same_kind"):
         raise ValueError(f"Batch {number}: {label(layer)} takes arrays of "

@@ -177,7 +177,7 @@ _CALLER = "update_population_statistics()"
 
 
 def _together(channel, *lines):
-    """All ranks finish a block, or none does; see `Channel.together`."""
+    """Have all ranks finish a block, or none; see `Channel.together`."""
     if channel is None:
         return contextlib.nullcontext()
     return channel.together(*lines)
@@ -194,7 +194,7 @@ def _check_arguments(network, method, progress):
 
 
 def _outline(stages, method, ddof):
-    """What ranks must have in common."""
+    """Describe what ranks must have in common."""
     return (f"{_CALLER} with method={method!r}, ddof={ddof!r}",) + tuple(
         f"{_CALLER}, pass number {number}, {group} of shape {group.shape}"
         for number, stage in enumerate(stages, 1) for group in stage.groups)
@@ -234,7 +234,7 @@ def _starts(stages, batches, kept, progress):
 
 
 def _moments(group, axes, value, number):
-    """The moments of a batch, checked."""
+    """Compute the moments of a batch, and check them."""
     moments = Moments.of(value, axes)
     if moments.mean.shape != group.shape:
         raise ValueError(
@@ -248,7 +248,7 @@ def _moments(group, axes, value, number):
 
 
 def _statistics(group, total, ddof, number):
-    """The moments of all data; later stages are normalized by them."""
+    """Have later stages normalize by the moments of all data."""
     moments = Moments.from_exact_sums(total)
     if not moments.count:
         raise ValueError(

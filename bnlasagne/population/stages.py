@@ -66,7 +66,7 @@ class Group:
         self.labels.append(text)
 
     def statistics(self, moments, ddof):
-        """Mean and standard deviation, as the layers store them."""
+        """Compute mean and standard deviation, as the layers store them."""
         least = max(2, ddof + 1)
         if moments.count < least:
             raise ValueError(
@@ -114,7 +114,7 @@ class MeasuredNetwork:
 
 
 def _input_variables(network):
-    """Input layers, each with its own variable where that is possible.
+    """Find a variable for each input layer; its own if possible.
 
     Other parts of the network may refer to that variable, or be sized by it.
     """
@@ -128,7 +128,7 @@ def _input_variables(network):
 
 
 def _applications(network, inputs, one_pass, kwargs):
-    """The applications to measure, in order."""
+    """Find the applications to measure, in order."""
     for name in ("inputs", "batch_norm_use_averages",
                  "batch_norm_update_averages"):
         if name in kwargs:
@@ -160,7 +160,7 @@ def _applications(network, inputs, one_pass, kwargs):
 
 
 def _groups(found, labels):
-    """Applications by the statistics that they share."""
+    """Group applications by the statistics that they share."""
     groups, owner = {}, {}
     for application in found:
         layer = application.layer
@@ -304,7 +304,7 @@ def stages_of(network):
 
 
 def _dependents(sources, nodes, inputs_of):
-    """The variables that nodes compute from sources, and the sources."""
+    """Find what nodes compute from sources, and the sources."""
     found = set(sources)
     for node in nodes:
         if not found.isdisjoint(inputs_of(node)):
@@ -313,7 +313,7 @@ def _dependents(sources, nodes, inputs_of):
 
 
 def _frontier(targets, by_data, unknown):
-    """What can be computed from data now, and is needed for the targets.
+    """Find what can be computed now, and is needed for the targets.
 
     Parameters
     ----------
