@@ -255,7 +255,8 @@ class Channel:
                 raise
             # Of two errors, that of the block tells more.
             raise error from None
-        errors = self._own.allgather(error and _described(error))
+        errors = self._own.allgather(
+            None if error is None else _described(error))
         if error is not None:
             raise error
         for rank, described in enumerate(errors):
@@ -283,38 +284,33 @@ class Channel:
             waiting.wait(request, self._stages(lines))
         except BaseException as error:
             self._broken = str(error) or (
-                f"{self._name} was interrupted while it waited for the "
-                f"other ranks, before: {_short(lines)}.")
+                f"{self._name} was interrupted while it waited for the other "
+                f"ranks, before: {_short(lines)}.")
             # MPI may still write to its memory.
             self._unfinished = request
             raise
 
     def _stages(self, lines):
         """Return what to do if the other ranks do not come."""
-        before = f"before: {_short(lines)}."
-
-        def end_job(waited):
-            ends.say(_LEFT % self._name)
-            ends.abort()
-
-        def warn(waited):
-            ends.say(f"{self._name} has waited {waited:.0f} seconds for the "
-                     "other ranks" + (
-                         ", to end with them." if is_end
-                         else f" {before} Do all ranks call this?"))
-
-        def give_up(waited):
-            raise RanksDisagree(
-                _GAVE_UP % (self._name, waited, before))
-
-        is_end = lines == (_THE_END,)
-        stages = [(waiting.PATIENCE, warn)]
+        stages = [(waiting.PATIENCE, functools.partial(self._warn, lines))]
         if self.pending:
-            stages.append((waiting.SHORT_PATIENCE, end_job))
+            stages.append((waiting.SHORT_PATIENCE, self._end_job))
         # At the end, the other ranks may still have a lot to do.
-        if not is_end:
-            stages.append((waiting.TIMEOUT, give_up))
+        if lines != (_THE_END,):
+            stages.append((waiting.TIMEOUT,
+                           functools.partial(self._give_up, lines)))
         return stages
+
+    def _warn(self, lines, waited):
+        ends.say(f"{self._name} has waited {waited:.0f} seconds for the other "
+                 f"ranks, before: {_short(lines)}. Do all ranks come to this?")
+
+    def _give_up(self, lines, waited):
+        raise RanksDisagree(_GAVE_UP % (self._name, waited, _short(lines)))
+
+    def _end_job(self, waited):
+        ends.say(_LEFT % self._name)
+        ends.abort()
 
     # Send; all ranks call these in the same order, after they agreed
 
@@ -372,9 +368,10 @@ _LEFT = (
     "ranks wait for the messages that were left. This ends the job.")
 
 _GAVE_UP = (
-    "%s has waited %.0f seconds for other ranks that do not come, %s Do all "
-    "ranks call this, and have all of them built their layers with comm? (To "
-    "wait longer, set the environment variable BNLASAGNE_MPI_TIMEOUT.)")
+    "%s has waited %.0f seconds for other ranks that do not come, before: %s. "
+    "Do all ranks call this, and have all of them built their layers with "
+    "comm? (To wait longer, set the environment variable "
+    "BNLASAGNE_MPI_TIMEOUT.)")
 
 _THE_END = "the end of the program"
 

@@ -265,6 +265,18 @@ def test_rank_that_does_not_come(channel):
         channel.agree(("a wait",))
 
 
+def test_a_long_wait_is_told(channel, monkeypatch, capfd):
+    monkeypatch.setattr("bnlasagne.parallel.waiting.TIMEOUT", 600)
+    monkeypatch.setattr("bnlasagne.parallel.waiting.PATIENCE", 0)
+    if COMM.rank == 0:
+        time.sleep(0.2)
+    channel.agree(("a wait",))
+    text = f"bnlasagne: Rank {COMM.rank} of {COMM.size} has waited "
+    found = capfd.readouterr().err
+    # Rank 0 itself may wait, too, on a busy machine.
+    assert found.count(text) == 1 or COMM.rank == 0, found
+
+
 def test_waiting_for_the_end_has_no_limit(channel):
     """One rank may have something to do after training."""
     if COMM.rank == 0:
