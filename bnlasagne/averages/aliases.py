@@ -40,17 +40,12 @@ class UpdatedAverage(theano.Op):
         # Only ever run for Theano's test values.
         output_storage[0][0] = copy.copy(inputs[0])
 
-    def infer_shape(self, node, shapes):
-        return shapes
-
     def connection_pattern(self, node):
         return [[False]]
 
-    def grad(self, inputs, output_gradients):
-        return [theano.gradient.DisconnectedType()()]
-
     def R_op(self, inputs, eval_points):
-        return [None]
+        # For a loop, whose states all have a derivative.
+        return [inputs[0].zeros_like()]
 
     def inputs_by_value(self, node):
         """See :mod:`bnlasagne.graphs.needed`."""

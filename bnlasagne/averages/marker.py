@@ -121,13 +121,22 @@ def mark(output, layer, x, batch=None, update=False):
                 in (layer.mean, layer.std)] if update else []
     scheduled, next_values, alpha = _with_aliases(
         layer.alpha if update else 0, alias)
-    parts = ([param for param in (layer.gamma, layer.beta)
-              if param is not None], averages, scheduled, next_values,
-             [ops.double(alpha), batch.count, batch.mean, batch.std])
+    params = [param for param in (layer.gamma, layer.beta)
+              if param is not None]
+    parts = _Parts(params, averages, scheduled, next_values, [
+        ops.double(alpha), batch.count, batch.mean, batch.std])
     marker = Marker(
-        number, layer, tuple(map(len, parts)), batch.normalizes,
+        number, layer, _Parts(*map(len, parts)), batch.normalizes,
         dispatch.are_usable(*averages, batch.mean, batch.std))
     return marker(output, x, *itertools.chain(*parts))
+
+
+# What a marker takes after the output and the input of a layer; see the
+# attributes of an application.
+_Parts = collections.namedtuple(
+    "_Parts", "params averages scheduled next_values batch",
+    defaults=[0] * 5)
+_NO_PARTS = _Parts()
 
 
 def _with_aliases(alpha, alias):
@@ -166,8 +175,8 @@ class Marker(theano.Op):
         Number of the application.
     layer : Layer
         What was applied.
-    sizes : tuple of int
-        Numbers of the parts' variables; empty if there are none.
+    sizes : _Parts of int
+        Numbers of the parts' variables.
     normalizes : bool
         Whether the layer normalized by the statistics of the batch.
     fused : bool
@@ -179,8 +188,8 @@ class Marker(theano.Op):
     __props__ = ("identity", "sizes", "normalizes", "fused", "of_gradient")
     view_map = {0: [0]}
 
-    def __init__(self, number, layer, sizes=(), normalizes=False, fused=False,
-                 of_gradient=False):
+    def __init__(self, number, layer, sizes=_NO_PARTS, normalizes=False,
+                 fused=False, of_gradient=False):
         self.number = number
         self.layer = layer
         self.sizes = sizes
@@ -191,7 +200,7 @@ class Marker(theano.Op):
     @property
     def has_batch(self):
         """Whether the statistics of the batch are known."""
-        return bool(self.sizes)
+        return self.sizes.batch > 0
 
     @property
     def identity(self):
@@ -243,16 +252,14 @@ class Marker(theano.Op):
 
     def inputs_by_value(self, node):
         """See :mod:`bnlasagne.graphs.needed`."""
-        return node.inputs if any(self.sizes[1:2]) else node.inputs[:1]
+        return node.inputs if self.sizes.averages else node.inputs[:1]
 
 
 @T.opt.register_canonicalize("fast_compile")
 @theano.gof.local_optimizer([Marker])
 def _local_unmark(node):
-    """Drop a marker from a graph that Theano puts in after the beginning."""
-    if isinstance(node.op, Marker) and not any(node.op.sizes[1:2]):
-        return node.inputs[:1]
-    return False
+    """Drop a marker from a graph that Theano inlines as it optimizes."""
+    return node.inputs[:1]
 
 
 class Application:
@@ -290,10 +297,10 @@ class Application:
         self.output = node.outputs[0]
         self._unmarked, self.input, *rest = node.inputs
         rest = iter(rest)
-        parts = [list(itertools.islice(rest, size)) for size in op.sizes]
-        (self.params, self.averages, self._scheduled, self._next_values,
-         batch) = parts or ([], [], [], [], [None, None])
-        self.alpha, self.count, *self.statistics = batch
+        self._parts = parts = _Parts(*[
+            list(itertools.islice(rest, size)) for size in op.sizes])
+        self.params, self.averages = parts.params, parts.averages
+        self.alpha, self.count, *self.statistics = parts.batch or (None, None)
 
     def moves(self):
         """What moves, and how.
@@ -304,17 +311,16 @@ class Application:
             An alias and its `Move`: of the running averages first, then of
             what a schedule of their weight moves on.
         """
+        scheduled = zip(self._parts.scheduled, self._parts.next_values)
         return [(average, Move(index, self.input, self.alpha, self.count,
                                self.statistics, self._fused))
                 for index, average in enumerate(self.averages)
                 ] + [(variable, ScheduledMove(value, self.averages))
-                     for variable, value
-                     in zip(self._scheduled, self._next_values)]
+                     for variable, value in scheduled]
 
     def variables(self):
         """What the moves are made of."""
-        return [self.input, self.alpha, self.count, *self.statistics,
-                *self.averages, *self._scheduled, *self._next_values]
+        return [self.input, *itertools.chain(*self._parts[1:])]
 
     def unmarked(self, computed):
         """What may take the place of the output.

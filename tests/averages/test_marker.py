@@ -104,6 +104,12 @@ def test_found_in_loops(layer):
     assert not any(x in each for each in roots)
 
 
+def test_prints_its_layer(layer):
+    printed = theano.printing.debugprint(
+        for_testing(T.matrix(), layer), file="str")
+    assert "Marker{BatchNormLayer 'bn'}" in printed
+
+
 # At no cost, and in no one's way
 
 @pytest.mark.parametrize("flags", FLAGS)

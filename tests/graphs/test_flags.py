@@ -69,13 +69,13 @@ def train(x, layer):
     return theano.function([x], loss, updates=updates)(BATCH)
 
 
-@pytest.mark.parametrize("kwargs", [
-    {}, {"r_max": 3, "d_max": 5},
-    {"alpha": lambda: theano.shared(np.float32(0.3)),
-     "epsilon": lambda: theano.shared(np.float32(0.3))},
-    {"alpha": lambda: CumulativeAverage().alpha}])
-@pytest.mark.parametrize("context", [contextlib.nullcontext,
-                                     plain_expressions])
+@pytest.mark.parametrize("kwargs, context", [
+    ({}, contextlib.nullcontext),
+    ({"r_max": 3, "d_max": 5}, plain_expressions),
+    ({"alpha": lambda: theano.shared(np.float32(0.3)),
+      "epsilon": lambda: theano.shared(np.float32(0.3))},
+     contextlib.nullcontext),
+    ({"alpha": lambda: CumulativeAverage().alpha}, plain_expressions)])
 def test_train_and_test(x, kwargs, context):
     with context():
         layer = network(x, **{name: value() if callable(value) else value

@@ -16,6 +16,7 @@ import pytest
 import theano
 import theano.tensor as T
 from helpers import reference
+from helpers.layers import assert_followed, averages
 from lasagne.layers import (
     DenseLayer,
     InputLayer,
@@ -38,19 +39,6 @@ def layer():
 @pytest.fixture
 def batch(rng):
     return rng.normal(2, 3, (5, 3))
-
-
-def averages(layer):
-    return [layer.mean.get_value(), layer.std.get_value()]
-
-
-def assert_moved(layer, *batches):
-    statistics = [reference.statistics(batch, (0,)) for batch in batches]
-    for average, start, values in zip(
-            averages(layer), (0, 1), zip(*statistics) if batches
-            else ([], [])):
-        assert_allclose(average, reference.running_average(
-            np.full((1, 3), float(start)), values, ALPHA))
 
 
 def ops(function):
@@ -81,7 +69,7 @@ def test_shape_alone(layer, batch, mode, shape):
     found = shape(layer.get_output_for(x))
     function = theano.function([x], found, mode=mode)
     function(batch)
-    assert_moved(layer)
+    assert_followed(layer)
     assert not ops(function) & {"BatchNormalize", "MoveAverage"}
     with pytest.warns(UserWarning, match="nothing to update"):
         assert not get_batch_norm_updates(found)
@@ -112,7 +100,7 @@ def test_a_value_counts_once(layer, batch, mode, value):
     x = T.matrix()
     output = layer.get_output_for(x)
     theano.function([x], value(output), mode=mode)(batch)
-    assert_moved(layer, batch)
+    assert_followed(layer, batch)
     assert len(get_batch_norm_updates(value(output))) == 2
 
 

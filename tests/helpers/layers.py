@@ -1,6 +1,8 @@
 """Apply a layer, and read what it stores."""
 
+import numpy as np
 import theano
+from numpy.testing import assert_allclose
 
 from helpers import reference
 from helpers.common import tensor
@@ -30,3 +32,12 @@ def expected_averages(layer, *batches, before=(0, 1)):
     found = [reference.statistics(batch, layer.axes) for batch in batches]
     return [reference.running_average(old, new, layer.alpha)
             for old, new in zip(before, zip(*found))]
+
+
+def assert_followed(layer, *batches):
+    """Check that the running averages followed batches, from 0 and 1."""
+    before = [np.full(layer.param_shape(), start) for start in (0., 1.)]
+    expected = expected_averages(layer, *batches, before=before) \
+        if batches else before
+    for found, value in zip(averages(layer), expected):
+        assert_allclose(found, value)

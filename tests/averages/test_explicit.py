@@ -4,7 +4,6 @@ from bnlasagne import (
     BatchNormLayer,
     batch_norm,
     get_batch_norm_updates,
-    plain_expressions,
 )
 
 import lasagne
@@ -13,6 +12,7 @@ import pytest
 import theano
 import theano.tensor as T
 from helpers import reference
+from helpers.layers import assert_followed
 from lasagne.layers import (
     DenseLayer,
     InputLayer,
@@ -22,38 +22,6 @@ from lasagne.layers import (
 from numpy.testing import assert_allclose, assert_array_equal
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-ALPHA = 0.25
-
-
-@pytest.fixture(params=["fused", "plain"], autouse=True)
-def expressions(request):
-    """The test runs with the fused Ops and with plain expressions."""
-    if request.param == "fused":
-        yield
-    else:
-        with plain_expressions():
-            yield
-
-
-@pytest.fixture
-def layer():
-    return BatchNormLayer((None, 3), alpha=ALPHA, name="bn")
-
-
-@pytest.fixture
-def batches(rng):
-    return [rng.normal(place, place, (place + 3, 3)) for place in (1, 2, 3)]
-
-
-def assert_followed(layer, *batches):
-    """The layer's averages followed the batches, in order; from 0 and 1."""
-    statistics = [reference.statistics(batch, (0,)) for batch in batches]
-    assert_allclose(layer.mean.get_value(), reference.running_average(
-        np.zeros((1, 3)), [mean for mean, _ in statistics], ALPHA))
-    assert_allclose(layer.std.get_value(), reference.running_average(
-        np.ones((1, 3)), [std for _, std in statistics], ALPHA))
-
 
 def train(x, layer, flag=True):
     return layer.get_output_for(x, batch_norm_update_averages=flag)
@@ -158,8 +126,8 @@ def test_gradients_and_losses(layer, batches, mode):
 
 
 def test_some_layers_only(batches, mode):
-    first = BatchNormLayer(InputLayer((None, 3)), alpha=ALPHA)
-    second = BatchNormLayer(first, alpha=ALPHA)
+    first = BatchNormLayer(InputLayer((None, 3)), alpha=0.25)
+    second = BatchNormLayer(first, alpha=0.25)
     x = T.matrix()
     for flag, first_follows in (("explicit", False), (True, True)):
         output = get_output(second, x, batch_norm_update_averages=flag)
@@ -204,7 +172,7 @@ def test_values_can_be_computed_with(layer, batches, mode):
     updates = get_batch_norm_updates(train(x, layer, "explicit"))
     moved = theano.function([x], updates[layer.mean] - layer.mean, mode=mode)
     assert_allclose(moved(batches[0]),
-                    ALPHA * reference.statistics(batches[0], (0,))[0])
+                    0.25 * reference.statistics(batches[0], (0,))[0])
     assert_followed(layer)
 
 
@@ -272,6 +240,7 @@ def test_layer_that_is_not_applied(layer):
 @pytest.mark.parametrize("arguments, error, message", [
     ({"combine": "sum"}, ValueError, "combine must be"),
     ({"layers": [InputLayer((None, 3))]}, TypeError, "layers must be"),
+    ({"layers": [3]}, TypeError, r"layers must be .*got \[3\]"),
     ({"outputs": 3}, TypeError, "outputs must be"),
 ])
 def test_wrong_arguments(layer, arguments, error, message):
