@@ -7,14 +7,15 @@ python = .venv/bin/python
 flags = if [ -e .venv/no-header ]; then \
 	export THEANO_FLAGS="cxx=,$${THEANO_FLAGS-}"; fi;
 
-.PHONY: help demo mpi-demo bench test flags-test mpi-test frameworks-test \
-	docs lint clean
+.PHONY: help demo mpi-demo bench test coverage flags-test mpi-test \
+	frameworks-test docs lint clean
 
 help:
 	@echo "make demo   train on digits, with and without batch normalization"
 	@echo "make mpi-demo  train on digits, on 2 processes (or RANKS=…)"
 	@echo "make bench  measure the speed, against others (BENCH=… are options)"
-	@echo "make test   ruff, then all tests in one process"
+	@echo "make test   ruff, then all tests but those of many processes"
+	@echo "make coverage  the same, and which branches the tests do not reach"
 	@echo "make flags-test  the tests of the kernels, with -ffast-math"
 	@echo "make mpi-test  the tests of distributed training, on 1 to 4 processes"
 	@echo "make frameworks-test  compare with PyTorch, Keras and ONNX"
@@ -41,8 +42,16 @@ lint:
 	@.ci/venv test
 	$(python) -m ruff check .
 
+# Files of tests go to one process for each core, of which four are enough.
+pytest = $(python) -m pytest -n auto --maxprocesses 4 --dist loadfile \
+	-m "not jobs"
+
 test: lint
-	@$(flags) $(python) -m pytest -m "not jobs"
+	@$(flags) $(pytest)
+
+coverage: lint
+	@$(flags) $(pytest) --cov=bnlasagne --cov-branch \
+		--cov-report=term-missing:skip-covered
 
 # What users may have in their .theanorc. Theano's own modules then switch off
 # denormal numbers, of which NumPy warns.

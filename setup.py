@@ -91,6 +91,8 @@ examples = [
 ]
 test = [
     "pytest>=7",
+    "pytest-cov",
+    "pytest-xdist",
     "hypothesis>=6",
     # Pinned: each release of ruff may find more.
     "ruff==0.17.6",

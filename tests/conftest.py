@@ -1,6 +1,16 @@
 """Fixtures for all tests."""
 
 import contextlib
+import os
+
+# Theano locks its compile directory: each worker of pytest-xdist has its own.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["THEANO_FLAGS"] = ",".join(filter(None, [
+        "compiledir_format=compiledir_%(short_platform)s-%(processor)s-"
+        "%(python_version)s-%(python_bitwidth)s-"
+        + os.environ["PYTEST_XDIST_WORKER"], os.environ.get("THEANO_FLAGS")]))
+    # Threads of the kernels that wait leave the cores to the other workers.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import bnlasagne  # isort: skip  # First: it repairs the stack.
 
