@@ -6,7 +6,7 @@ import theano.tensor as T
 from theano.gof.graph import io_toposort
 from theano.scan_module.scan_op import Scan
 
-from ..averages import marker
+from ..averages import applications
 from ..averages.marker import Marker
 from ..graphs.loops import all_nodes, inner_graph
 from ..graphs.needed import inputs_by_value, needed
@@ -116,7 +116,7 @@ class ExactGraph:
             if is_computed:
                 _check(node)
             if is_computed and isinstance(node.op, Marker):
-                self._apply(marker.Application(node), node.inputs[0])
+                self._apply(applications.Application(node), node.inputs[0])
             else:
                 self._copy(node)
         self.outputs = self._of(outputs)

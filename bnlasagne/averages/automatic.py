@@ -24,9 +24,10 @@ from theano.scan_module.scan_op import Scan
 from ..graphs.flags import own_expressions
 from ..graphs.needed import needed
 from .aliases import Alias, UpdatedAverage, aliases_among
+from .applications import Application
 from .chains import Chains, chain, out_of_reach
 from .loops import Loop, LoopMoves, initial_averages, is_marked_loop
-from .marker import Application, Marker
+from .marker import Marker
 from .moves import ScheduledMove
 
 __all__ = ["ResolveAverages", "resolved_loop"]

@@ -17,10 +17,11 @@ from ..kernels import expressions
 from ..networks.labels import label
 from ..networks.walk import all_layers
 from .aliases import aliases_among, application_of, average_of
+from .applications import Application
 from .automatic import resolved_loop
 from .chains import Chains, chain, out_of_reach
 from .loops import LoopMoves, is_marked_loop
-from .marker import Application, Marker
+from .marker import Marker
 from .moves import ScheduledMove, are_equal
 
 __all__ = [

@@ -20,13 +20,8 @@ from theano.scan_module.scan_op import Scan
 
 from ..graphs.loops import all_nodes, inner_graph
 from .aliases import UpdatedAverage, application_of
-from .marker import (
-    Application,
-    Marker,
-    last_application,
-    lifted,
-    markers_in,
-)
+from .applications import Application, lifted, markers_in
+from .marker import Marker, last_application
 
 __all__ = ["Loop", "LoopMoves", "initial_averages", "is_marked_loop"]
 

@@ -3,11 +3,9 @@
 :func:`mark` puts a marker on a layer's output. The marker holds what the
 application was: the layer, its input, the statistics of the batch, and the
 running averages that are to move. It computes nothing, and every function that
-is made from the graph drops it. But until then, others can read it with
-:class:`Application`: :mod:`bnlasagne.averages.automatic`, which moves running
-averages, and whoever looks for the applications of layers in a graph
-(:func:`applications_in`). It survives what users do to a graph: cloning it,
-replacing its inputs, taking gradients.
+is made from the graph drops it. But until then, others can read it
+(:mod:`bnlasagne.averages.applications`). It survives what users do to a graph:
+cloning it, replacing its inputs, taking gradients.
 """
 
 import collections
@@ -16,28 +14,13 @@ import threading
 
 import theano
 import theano.tensor as T
-from theano.gof.graph import clone_get_equiv, io_toposort
-from theano.scan_module.scan_op import Scan
 
-from ..graphs.loops import inner_graph
-from ..graphs.needed import needed
 from ..graphs.next_values import moving_variables, next_value
 from ..kernels import dispatch, ops
 from ..networks.labels import label
 from .aliases import new_alias
-from .moves import Move, ScheduledMove, are_equal
 
-__all__ = [
-    "Application",
-    "Batch",
-    "Marker",
-    "applications_in",
-    "last_application",
-    "lifted",
-    "mark",
-    "markers_in",
-    "without_markers",
-]
+__all__ = ["Batch", "Marker", "Parts", "last_application", "mark"]
 
 
 class _Numbers:
@@ -123,20 +106,32 @@ def mark(output, layer, x, batch=None, update=False):
         layer.alpha if update else 0, alias)
     params = [param for param in (layer.gamma, layer.beta)
               if param is not None]
-    parts = _Parts(params, averages, scheduled, next_values, [
+    parts = Parts(params, averages, scheduled, next_values, [
         ops.double(alpha), batch.count, batch.mean, batch.std])
     marker = Marker(
-        number, layer, _Parts(*map(len, parts)), batch.normalizes,
+        number, layer, Parts(*map(len, parts)), batch.normalizes,
         dispatch.are_usable(*averages, batch.mean, batch.std))
     return marker(output, x, *itertools.chain(*parts))
 
 
-# What a marker takes after the output and the input of a layer; see the
-# attributes of an application.
-_Parts = collections.namedtuple(
-    "_Parts", "params averages scheduled next_values batch",
+Parts = collections.namedtuple(
+    "Parts", "params averages scheduled next_values batch",
     defaults=[0] * 5)
-_NO_PARTS = _Parts()
+Parts.__doc__ = """Parts of what a marker holds; lists of variables.
+
+Parameters
+----------
+params
+    In the place of `gamma` and `beta`, those that are not None.
+averages
+    Aliases of the running averages to move, if any.
+scheduled, next_values
+    Aliases of the variables that a schedule of the weight moves on, and what
+    they become.
+batch
+    Weight of the batch, number of its values, and the statistics, if known.
+"""
+_NO_PARTS = Parts()
 
 
 def _with_aliases(alpha, alias):
@@ -165,7 +160,7 @@ class Marker(theano.Op):
     """Identity on its first input, a layer's output or its gradient.
 
     The second input is what the layer was applied to; the further ones are
-    the parts of an :class:`Application`. Unlike ``output + 0 * average``, the
+    the parts. Unlike ``output + 0 * average``, the
     marker involves them in no arithmetic, so nothing that is stored in an
     average can reach the output.
 
@@ -175,7 +170,7 @@ class Marker(theano.Op):
         Number of the application.
     layer : Layer
         What was applied.
-    sizes : _Parts of int
+    sizes : Parts of int
         Numbers of the parts' variables.
     normalizes : bool
         Whether the layer normalized by the statistics of the batch.
@@ -260,164 +255,3 @@ class Marker(theano.Op):
 def _local_unmark(node):
     """Drop a marker from a graph that Theano inlines as it optimizes."""
     return node.inputs[:1]
-
-
-class Application:
-    """An application of a layer, as its marker tells it.
-
-    Parameters
-    ----------
-    node : Theano node
-        With a `Marker`.
-
-    Attributes
-    ----------
-    number : int
-        Place in the order of all applications.
-    layer : Layer
-    input, output : Theano variables
-        What the layer was applied to, and what came out; the latter marked,
-        and before the nonlinearity (but rectified). Or the gradient by it.
-    normalizes : bool
-        Whether the layer normalized by the statistics of the batch.
-    params : list of Theano variables
-        In the place of `gamma` and `beta`, those that are not None.
-    averages : list of Theano shared variables
-        Aliases of the running averages to move; may be empty.
-    alpha, count : Theano variables or None
-        Weight of the batch and number of its values; None if not known.
-    statistics : list of Theano variables
-        Mean and standard deviation of the batch; empty if not known.
-    """
-
-    def __init__(self, node):
-        op = node.op
-        self.number, self.layer = op.number, op.layer
-        self.normalizes, self._fused = op.normalizes, op.fused
-        self.output = node.outputs[0]
-        self._unmarked, self.input, *rest = node.inputs
-        rest = iter(rest)
-        self._parts = parts = _Parts(*[
-            list(itertools.islice(rest, size)) for size in op.sizes])
-        self.params, self.averages = parts.params, parts.averages
-        self.alpha, self.count, *self.statistics = parts.batch or (None, None)
-
-    def moves(self):
-        """What moves, and how.
-
-        Returns
-        -------
-        list of pairs
-            An alias and its `Move`: of the running averages first, then of
-            what a schedule of their weight moves on.
-        """
-        scheduled = zip(self._parts.scheduled, self._parts.next_values)
-        return [(average, Move(index, self.input, self.alpha, self.count,
-                               self.statistics, self._fused))
-                for index, average in enumerate(self.averages)
-                ] + [(variable, ScheduledMove(value, self.averages))
-                     for variable, value in scheduled]
-
-    def variables(self):
-        """What the moves are made of."""
-        return [self.input, *itertools.chain(*self._parts[1:])]
-
-    def unmarked(self, computed):
-        """What may take the place of the output.
-
-        Parameters
-        ----------
-        computed : set of Theano variables
-            See :func:`bnlasagne.graphs.needed.needed`.
-        """
-        if self.output not in computed and (
-                self.input.type == self.output.type):
-            # Only the shape is asked for, and that is the input's.
-            return self.input
-        return self._unmarked
-
-
-def applications_in(outputs):
-    """Find the applications of layers whose values variables depend on.
-
-    Parameters
-    ----------
-    outputs : list of Theano variables
-
-    Returns
-    -------
-    list of Application
-        In order of application, with those in :func:`markers_in` other graphs.
-    """
-    found = {}
-    for application in map(Application, markers_in(outputs)):
-        same = found.setdefault(application.number, [])
-        # Its gradients are marked, too, and the graph may hold copies.
-        if not any(are_equal(application.input, other.input)
-                   for other in same):
-            same.append(application)
-    return [application for number in sorted(found)
-            for application in found[number]]
-
-
-def markers_in(outputs, kinds=(Scan, theano.OpFromGraph)):
-    """Find the markers whose values variables depend on.
-
-    Parameters
-    ----------
-    outputs : list of Theano variables
-    kinds : type or tuple of types
-        Ops to look into the graphs of.
-
-    Yields
-    ------
-    Theano node
-        With a `Marker`. Of a marker in a graph within another node, a copy by
-        variables outside, as far as these are the same whenever that graph is
-        computed.
-    """
-    computed = needed(outputs)
-    for node in io_toposort([], outputs):
-        if computed.isdisjoint(node.outputs):
-            continue
-        if isinstance(node.op, Marker):
-            yield node
-        elif isinstance(node.op, kinds):
-            inner = inner_graph(node)
-            for marker in markers_in(inner.outputs, kinds):
-                yield lifted(marker, inner.constants)
-
-
-def lifted(marker, constants):
-    """A copy of a marker, with variables replaced in what it holds.
-
-    Parameters
-    ----------
-    marker : Theano node
-    constants : dict
-        Variable in a graph within a node → variable outside of it.
-    """
-    output, *rest = marker.inputs
-    copies = clone_get_equiv([], rest, memo=dict(constants))
-    return marker.clone_with_new_inputs(
-        [output] + [copies[variable] for variable in rest])
-
-
-def without_markers(variables, inputs=()):
-    """Copies of variables, without the markers in what they depend on.
-
-    Parameters
-    ----------
-    variables : list of Theano variables
-    inputs : collection of Theano variables
-        To stop at: these stay as they are.
-    """
-    copies = {}
-    for node in io_toposort(inputs, variables):
-        parents = [copies.get(variable, variable) for variable in node.inputs]
-        if isinstance(node.op, Marker):
-            copies[node.outputs[0]] = parents[0]
-        elif parents != node.inputs:
-            copy = node.clone_with_new_inputs(parents, strict=False)
-            copies.update(zip(node.outputs, copy.outputs))
-    return [copies.get(variable, variable) for variable in variables]

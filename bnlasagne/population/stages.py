@@ -14,11 +14,8 @@ import numpy as np
 import theano
 from theano.gof.graph import ancestors, io_toposort
 
-from ..averages.marker import (
-    applications_in,
-    last_application,
-    without_markers,
-)
+from ..averages.applications import applications_in, without_markers
+from ..averages.marker import last_application
 from ..graphs.needed import inputs_by_value, needed
 from ..layers.layer import own_statistics
 from ..layers.subclasses import uses_stored_statistics

@@ -3,7 +3,7 @@
 import pickle
 
 from bnlasagne import BatchNormLayer, plain_expressions
-from bnlasagne.averages.marker import applications_in
+from bnlasagne.averages.applications import applications_in
 from bnlasagne.networks.outputs import have_equal_graphs
 
 import lasagne

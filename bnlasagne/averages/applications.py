@@ -1,0 +1,182 @@
+"""Find the applications of layers in a graph, by their markers."""
+
+import itertools
+
+import theano
+from theano.gof.graph import clone_get_equiv, io_toposort
+from theano.scan_module.scan_op import Scan
+
+from ..graphs.loops import inner_graph
+from ..graphs.needed import needed
+from .marker import Marker, Parts
+from .moves import Move, ScheduledMove, are_equal
+
+__all__ = [
+    "Application",
+    "applications_in",
+    "lifted",
+    "markers_in",
+    "without_markers",
+]
+
+
+class Application:
+    """An application of a layer, as its marker tells it.
+
+    Parameters
+    ----------
+    node : Theano node
+        With a `Marker`.
+
+    Attributes
+    ----------
+    number : int
+        Place in the order of all applications.
+    layer : Layer
+    input, output : Theano variables
+        What the layer was applied to, and what came out; the latter marked,
+        and before the nonlinearity (but rectified). Or the gradient by it.
+    normalizes : bool
+        Whether the layer normalized by the statistics of the batch.
+    params : list of Theano variables
+        In the place of `gamma` and `beta`, those that are not None.
+    averages : list of Theano shared variables
+        Aliases of the running averages to move; may be empty.
+    alpha, count : Theano variables or None
+        Weight of the batch and number of its values; None if not known.
+    statistics : list of Theano variables
+        Mean and standard deviation of the batch; empty if not known.
+    """
+
+    def __init__(self, node):
+        op = node.op
+        self.number, self.layer = op.number, op.layer
+        self.normalizes, self._fused = op.normalizes, op.fused
+        self.output = node.outputs[0]
+        self._unmarked, self.input, *rest = node.inputs
+        rest = iter(rest)
+        self._parts = parts = Parts(*[
+            list(itertools.islice(rest, size)) for size in op.sizes])
+        self.params, self.averages = parts.params, parts.averages
+        self.alpha, self.count, *self.statistics = parts.batch or (None, None)
+
+    def moves(self):
+        """What moves, and how.
+
+        Returns
+        -------
+        list of pairs
+            An alias and its `Move`: of the running averages first, then of
+            what a schedule of their weight moves on.
+        """
+        scheduled = zip(self._parts.scheduled, self._parts.next_values)
+        return [(average, Move(index, self.input, self.alpha, self.count,
+                               self.statistics, self._fused))
+                for index, average in enumerate(self.averages)
+                ] + [(variable, ScheduledMove(value, self.averages))
+                     for variable, value in scheduled]
+
+    def variables(self):
+        """What the moves are made of."""
+        return [self.input, *itertools.chain(*self._parts[1:])]
+
+    def unmarked(self, computed):
+        """What may take the place of the output.
+
+        Parameters
+        ----------
+        computed : set of Theano variables
+            See :func:`bnlasagne.graphs.needed.needed`.
+        """
+        if self.output not in computed and (
+                self.input.type == self.output.type):
+            # Only the shape is asked for, and that is the input's.
+            return self.input
+        return self._unmarked
+
+
+def applications_in(outputs):
+    """Find the applications of layers whose values variables depend on.
+
+    Parameters
+    ----------
+    outputs : list of Theano variables
+
+    Returns
+    -------
+    list of Application
+        In order of application. An application in a loop, say, is among them;
+        see :func:`markers_in`.
+    """
+    found = {}
+    for application in map(Application, markers_in(outputs)):
+        same = found.setdefault(application.number, [])
+        # Its gradients are marked, too, and the graph may hold copies.
+        if not any(are_equal(application.input, other.input)
+                   for other in same):
+            same.append(application)
+    return [application for number in sorted(found)
+            for application in found[number]]
+
+
+def markers_in(outputs, kinds=(Scan, theano.OpFromGraph)):
+    """Find the markers whose values variables depend on.
+
+    Parameters
+    ----------
+    outputs : list of Theano variables
+    kinds : type or tuple of types
+        Ops to look into the graphs of.
+
+    Yields
+    ------
+    Theano node
+        With a `Marker`. Of a marker in a graph within another node, a copy by
+        variables outside, as far as these are the same whenever that graph is
+        computed.
+    """
+    computed = needed(outputs)
+    for node in io_toposort([], outputs):
+        if computed.isdisjoint(node.outputs):
+            continue
+        if isinstance(node.op, Marker):
+            yield node
+        elif isinstance(node.op, kinds):
+            inner = inner_graph(node)
+            for marker in markers_in(inner.outputs, kinds):
+                yield lifted(marker, inner.constants)
+
+
+def lifted(marker, constants):
+    """A copy of a marker, with variables replaced in what it holds.
+
+    Parameters
+    ----------
+    marker : Theano node
+    constants : dict
+        Variable in a graph within a node → variable outside of it.
+    """
+    output, *rest = marker.inputs
+    copies = clone_get_equiv([], rest, memo=dict(constants))
+    return marker.clone_with_new_inputs(
+        [output] + [copies[variable] for variable in rest])
+
+
+def without_markers(variables, inputs=()):
+    """Copies of variables, without the markers in what they depend on.
+
+    Parameters
+    ----------
+    variables : list of Theano variables
+    inputs : collection of Theano variables
+        To stop at: these stay as they are.
+    """
+    copies = {}
+    for node in io_toposort(inputs, variables):
+        parents = [copies.get(variable, variable) for variable in node.inputs]
+        if isinstance(node.op, Marker):
+            copies[node.outputs[0]] = parents[0]
+        elif parents != node.inputs:
+            copy = node.clone_with_new_inputs(parents, strict=False)
+            copies.update(zip(node.outputs, copy.outputs))
+    return [copies.get(variable, variable) for variable in variables]
