@@ -1,10 +1,9 @@
-"""Find out what the C++ compiler can do with the kernels.
+"""Find the flags with which the C++ compiler can compile the kernels.
 
 Compilers differ in the flags that they know, and users add flags of their own.
-:func:`arguments` tries a program of the kernels with the flags that suit them
-best, then with fewer. What the compiler took is kept in Theano's compile
-directory, so that other processes need not try. If the compiler takes nothing,
-the Ops are computed by NumPy.
+:func:`arguments` tries a program of the kernels with the best flags, then with
+fewer. Flags that work are kept in Theano's compile directory, so that other
+processes need not try. If no flags work, NumPy computes the Ops.
 """
 
 import contextlib
@@ -14,6 +13,7 @@ import os
 import re
 import shutil
 import warnings
+from pathlib import Path
 
 import theano
 from theano.gof import compilelock
@@ -31,8 +31,8 @@ _FLAGS = (
     # GCC warns that vectors longer than the machine has are passed in another
     # way; between functions of one file it does not matter.
     "-Wno-psabi",
-    # What nothing here looks at, and no result depends on, but would keep the
-    # compiler from vectorizing square roots and choices.
+    # Nothing here looks at errno or at traps, and no result depends on them.
+    # But they keep the compiler from vectorizing square roots and choices.
     "-fno-math-errno", "-fno-trapping-math",
     _OPENMP,
 )
@@ -51,17 +51,14 @@ _UNSAFE = re.compile("|".join([
     "--?std=.*", "-ansi", "-Werror.*", "-pedantic-errors",
 ]))
 
-# The file in Theano's compile directory.
-_KEPT = "bnlasagne_compilers.json"
-
 _found = {}
 _warned = set()
 
 
 def let_clang_compile_theano():
-    """Let clang++ take the code of Theano's own Ops.
+    """Let clang++ compile Theano's own Ops.
 
-    In the standards of today, a size in a list of int is an error for it.
+    By its newer standards, a size in a list of int is an error.
     """
     flag = "-Wno-c++11-narrowing"
     flags = theano.config.gcc.cxxflags.split()
@@ -73,7 +70,7 @@ let_clang_compile_theano()
 
 
 def unsafe_arguments():
-    """The user's flags that the kernels must not be compiled with.
+    """Find the user's flags that the kernels must not be compiled with.
 
     Returns
     -------
@@ -85,7 +82,7 @@ def unsafe_arguments():
 
 
 def arguments(program):
-    """The flags to compile the kernels with.
+    """Find the flags to compile the kernels with.
 
     Parameters
     ----------
@@ -95,26 +92,25 @@ def arguments(program):
     Returns
     -------
     list of str or None
-        None if the compiler takes the kernels with no flags.
+        None if the compiler refuses the kernels whatever the flags.
     """
-    cxx = theano.config.cxx
-    setting = cxx, theano.config.gcc.cxxflags, program
+    setting = _setting(program)
     if setting not in _found:
         _found[setting] = _kept_or_tried(*setting)
     flags, error = _found[setting]
     if flags is None:
-        _warn("the C++ compiler %s cannot compile the kernels of batch "
-              "normalization, which NumPy computes instead, several times "
-              "slower. Set Theano's flag cxx to another compiler. Its "
-              "message: %s" % (cxx, error))
+        _warn(f"the C++ compiler {setting[0]} cannot compile the kernels of "
+              "batch normalization, which NumPy computes instead, several "
+              "times slower. Set Theano's flag cxx to another compiler. Its "
+              f"message: {error}")
     elif _OPENMP not in flags and _cores() > 1:
-        _warn("the C++ compiler %s has no OpenMP, so that batch normalization "
-              "is computed by one thread." % cxx)
+        _warn(f"the C++ compiler {setting[0]} has no OpenMP, so that batch "
+              "normalization is computed by one thread.")
     return flags
 
 
 def require(program):
-    """Raise what makes Theano use NumPy if the compiler is of no use."""
+    """Have Theano use NumPy if the compiler cannot compile the kernels."""
     if arguments(program) is None:
         raise MethodNotDefined("c_code")
 
@@ -134,9 +130,13 @@ def or_numpy(program):
         while _locks() > locks:
             compilelock.release_lock()
         # The compiler took the trial, but not this.
-        setting = theano.config.cxx, theano.config.gcc.cxxflags, program
-        _found[setting] = None, _first_error(text)
+        _found[_setting(program)] = None, _first_error(text)
         require(program)
+
+
+def _setting(program):
+    """What the flags depend on, within one process."""
+    return theano.config.cxx, theano.config.gcc.cxxflags, program
 
 
 def _locks():
@@ -159,8 +159,8 @@ def _cores():
 def _kept_or_tried(cxx, cxxflags, program):
     """Flags, or None; and the last error of the compiler."""
     key = _key(cxx, cxxflags, program)
-    flags, error = _kept(key), None
-    if flags is None:
+    flags, error = _kept().get(key), None
+    if not isinstance(flags, list):
         user = [flag for flag in GCC_compiler.compile_args()
                 if not _UNSAFE.fullmatch(flag)]
         flags, error = _try(user, program)
@@ -186,14 +186,15 @@ def _try(user, program):
 
 
 def _compile(program, flags, user):
-    """Compile a shared library; returns the error, or None."""
-    # Quickly: that is a matter of whether, not of how well.
+    """Compile a shared library; return the error, or None."""
+    # Without optimizations: the question is whether it compiles.
     taken = flags + user + ["-O0", "-shared", "-w"]
     done, _, error = GCC_compiler.try_compile_tmp(
         program, tmp_prefix="bnlasagne_", flags=taken,
         output=True, comp_args=False)
     if done:
         return None
+    # The compiler's own error, or that it cannot be started.
     if isinstance(error, bytes):
         error = error.decode("utf-8", "replace")
     return _first_error(error or "")
@@ -221,30 +222,24 @@ def _key(cxx, cxxflags, program):
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def _kept(key):
+def _kept():
+    """All flags that are kept, by key; none if the file cannot be read."""
     try:
-        with open(_path(), encoding="utf-8") as file:
-            flags = json.load(file)[key]
-        return flags if isinstance(flags, list) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        table = json.loads(_path().read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return table if isinstance(table, dict) else {}
 
 
 def _keep(key, flags):
+    path = _path()
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
     # A compile directory that cannot be written to costs a trial, no more.
-    try:
-        with open(_path(), encoding="utf-8") as file:
-            table = json.load(file)
-    except (OSError, ValueError):
-        table = {}
-    if not isinstance(table, dict):
-        table = {}
-    temporary = "%s.%d" % (_path(), os.getpid())
     with contextlib.suppress(OSError):
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(dict(table, **{key: flags}), file)
-        os.replace(temporary, _path())
+        temporary.write_text(json.dumps({**_kept(), key: flags}), "utf-8")
+        temporary.replace(path)
 
 
 def _path():
-    return os.path.join(theano.config.compiledir, _KEPT)
+    """A file in Theano's compile directory."""
+    return Path(theano.config.compiledir, "bnlasagne_compilers.json")

@@ -1,10 +1,7 @@
-"""Batch normalization as plain Theano expressions.
+"""Build batch normalization from plain Theano expressions.
 
-This is what the layer builds its output from, and the one place that a faster
-way to compute it has to replace.
-
-Throughout, the arguments other than `x` are of size 1, and broadcastable,
-along the axes that are normalized over; `gamma` and `beta` may be None.
+Statistics and parameters are of size 1, and broadcastable, along the axes that
+are normalized over. `gamma` and `beta` may be None.
 """
 
 import functools
@@ -114,7 +111,7 @@ def _uncached(value, dtype):
 
 
 def batch_statistics(x, axes):
-    """Mean and biased standard deviation of a batch.
+    """Take the mean and the biased standard deviation of a batch.
 
     Parameters
     ----------
@@ -145,7 +142,7 @@ def find_moments(x, axes):
 
 
 def in_shape(statistics, x, axes):
-    """Mean and standard deviation from a vector of both, of its precision.
+    """Read mean and standard deviation from a vector, in its precision.
 
     They are of the shape of `x`, but of size 1 along the axes.
     """
@@ -173,7 +170,7 @@ def normalize_by(x, statistics, gamma, beta, epsilon, axes):
 
 @own_expressions(test_values=True)
 def pool(parts):
-    """Statistics of several batches, as if they were one.
+    """Pool the statistics of several batches, as if they were one.
 
     Parameters
     ----------
@@ -202,7 +199,7 @@ def pool(parts):
 
 
 def standardization(x, axes):
-    """Deviation from the mean, mean and standard deviation."""
+    """Return the deviation from the mean, mean and standard deviation."""
     size = _largest(theano.gradient.disconnected_grad(x), axes)
     # Units in which sums do not overflow, and squares do not underflow either.
     # Gradients are multiplied by a unit after they are divided by it: so they
@@ -235,14 +232,14 @@ class _Largest(T.elemwise.CAReduce):
 
 
 def _largest(x, axes):
-    """The largest absolute value along some axes."""
+    """Find the largest absolute value along some axes."""
     maximum = _Largest(
         _Maximum(theano.scalar.upcast_out, name="maximum"), list(axes))
     return T.makeKeepDims(x, maximum(abs(x)), list(axes))
 
 
 def safe_sqrt(variance):
-    """Square root whose gradient is zero, not infinite, at zero."""
+    """Take a square root whose gradient at zero is zero, not infinite."""
     zero, one = constant_like(0, variance), constant_like(1, variance)
     # A constant for theano.Rop, which takes comparisons for functions.
     is_zero = theano.gradient.disconnected_grad(T.eq(variance, zero))
@@ -262,7 +259,7 @@ def scale_and_shift(deviation, std, gamma, beta, epsilon):
 
 
 def power_of_two(sizes, free=0):
-    """Powers of two that bring sizes to about 1; 1 where a size is 0.
+    """Find powers of two that bring sizes to about 1; 1 where a size is 0.
 
     Multiplying by them rounds nothing. They count as constants in gradients.
 
@@ -285,7 +282,7 @@ def power_of_two(sizes, free=0):
 
 
 def constant_like(value, variable):
-    """A number of the variable's type, whatever Theano's `cast_policy`."""
+    """Make a number of a variable's type, whatever Theano's `cast_policy`."""
     return T.constant(np.asarray(value, variable.dtype))
 
 
@@ -324,7 +321,7 @@ T.opt.register_canonicalize(
 
 
 def cast(variable, dtype):
-    """Like Theano's cast, but gradients have the type of the variable."""
+    """Cast like Theano; gradients have the type of the variable."""
     return T.cast(_gradient_of_own_type(variable), dtype)
 
 
@@ -337,7 +334,7 @@ def _not_half(variable):
 
 
 def _as_half(result, *inputs):
-    """The result, in half precision if all inputs are."""
+    """Return the result, in half precision if all inputs are."""
     dtypes = {getattr(each, "dtype", each) for each in inputs
               if each is not None}
     return T.cast(result, "float16") if dtypes == {"float16"} else result

@@ -108,21 +108,24 @@ def normalize_by(op, x, statistics, gamma, beta, epsilon, axes, rectify=False):
 
 @own_expressions(test_values=True)
 def double(scalar):
-    """A number or scalar variable in double precision, whatever floatX is."""
+    """Return a scalar in double precision, whatever floatX is."""
     if not isinstance(scalar, theano.Variable):
         return T.constant(np.asarray(scalar, "float64"))
     return T.cast(scalar, "float64")
 
 
-# What the inputs and outputs of these names are. Others are parameters, or
-# statistics of the batch's own type and number of dimensions.
+# Inputs and outputs of these names are like the batch. Those that are in neither
+# of the two are parameters, or statistics of the batch's own type.
 _BATCHES = "x", "y", "dx", "dy"
 # Vectors of double precision: two numbers for each channel, and so many more.
 _VECTORS = {"statistics": 0, "sums": 1, "moments": 1}
+# In messages.
+_LABELS = {"dy": "the output's gradient", "statistics": "the statistics",
+           "sums": "the sums"}
 
 
 class FusedOp(CompiledOp):
-    """What the Ops that normalize have in common.
+    """An Op of batch normalization, with a kernel in C++.
 
     The names of inputs and outputs say what they are, and what has to be
     checked. The batch, `x`, is the first one.
@@ -168,12 +171,12 @@ class FusedOp(CompiledOp):
             self.destroy_map = {0: [self.overwrites]}
 
     def axes(self, ndim):
-        """The axes to normalize over."""
+        """Return the axes that are normalized over."""
         return tuple(axis for axis in range(ndim)
                      if not self.first <= axis < self.end)
 
     def params(self):
-        """Names of the statistics and parameters among the inputs."""
+        """Return the names of statistics and parameters among the inputs."""
         return [name for name in self.inputs
                 if name not in (*_BATCHES, *_VECTORS, "epsilon")]
 
@@ -226,7 +229,7 @@ class FusedOp(CompiledOp):
                 else param for name in self.outputs]
 
     def pattern(self, x):
-        """Which axes of a parameter are broadcastable."""
+        """Return which axes of a parameter are broadcastable."""
         axes = self.axes(x.ndim)
         return tuple(axis in axes or x.broadcastable[axis]
                      for axis in range(x.ndim))
@@ -256,10 +259,10 @@ class FusedOp(CompiledOp):
     def _check(name):
         """Compare an input's shape with the batch's."""
         if name in _BATCHES:
-            return 'is_like(%s, "the output\'s gradient", x)' % name
+            return 'is_like(%s, "%s", x)' % (name, _LABELS[name])
         if name in _VECTORS:
-            return 'is_size(%s, "the %s", 2 * shape.C + %d)' % (
-                name, name, _VECTORS[name])
+            return 'is_size(%s, "%s", 2 * shape.C + %d)' % (
+                name, _LABELS[name], _VECTORS[name])
         return 'is_parameter(%s, "%s", x, first, end)' % (name, name)
 
     def _prepare(self, name):
@@ -289,16 +292,18 @@ class FusedOp(CompiledOp):
         super().perform(node, inputs, output_storage, params)
 
     def _check_shapes(self, inputs):
-        """Compare the parameters' sizes with the batch's, as C++ does."""
+        """Compare the inputs' sizes with the batch's, as C++ does."""
         shape = inputs["x"].shape
-        for name in self.params():
-            for axis, size in enumerate(inputs[name].shape):
-                wanted = shape[axis] if self.first <= axis < self.end else 1
-                if size != wanted:
+        param = [size if self.first <= axis < self.end else 1
+                 for axis, size in enumerate(shape)]
+        for name in [*self.params(), *{"dy"}.intersection(inputs)]:
+            sizes = zip(inputs[name].shape, shape if name == "dy" else param)
+            for axis, (found, wanted) in enumerate(sizes):
+                if found != wanted:
                     raise ValueError(
-                        f"batch normalization: {name} must be of size "
-                        f"{wanted} along axis {axis}, to go with its input, "
-                        f"but is of size {size}")
+                        f"batch normalization: {_LABELS.get(name, name)} must "
+                        f"be of size {wanted} along axis {axis}, to go with "
+                        f"its input, but is of size {found}")
 
     # Gradients
 
@@ -308,14 +313,14 @@ class FusedOp(CompiledOp):
             "Build the output within bnlasagne.plain_expressions().")
 
     def _expression(self, inputs):
-        """What the Op computes, as a plain expression.
+        """Build what the Op computes as a plain expression.
 
-        Of parameters that are broadcastable along the axes.
+        The parameters are broadcastable along the axes.
         """
         raise NotImplementedError
 
     def _plain_gradient(self, inputs, output_gradients):
-        """Gradients of the plain expression.
+        """Build the gradients of the plain expression.
 
         The inputs may depend on each other; as arguments they do not.
         """
@@ -336,7 +341,7 @@ class FusedOp(CompiledOp):
 
 
 def _argument_like(variable):
-    """A new variable, with the test value of another if that has one."""
+    """Return a new variable, with the test value of another if it has one."""
     argument = variable.type()
     if theano.config.compute_test_value != "off":
         with contextlib.suppress(AttributeError):
@@ -349,15 +354,15 @@ def _is_disconnected(gradient):
 
 
 def _joined(*arrays):
-    """A vector of all numbers of some arrays."""
+    """Join all numbers of some arrays into a vector."""
     return np.concatenate([np.ravel(array) for array in arrays])
 
 
 class _OfStatistics(FusedOp):
-    """What the Ops have in common whose outputs include statistics."""
+    """An Op whose outputs include the statistics of the batch."""
 
     def _gradient_of_statistics(self, x, statistics, gradients):
-        """Gradients through mean and standard deviation, where there are."""
+        """Return gradients through the mean and the standard deviation."""
         (mean, std), (dmean, dstd) = statistics, gradients
         count = T.prod([x.shape[axis] for axis in self.axes(x.ndim)])
         count, terms = T.cast(count, x.dtype), []
@@ -468,7 +473,7 @@ class NormalizeBy(FusedOp):
 
 
 def _gradients_of_normalized(op, inputs, dy, statistics):
-    """Gradients with respect to the batch, gamma, beta and epsilon."""
+    """Build gradients with respect to the batch, gamma, beta, epsilon."""
     op = BatchNormalizeGrad(op.first, op.end, op.rectify)
     gradients = op(*inputs, T.cast(dy, inputs[0].dtype), statistics)
     return [*gradients, grad_not_implemented(
@@ -476,7 +481,7 @@ def _gradients_of_normalized(op, inputs, dy, statistics):
 
 
 class BatchNormalizeGrad(FusedOp):
-    """Gradient of :class:`BatchNormalize`.
+    """Compute the gradient of :class:`BatchNormalize`.
 
     Inputs: those of `BatchNormalize`, the gradient with respect to its first
     output, which the in-place variant overwrites, and its last output.

@@ -34,7 +34,7 @@ __all__ = [
 
 @own_expressions(test_values=True)
 def statistics(x, axes, channel, name):
-    """Statistics of a batch of which each rank has a part.
+    """Find the statistics of a batch of which each rank has a part.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ _MOMENTS_OF = "the moments of "
 
 
 def _of_all_ranks(moments, x, axes, channel, name):
-    """Statistics, as a vector; mean and standard deviation; and the count."""
+    """Return statistics as a vector, mean, standard deviation and count."""
     moments = Moments.from_vector(
         MergeMoments(channel, _MOMENTS_OF + name)(moments))
     std = expressions.safe_sqrt(moments.m2 / moments.count)
@@ -154,7 +154,7 @@ class _Gradient(ops.FusedOp):
                 for i, variable in enumerate(inputs)]
 
     def _standardized(self, x, gamma, beta, epsilon, dy, statistics):
-        """The part, and the gradient that reaches its normalized values."""
+        """Return the part, and the gradient that reaches its values."""
         batch = fallback.Standardized(
             x, *statistics.reshape((2,) + gamma.shape), epsilon)
         return batch, batch.reaching(dy, gamma, beta) if self.rectify else dy

@@ -27,7 +27,7 @@ def nothing_known(monkeypatch, tmp_path):
     """Each test finds out anew, and keeps what it finds to itself."""
     monkeypatch.setattr(compilers, "_found", {})
     monkeypatch.setattr(compilers, "_warned", set())
-    monkeypatch.setattr(compilers, "_path", lambda: str(tmp_path / "kept"))
+    monkeypatch.setattr(compilers, "_path", lambda: tmp_path / "kept")
     monkeypatch.setattr(compilers, "_cores", lambda: 2)
 
 
@@ -86,6 +86,12 @@ def test_a_compiler_without_openmp(compiler):
     assert "-std=gnu++11" in found and "-fopenmp" not in found
 
 
+def test_a_compiler_that_is_not_there(tmp_path):
+    with theano.configparser.change_flags(cxx=str(tmp_path / "g++")), \
+            pytest.warns(RuntimeWarning, match="No such file"):
+        assert compilers.arguments(PROGRAM) is None
+
+
 @pytest.fixture
 def tried(monkeypatch):
     """The flags that are tried from now on."""
@@ -122,7 +128,7 @@ def test_other_flags_and_programs_are_tried_anew(tried):
 
 def test_what_cannot_be_kept(monkeypatch, tmp_path):
     monkeypatch.setattr(compilers, "_path",
-                        lambda: str(tmp_path / "nowhere" / "kept"))
+                        lambda: tmp_path / "nowhere" / "kept")
     assert compilers.arguments(PROGRAM)
 
 

@@ -1,13 +1,16 @@
 """Outputs and gradients of the expressions, against the oracle."""
 
+import functools
+
 from bnlasagne.kernels import expressions
 
 import numpy as np
 import pytest
 import theano
 import theano.tensor as T
-from helpers import reference
-from helpers.common import TOLERANCE, param, tensor
+from helpers import batches, reference
+from helpers.batches import draw, expected_train
+from helpers.common import TOLERANCE, param
 from numpy.testing import assert_allclose
 
 SHAPES_AND_AXES = [
@@ -24,50 +27,23 @@ SHAPES_AND_AXES = [
 ]
 
 
-def train(x, gamma, beta, axes, dy=None, epsilon=0.01, mode=None):
-    """Output, mean and std, or the gradients where `dy` is given."""
-    inputs = [tensor(x)]
-    params = [param(gamma, axes), param(beta, axes)]
-    outputs = expressions.normalize_batch(inputs[0], *params, epsilon, axes)
-    if dy is not None:
-        outputs = theano.grad((dy * outputs[0]).sum(), inputs + params)
-    return theano.function(inputs, list(outputs), mode=mode)(x)
-
-
-def make(rng, shape, axes, dtype):
-    short = [1 if axis in axes else size for axis, size in enumerate(shape)]
-    return [rng.normal(1.5, 2, shape).astype(dtype),
-            rng.normal(size=short).astype(dtype),
-            rng.normal(size=short).astype(dtype),
-            rng.normal(size=shape).astype(dtype)]
+train = functools.partial(batches.train, expressions.normalize_batch)
 
 
 @pytest.mark.parametrize("shape, axes", SHAPES_AND_AXES)
-def test_forward(rng, shape, axes, floatX, quick):
-    x, gamma, beta, _ = make(rng, shape, axes, floatX)
-    y, mean, std = train(x, gamma, beta, axes)
-    assert y.dtype == mean.dtype == std.dtype == floatX
-    assert_allclose(y, reference.normalize_batch(x, axes, gamma, beta),
-                    **TOLERANCE[floatX])
-    for actual, expected in zip((mean, std), reference.statistics(x, axes)):
+def test_training(rng, shape, axes, floatX, quick):
+    x, gamma, beta, dy = draw(rng, shape, axes, floatX)
+    for actual, expected in zip(train(x, gamma, beta, axes, dy),
+                                expected_train(x, gamma, beta, axes, dy)):
+        assert actual.dtype == floatX
         assert actual.shape == expected.shape
         assert_allclose(actual, expected, **TOLERANCE[floatX])
 
 
-@pytest.mark.parametrize("shape, axes", SHAPES_AND_AXES)
-def test_gradient(rng, shape, axes, floatX, quick):
-    x, gamma, beta, dy = make(rng, shape, axes, floatX)
-    actual = train(x, gamma, beta, axes, dy)
-    expected = reference.gradient_of_normalize_batch(x, dy, axes, gamma)
-    for one, other in zip(actual, expected):
-        assert one.dtype == floatX
-        assert_allclose(one, other, **TOLERANCE[floatX])
-
-
 def test_gradient_against_finite_differences_in_c(rng, float64):
     axes = (0, 2)
-    x, gamma, beta, dy = make(rng, (4, 3, 2), axes, "float64")
-    gradients = train(x, gamma, beta, axes, dy, mode="FAST_RUN")
+    x, gamma, beta, dy = draw(rng, (4, 3, 2), axes, "float64")
+    gradients = train(x, gamma, beta, axes, dy, "FAST_RUN")[3:]
     arguments = [x, gamma, beta]
     for position, gradient in enumerate(gradients):
         def weighted_sum(value, position=position):
@@ -82,7 +58,7 @@ def test_gradient_against_finite_differences_in_c(rng, float64):
 
 
 def test_second_order_gradient(rng, float64, quick):
-    x, gamma, beta, dy = make(rng, (4, 3), (0,), "float64")
+    x, gamma, beta, dy = draw(rng, (4, 3), (0,), "float64")
     variable = T.matrix()
     output = expressions.normalize_batch(
         variable, param(gamma, (0,)), param(beta, (0,)), 0.01, (0,))[0]
@@ -102,7 +78,7 @@ def test_second_order_gradient(rng, float64, quick):
 def test_large_mean(rng, mean, mode):
     x = rng.normal(mean, 1, (512, 4)).astype("float32")
     one, zero = np.ones((1, 4), "float32"), np.zeros((1, 4), "float32")
-    y, _, std = train(x, one, zero, (0,), mode=mode)
+    y, _, std = train(x, one, zero, (0,), x, mode)[:3]
     assert_allclose(std, reference.statistics(x, (0,))[1], rtol=1e-5)
     assert_allclose(y, reference.normalize_batch(x, (0,)), atol=1e-5)
 
@@ -130,8 +106,7 @@ def test_not_a_number_stays_in_its_channel(rng, quick):
     x = rng.normal(size=(4, 2)).astype("float32")
     x[1, 0] = np.nan
     one, zero = np.ones((1, 2), "float32"), np.zeros((1, 2), "float32")
-    y, mean, std = train(x, one, zero, (0,))
-    for value in (y, mean, std):
+    for value in train(x, one, zero, (0,), x)[:3]:
         assert np.all(np.isnan(value[:, 0]))
         assert np.all(np.isfinite(value[:, 1]))
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import theano
 from helpers import reference
+from helpers.batches import LINKERS, MODES, short_shape, train
 from helpers.common import param, tensor
 from numpy.testing import assert_allclose
 
@@ -26,8 +27,9 @@ SHAPES_AND_AXES = [
     ((2, 2, 300, 301), (0, 2, 3)),
 ]
 SHORT = SHAPES_AND_AXES[:3]
+PY = {optimizer: theano.Mode("py", optimizer)
+      for optimizer in ("fast_compile", "fast_run")}
 TOLERANCE = {"float32": 2e-5, "float64": 1e-11}
-LINKERS = ["cvm", "py"] if theano.config.cxx else ["py"]
 
 
 class Case:
@@ -37,8 +39,7 @@ class Case:
     """
 
     def __init__(self, rng, shape, axes, dtype, power, mean=0.5):
-        short = [1 if axis in axes else size
-                 for axis, size in enumerate(shape)]
+        short = short_shape(shape, axes)
         self.dtype, self.axes, self.power = dtype, axes, power
         self.x = rng.normal(mean, 1, shape).astype(dtype).astype("float64")
         self.gamma, self.beta = rng.normal(size=[2] + short).astype(dtype)
@@ -53,6 +54,9 @@ class Case:
     @property
     def epsilon(self):
         return np.ldexp(0.01, self.power)
+
+    def arguments(self):
+        return self.data, self.gamma, self.beta, self.axes, self.dy
 
     def variables(self):
         return [tensor(self.data), param(self.gamma, self.axes),
@@ -85,27 +89,17 @@ class Case:
 @pytest.mark.parametrize("shape, axes", SHAPES_AND_AXES)
 def test_training(rng, shape, axes, dtype, power, linker):
     case = Case(rng, shape, axes, dtype, power)
-    x, *params = variables = case.variables()
-    outputs = list(ops.normalize_batch(x, *params, case.epsilon, axes))
-    dy = tensor(case.dy)
-    gradients = theano.grad(None, variables, known_grads={outputs[0]: dy})
-    function = theano.function([x, dy], outputs + gradients,
-                               mode=theano.Mode(linker, "fast_compile"))
-    case.check_training(function(case.data, case.dy))
+    case.check_training(train(
+        ops.normalize_batch, *case.arguments(), MODES[linker], case.epsilon))
 
 
 @pytest.mark.parametrize("dtype, power", POWERS)
 @pytest.mark.parametrize("mode", ["fast_compile", "fast_run"])
 def test_plain_expressions(rng, dtype, power, mode):
-    axes = (0, 2)
-    case = Case(rng, (40, 3, 7), axes, dtype, power)
-    x, *params = variables = case.variables()
-    outputs = list(expressions.normalize_batch(x, *params, case.epsilon, axes))
-    dy = tensor(case.dy)
-    gradients = theano.grad(None, variables, known_grads={outputs[0]: dy})
-    function = theano.function([x, dy], outputs + gradients,
-                               mode=theano.Mode("py", mode))
-    case.check_training(function(case.data, case.dy))
+    case = Case(rng, (40, 3, 7), (0, 2), dtype, power)
+    case.check_training(train(
+        expressions.normalize_batch, *case.arguments(), PY[mode],
+        case.epsilon))
 
 
 @pytest.mark.parametrize("linker", LINKERS)
@@ -122,7 +116,7 @@ def test_inference(rng, shape, axes, dtype, power, linker):
     gradients = theano.grad(None, [x] + stored + [gamma],
                             known_grads={y: dy})
     y, dx, dmean, dstd, dgamma = theano.function(
-        [x, dy], [y] + gradients, mode=theano.Mode(linker, "fast_compile"))(
+        [x, dy], [y] + gradients, mode=MODES[linker])(
             case.data, case.dy)
     case.close(y, reference.normalize(case.x, mean, std, case.gamma,
                                       case.beta))

@@ -1,5 +1,6 @@
 """The fused Ops, in C++ and in NumPy, against the oracle."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 import theano
 import theano.tensor as T
-from helpers import reference
-from helpers.common import TOLERANCE, param, tensor
+from helpers import batches, reference
+from helpers.batches import LINKERS, MODES, draw, expected_train
+from helpers.common import TOLERANCE, needs_compiler, param, tensor
 from numpy.testing import assert_allclose, assert_array_equal
 
 # Along rows and across columns; in few and in many units of work; with and
@@ -48,10 +50,6 @@ SHAPES_AND_AXES = [
     ((4, 3, 2, 5), (1, 3)),
     ((2, 3, 2, 2, 3), (0, 2, 4)),
 ]
-# Not those of the other tests: the default, which the machine may not have.
-LINKERS = ["cvm", "py"] if theano.config.cxx else ["py"]
-
-
 @pytest.fixture(params=["float32", "float64"])
 def dtype(request):
     return request.param
@@ -59,48 +57,19 @@ def dtype(request):
 
 @pytest.fixture(params=LINKERS)
 def mode(request):
-    """Few optimizations, as they make no difference to most tests."""
-    return theano.Mode(request.param, "fast_compile")
+    return MODES[request.param]
 
 
-def make(rng, shape, axes, dtype):
-    """A batch, gamma, beta, and a gradient."""
-    short = [1 if axis in axes else size for axis, size in enumerate(shape)]
-    return [rng.normal(1.5, 2, shape).astype(dtype),
-            rng.normal(size=short).astype(dtype),
-            rng.normal(size=short).astype(dtype),
-            rng.normal(size=shape).astype(dtype)]
-
-
-def train(x, gamma, beta, axes, dy, mode, rectify=False, epsilon=0.01):
-    """Output, mean, standard deviation and three gradients."""
-    x_, dy_ = tensor(x), tensor(dy)
-    params = [param(gamma, axes), param(beta, axes)]
-    outputs = list(ops.normalize_batch(x_, *params, epsilon, axes, rectify))
-    gradients = theano.grad(None, [x_] + params, known_grads={outputs[0]: dy_})
-    return theano.function([x_, dy_], outputs + gradients, mode=mode)(x, dy)
-
-
-def expected_train(x, gamma, beta, axes, dy, active=None):
-    """The same, by the oracle; `active` tells which values were above zero."""
-    with np.errstate(all="ignore"):
-        y = reference.normalize_batch(x, axes, gamma, beta)
-        statistics = reference.statistics(x, axes)
-        if active is not None:
-            y, dy = np.maximum(y, 0), np.where(active, dy, 0)
-        gradients = reference.gradient_of_normalize_batch(x, dy, axes, gamma)
-    if x.size == 0:
-        gradients = [np.zeros(value.shape) for value in gradients]
-    return [y, *statistics, *gradients]
+train = functools.partial(batches.train, ops.normalize_batch)
 
 
 @pytest.mark.filterwarnings("ignore:Mean of empty slice:RuntimeWarning")
 @pytest.mark.parametrize("rectify", [False, True])
 @pytest.mark.parametrize("shape, axes", SHAPES_AND_AXES)
 def test_training(rng, shape, axes, dtype, rectify, mode):
-    arguments = make(rng, shape, axes, dtype)
+    arguments = draw(rng, shape, axes, dtype)
     x, gamma, beta, dy = arguments
-    actual = train(x, gamma, beta, axes, dy, mode, rectify)
+    actual = train(x, gamma, beta, axes, dy, mode, rectify=rectify)
     expected = expected_train(x, gamma, beta, axes, dy,
                               actual[0] > 0 if rectify else None)
     # Sums over many values, of which single precision rounds each.
@@ -116,7 +85,7 @@ def test_training(rng, shape, axes, dtype, rectify, mode):
 @pytest.mark.parametrize("rectify", [False, True])
 @pytest.mark.parametrize("shape, axes", SHAPES_AND_AXES)
 def test_inference(rng, shape, axes, dtype, rectify, mode):
-    x, gamma, beta, _ = make(rng, shape, axes, dtype)
+    x, gamma, beta, _ = draw(rng, shape, axes, dtype)
     mean, std = rng.normal(size=gamma.shape), rng.uniform(size=gamma.shape)
     variable = tensor(x)
     y = ops.normalize(variable, *(param(value.astype(dtype), axes) for value
@@ -135,7 +104,7 @@ def test_inference(rng, shape, axes, dtype, rectify, mode):
 ], ids=["every other", "reversed", "inner", "transposed", "Fortran"])
 def test_arrays_that_are_not_in_order(rng, view, dtype, mode):
     axes = (0, 2)
-    x, gamma, beta, dy = make(rng, (12, 5, 40), axes, dtype)
+    x, gamma, beta, dy = draw(rng, (12, 5, 40), axes, dtype)
     x, dy = view(x), view(dy)
     before = x.copy(), dy.copy()
     actual = train(x, gamma, beta, axes, dy, mode)
@@ -151,7 +120,7 @@ def test_arrays_that_are_not_in_order(rng, view, dtype, mode):
     ((4096, 32), (0,)), ((8, 3, 32, 32), (0, 2, 3)), ((4, 9, 8, 8), (0, 2, 3)),
 ])
 def test_large_mean(rng, shape, axes, offset, mode):
-    x, gamma, beta, dy = make(rng, shape, axes, "float32")
+    x, gamma, beta, dy = draw(rng, shape, axes, "float32")
     x = (rng.normal(size=shape) + offset).astype("float32")
     y, mean, std, dx, _, _ = train(x, gamma, beta, axes, dy, mode)
     expected = expected_train(x, gamma, beta, axes, dy)
@@ -166,7 +135,7 @@ def test_large_mean(rng, shape, axes, offset, mode):
 ])
 def test_drift(rng, shape, axes, mode):
     """Means that differ from piece to piece."""
-    x, gamma, beta, dy = make(rng, shape, axes, "float64")
+    x, gamma, beta, dy = draw(rng, shape, axes, "float64")
     x += np.linspace(0, 1000, len(x)).reshape([-1] + [1] * (x.ndim - 1))
     actual = train(x, gamma, beta, axes, dy, mode)
     for one, other in zip(actual, expected_train(x, gamma, beta, axes, dy)):
@@ -176,7 +145,7 @@ def test_drift(rng, shape, axes, mode):
 @pytest.mark.parametrize("shape, axes", [
     ((100352, 2), (0,)), ((2, 2, 224, 224), (0, 2, 3))])
 def test_outlier_at_the_start(rng, shape, axes, mode):
-    x, gamma, beta, dy = make(rng, shape, axes, "float32")
+    x, gamma, beta, dy = draw(rng, shape, axes, "float32")
     x = (rng.normal(size=shape) + 1e4).astype("float32")
     x[(0,) * x.ndim] = 1e7
     std = train(x, gamma, beta, axes, dy, mode)[2]
@@ -187,7 +156,7 @@ def test_outlier_at_the_start(rng, shape, axes, mode):
 @pytest.mark.parametrize("shape, axes", [
     ((700, 5), (0,)), ((4, 3, 20, 20), (0, 2, 3))])
 def test_extreme_values(rng, shape, axes, scale, mode):
-    x, gamma, beta, dy = make(rng, shape, axes, "float32")
+    x, gamma, beta, dy = draw(rng, shape, axes, "float32")
     x = (rng.normal(size=shape) * scale).astype("float32")
     y, mean, std = train(x, gamma, beta, axes, dy, mode)[:3]
     expected = expected_train(x, gamma, beta, axes, dy)
@@ -201,7 +170,7 @@ def test_extreme_values(rng, shape, axes, scale, mode):
     ((50, 20), (0,)), ((4, 3, 20, 20), (0, 2, 3))])
 def test_what_is_not_finite_stays_in_its_channel(
         rng, shape, axes, value, mode):
-    x, gamma, beta, dy = make(rng, shape, axes, "float32")
+    x, gamma, beta, dy = draw(rng, shape, axes, "float32")
     x[(1, 1) + (0,) * (x.ndim - 2)] = value
     actual = train(x, gamma, beta, axes, dy, mode, rectify=True)
     for output in actual:
@@ -213,7 +182,7 @@ def test_what_is_not_finite_stays_in_its_channel(
 
 @pytest.mark.parametrize("value", [0, 3, 0.1, 1e6])
 def test_constant_channel(rng, value, dtype, mode):
-    x, gamma, beta, dy = make(rng, (37, 20), (0,), dtype)
+    x, gamma, beta, dy = draw(rng, (37, 20), (0,), dtype)
     x[:, 2] = value
     actual = train(x, gamma, beta, (0,), dy, mode)
     for one, other in zip(actual, expected_train(x, gamma, beta, (0,), dy)):
@@ -237,7 +206,7 @@ def test_without_gamma_and_beta(rng, dtype, mode):
 def test_gradients_of_gradients(rng, mode, rectify):
     """They are those of the plain expression, and of finite differences."""
     axes = (0,)
-    x, gamma, beta, dy = make(rng, (5, 3), axes, "float64")
+    x, gamma, beta, dy = draw(rng, (5, 3), axes, "float64")
     variable = tensor(x)
     params = [param(gamma, axes), param(beta, axes)]
     plain = expressions.normalize_batch(variable, *params, 0.01, axes)[0]
@@ -256,7 +225,7 @@ def test_gradients_of_gradients(rng, mode, rectify):
 @pytest.mark.parametrize("tested", [False, True])
 def test_second_derivatives_by_several_parameters(rng, tested):
     """A Hessian-vector product, against differences of gradients."""
-    x, gamma, beta, _ = make(rng, (7, 3), (0,), "float64")
+    x, gamma, beta, _ = draw(rng, (7, 3), (0,), "float64")
     vectors = rng.normal(size=(2, 1, 3))
     variable = tensor(x)
     params = [param(gamma, (0,)), param(beta, (0,))]
@@ -287,7 +256,7 @@ def test_second_derivatives_by_several_parameters(rng, tested):
 @pytest.mark.parametrize("plain", [False, True])
 def test_strict_flags_of_theano(rng, flags, plain):
     """Training, testing and second derivatives, all in single precision."""
-    x, gamma, beta, _ = make(rng, (7, 3), (0,), "float32")
+    x, gamma, beta, _ = draw(rng, (7, 3), (0,), "float32")
     mode = theano.Mode("py", "fast_compile")
     with theano.configparser.change_flags(floatX="float32", **flags):
         before = {name: getattr(theano.config, name) for name in flags}
@@ -310,22 +279,25 @@ def test_strict_flags_of_theano(rng, flags, plain):
 
 
 def test_gradient_of_the_statistics(rng, mode):
-    x, gamma, beta, dy = make(rng, (6, 3), (0,), "float64")
+    x, gamma, beta, dy = draw(rng, (6, 3), (0,), "float64")
     x[:, 1] = 2
     variable = tensor(x)
     weights = rng.normal(size=(2, 1, 3))
+    arguments = param(gamma, (0,)), param(beta, (0,)), 0.01, (0,)
     found = []
-    for normalize_batch in (ops.normalize_batch, expressions.normalize_batch):
-        _, mean, std = normalize_batch(
-            variable, param(gamma, (0,)), param(beta, (0,)), 0.01, (0,))
+    for _, mean, std in (
+            ops.normalize_batch(variable, *arguments),
+            (None, *ops.find_statistics(variable, (0,))[:2]),
+            expressions.normalize_batch(variable, *arguments)):
         cost = (weights[0] * mean + weights[1] * std).sum()
         found.append(theano.function(
             [variable], theano.grad(cost, variable), mode=mode)(x))
-    assert_allclose(*found, rtol=1e-10, atol=1e-12)
+    for one in found[:2]:
+        assert_allclose(one, found[2], rtol=1e-10, atol=1e-12)
 
 
 def test_gradient_through_stored_statistics(rng, mode):
-    x, gamma, beta, dy = make(rng, (6, 3), (0,), "float64")
+    x, gamma, beta, dy = draw(rng, (6, 3), (0,), "float64")
     variables = [tensor(x)] + [param(value, (0,)) for value in (
         beta + 1, np.abs(gamma) + 1, gamma, beta)]
     fused = ops.normalize(*variables, 0.01, (0,), True)
@@ -343,8 +315,7 @@ def test_gradient_through_stored_statistics(rng, mode):
     ({"beta": (2, 3)}, "beta must be of size 1 along axis 0"),
     ({"dy": (5, 3)}, "gradient must be of size 6 along axis 0"),
 ])
-@pytest.mark.skipif(not theano.config.cxx, reason="there is no compiler")
-def test_shapes_that_do_not_fit(rng, wrong, message):
+def test_shapes_that_do_not_fit(rng, mode, wrong, message):
     x = rng.normal(size=(6, 3))
     shapes = {"gamma": (1, 3), "beta": (1, 3), "dy": (6, 3)}
     shapes.update(wrong)
@@ -356,11 +327,25 @@ def test_shapes_that_do_not_fit(rng, wrong, message):
         each.type = T.TensorType(each.dtype, (True, False))
     y = op(variable, gamma, beta, 0.01)[0]
     outputs = theano.grad(None, [variable], known_grads={y: dy})
-    function = theano.function([variable, gamma, beta, dy], [y] + outputs)
+    function = theano.function([variable, gamma, beta, dy], [y] + outputs,
+                               mode=mode)
     function.trust_input = True
     with pytest.raises(ValueError, match=message):
         function(x, *(np.ones(shapes[name]) for name in (
             "gamma", "beta", "dy")))
+
+
+@pytest.mark.parametrize("inputs, message", [
+    ([T.lmatrix()], "must be float32 or float64, got int64"),
+    ([T.fmatrix(), T.drow(), T.frow(), 0.01],
+     "gamma must be float32 with 2 dimensions, .* is float64 with 2"),
+    ([T.fmatrix(), T.frow(), T.fvector(), 0.01],
+     "beta must be float32 with 2 dimensions, .* is float32 with 1"),
+])
+def test_types_that_do_not_fit(inputs, message):
+    op = ops.BatchNormalize if len(inputs) > 1 else ops.BatchStatistics
+    with pytest.raises(TypeError, match=message):
+        op(1, 2)(*inputs)
 
 
 # Running averages
@@ -405,7 +390,7 @@ def test_move_average_by_all_of_the_weight(rng, dtype, mode, value):
         np.isnan(value))
 
 
-@pytest.mark.skipif(not theano.config.cxx, reason="there is no compiler")
+@needs_compiler
 def test_move_average_of_another_size(rng):
     average, mean, std = rng.normal(size=(3, 1, 50))
     message = "a batch's statistic must be of size 50 along axis 1"
@@ -558,7 +543,7 @@ np.savez(sys.argv[1], *results)
 """
 
 
-@pytest.mark.skipif(not theano.config.cxx, reason="there is no compiler")
+@needs_compiler
 def test_bits_do_not_depend_on_the_number_of_threads(tmp_path):
     found = []
     for threads in (1, 2, 3, 4):
