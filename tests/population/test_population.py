@@ -509,6 +509,36 @@ def test_nothing_is_computed_for_nothing(data, keep, expected):
     assert [layer.calls for layer in counting] == expected
 
 
+# Layers within a loop of another layer
+
+class Loop(lasagne.layers.Layer):
+    """Apply a layer in a loop: to each example, or always to all of them."""
+
+    def __init__(self, incoming, inner, whole):
+        super().__init__(incoming)
+        self.inner = inner
+        self.whole = whole
+
+    def get_output_for(self, input, **kwargs):
+        def iteration(example):
+            rows = input if self.whole else example.dimshuffle("x", 0)
+            return example + self.inner.get_output_for(rows, **kwargs)[0]
+        return theano.scan(iteration, sequences=[input])[0]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_layer_in_a_loop(data, whole):
+    inner = BatchNormLayer((None, 3), name="inner")
+    network = Loop(InputLayer((None, 3)), inner, whole)
+    if whole:
+        found = update_population_statistics(network, [data])
+        assert found[inner].count == len(data)
+        assert_allclose(inner.mean.get_value()[0], data.mean(axis=0))
+    else:
+        with pytest.raises(ValueError, match="'inner'.*out of reach"):
+            update_population_statistics(network, [data])
+
+
 # Nothing changes on failure
 
 @pytest.mark.parametrize("kind", [OSError, KeyboardInterrupt])
