@@ -47,9 +47,9 @@ theano.compile.optdb.register(
 
 
 def _in_order(fgraph):
-    """Sort the nodes in which ranks meet: the oldest one that can come next.
+    """Sort the nodes in which ranks meet.
 
-    A node can come when those are in the order that it is computed from.
+    By age, but each after the nodes that it is computed from.
     """
     sources = sources_of(fgraph)
     waiting = sorted((node for node in fgraph.toposort()

@@ -87,7 +87,7 @@ def test_parts_of_one_digit(run, uneven):
 @pytest.mark.jobs
 @pytest.mark.parametrize("arguments, code, message", [
     (["--steps", "many"], 2, "--steps: invalid int value"),
-    (["--data", "nowhere"], 1, "nowhere: there is no such file or folder"),
+    (["--data", "nowhere"], 1, "nowhere: there is no such file"),
 ])
 def test_wrong_arguments(run, arguments, code, message):
     """All ranks end, and one of them tells."""

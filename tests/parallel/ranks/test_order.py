@@ -72,6 +72,18 @@ def test_order_is_that_of_creation(mode, batch, reverse):
     function(batch)
 
 
+@several
+def test_order_where_the_older_needs_the_newer(mode, batch):
+    x, u = T.matrices("xu")
+    older, newer = (BatchNormLayer((None, 3), comm=COMM, name=name)
+                    .get_output_for(variable)
+                    for name, variable in (("older", u), ("newer", x)))
+    function = theano.function([x], older, givens={u: 2 * newer}, mode=mode)
+    first, second = messages(function)
+    assert "'newer'" in first.op.what and "'older'" in second.op.what
+    assert np.isfinite(function(batch)).all()
+
+
 def test_one_layer_applied_to_the_same_twice(batch):
     """Theano merges what is the same, and so the messages."""
     x = T.matrix()
