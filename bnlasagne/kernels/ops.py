@@ -114,8 +114,8 @@ def double(scalar):
     return T.cast(scalar, "float64")
 
 
-# Inputs and outputs of these names are like the batch. Those that are in neither
-# of the two are parameters, or statistics of the batch's own type.
+# Inputs and outputs of these names are like the batch. Those in neither of the
+# two are parameters, or statistics of the batch's own type.
 _BATCHES = "x", "y", "dx", "dy"
 # Vectors of double precision: two numbers for each channel, and so many more.
 _VECTORS = {"statistics": 0, "sums": 1, "moments": 1}
