@@ -49,7 +49,7 @@ def plain_expressions():
 
 
 def are_usable(*variables):
-    """Whether the fused Ops can be applied to variables, and may be.
+    """Tell whether the fused Ops can be applied to variables, and may be.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def are_usable(*variables):
 
 
 def batch_statistics(x, axes):
-    """Mean, biased standard deviation and number of values of a batch.
+    """Find mean, biased standard deviation and number of values of a batch.
 
     Parameters
     ----------
@@ -88,9 +88,17 @@ def batch_statistics(x, axes):
     count : Theano variable
         Number of values that each of them is taken over; a scalar.
     """
-    found = (ops.find_statistics(x, axes)[:2] if are_usable(x)
-             else expressions.batch_statistics(x, axes))
-    return (*found, _count(x, axes))
+    return (*_find_statistics(x, axes)[:2], _count(x, axes))
+
+
+def _find_statistics(x, axes):
+    """Find mean, standard deviation, and both as a vector.
+
+    The vector is None if they are expressions.
+    """
+    if are_usable(x):
+        return ops.find_statistics(x, axes)[:3]
+    return (*expressions.batch_statistics(x, axes), None)
 
 
 def normalize_batch(x, gamma, beta, epsilon, axes, rectify=False,
@@ -105,8 +113,7 @@ def normalize_batch(x, gamma, beta, epsilon, axes, rectify=False,
         Whether values below zero are replaced by zero.
     correct : callable or None
         Called with the mean and the standard deviation of the batch, `gamma`
-        and `beta`, it returns what to use in place of the latter two. They
-        count as constants in the gradient with respect to `x`.
+        and `beta`, it returns what to use in place of the latter two.
 
     Returns
     -------
@@ -115,20 +122,21 @@ def normalize_batch(x, gamma, beta, epsilon, axes, rectify=False,
     mean, std, count : Theano variables
         See :func:`batch_statistics`.
     """
+    statistics = None
     if correct is not None:
-        found = batch_statistics(x, axes)
-        gamma, beta = correct(*found[:2], gamma, beta)
+        mean, std, statistics = _find_statistics(x, axes)
+        gamma, beta = correct(mean, std, gamma, beta)
     if not are_usable(x, gamma, beta):
         output, mean, std = expressions.normalize_batch(
             x, *aligned(x, axes, gamma, beta), epsilon, axes)
-        return _rectified(output, rectify), mean, std, _count(x, axes)
-    if correct is None:
-        return (*ops.normalize_batch(x, gamma, beta, epsilon, axes, rectify),
-                _count(x, axes))
-    statistics = ops.find_statistics(x, axes)[2]
-    output = ops.normalize_by(ops.NormalizeBy, x, statistics, gamma, beta,
-                              epsilon, axes, rectify)
-    return (output, *found)
+        output = _rectified(output, rectify)
+    elif statistics is None:
+        output, mean, std = ops.normalize_batch(
+            x, gamma, beta, epsilon, axes, rectify)
+    else:
+        output = ops.normalize_by(ops.NormalizeBy, x, statistics, gamma, beta,
+                                  epsilon, axes, rectify)
+    return output, mean, std, _count(x, axes)
 
 
 def find_moments(x, axes, *params):
@@ -225,7 +233,7 @@ def move_average(average, statistics, count, alpha, fused):
 
 
 def aligned(x, axes, *params):
-    """Parameters, broadcastable where they must be; None stays None."""
+    """Make parameters broadcastable where they must be; None stays None."""
     pattern = [axis in axes or x.broadcastable[axis]
                for axis in range(x.ndim)]
     return [None if param is None else T.patternbroadcast(param, pattern)
