@@ -10,7 +10,7 @@ from bnlasagne import (
     broadcast_params,
     update_population_statistics,
 )
-from bnlasagne.parallel.channel import channel_of
+from bnlasagne.parallel.channel import _THE_END, channel_of
 
 import numpy as np
 import pytest
@@ -281,4 +281,4 @@ def test_waiting_for_the_end_has_no_limit(channel):
     """One rank may have something to do after training."""
     if COMM.rank == 0:
         time.sleep(0.2)
-    channel.end()
+    channel.agree((_THE_END,))
