@@ -4,7 +4,7 @@ from . import compat  # isort: skip
 
 compat.apply()  # First: it makes the next imports work.
 
-from .averages import functions  # isort: skip  # noqa: F401  # It mends function.copy().
+from .averages import patched_theano  # isort: skip  # noqa: F401
 from .accumulation.accumulator import GradientAccumulator
 from .averages.explicit import get_batch_norm_updates
 from .averages.schedules import CumulativeAverage

@@ -8,9 +8,9 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "bnlasagne"
 
 # Each may import from those before it.
-ROOMS = ("compat", "graphs", "networks", "kernels", "averages", "parallel",
-         "layers", "population", "accumulation", "folding", "weights",
-         "moved", "__init__", "__main__")
+ROOMS = ("compat", "theano_tools", "networks", "kernels", "averages",
+         "parallel", "layers", "population", "accumulation", "folding",
+         "weights", "moved", "__init__", "__main__")
 
 
 def name_of(path):

@@ -15,9 +15,9 @@ import theano
 import theano.tensor as T
 
 from ..averages.explicit import check_applied, find_moves, wanted_averages
-from ..graphs.flags import own_expressions
 from ..networks.labels import label
 from ..parallel.channel import channel_of
+from ..theano_tools.quiet_checks import quiet_checks
 from .exact import ExactFunction
 from .micro_batch import MicroBatch
 from .sums import StepMoments, Term, mean_gradients
@@ -107,7 +107,7 @@ class GradientAccumulator:
         self._moments = StepMoments()
         self._has_step = False
 
-    @own_expressions()
+    @quiet_checks()
     def function(self, inputs, loss, size=None, outputs=None, term=None,
                  **kwargs):
         """Compile a function that takes a micro-batch.
@@ -157,7 +157,7 @@ class GradientAccumulator:
         self._keep(term, moments)
         return function
 
-    @own_expressions()
+    @quiet_checks()
     def exact_function(self, inputs, loss, size=None, outputs=None, term=None,
                        **kwargs):
         """Compile a function that takes all micro-batches of a step.
@@ -208,7 +208,7 @@ class GradientAccumulator:
         self._keep(term, moments)
         return function
 
-    @own_expressions()
+    @quiet_checks()
     def step_function(self, rule, inputs=(), mode=None, **kwargs):
         """Compile the function that makes a step.
 

@@ -8,10 +8,10 @@ from theano.scan_module.scan_op import Scan
 
 from ..averages import applications
 from ..averages.marker import Marker
-from ..graphs.loops import all_nodes, inner_graph
-from ..graphs.needed import inputs_by_value, needed
 from ..kernels.moments import Moments
 from ..networks.labels import label
+from ..theano_tools.loops import all_nodes, inner_graph
+from ..theano_tools.needed import inputs_by_value, needed
 
 __all__ = ["ExactApplication", "ExactGraph", "moments_by_std"]
 

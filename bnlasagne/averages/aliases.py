@@ -48,7 +48,7 @@ class UpdatedAverage(theano.Op):
         return [inputs[0].zeros_like()]
 
     def inputs_by_value(self, node):
-        """See :mod:`bnlasagne.graphs.needed`."""
+        """See :mod:`bnlasagne.theano_tools.needed`."""
         return []
 
 

@@ -6,8 +6,8 @@ import theano
 from theano.gof.graph import clone_get_equiv, io_toposort
 from theano.scan_module.scan_op import Scan
 
-from ..graphs.loops import inner_graph
-from ..graphs.needed import needed
+from ..theano_tools.loops import inner_graph
+from ..theano_tools.needed import needed
 from .marker import Marker, Parts
 from .moves import Move, ScheduledMove, are_equal
 
@@ -86,7 +86,7 @@ class Application:
         Parameters
         ----------
         computed : set of Theano variables
-            See :func:`bnlasagne.graphs.needed.needed`.
+            See :func:`bnlasagne.theano_tools.needed.needed`.
         """
         if self.output not in computed and (
                 self.input.type == self.output.type):

@@ -21,8 +21,8 @@ from theano.compile import function_module
 from theano.gof import FunctionGraph, toolbox
 from theano.scan_module.scan_op import Scan
 
-from ..graphs.flags import own_expressions
-from ..graphs.needed import needed
+from ..theano_tools.needed import needed
+from ..theano_tools.quiet_checks import quiet_checks
 from .aliases import Alias, UpdatedAverage, aliases_among
 from .applications import Application
 from .chains import Chains, chain, out_of_reach
@@ -41,7 +41,7 @@ class ResolveAverages(toolbox.Feature):
     """
 
     # Whatever the user asks Theano to check in the user's own expressions.
-    @own_expressions()
+    @quiet_checks()
     def on_attach(self, fgraph):
         # For a test value, Theano compiles the iteration of a loop by itself:
         # each of its states moves on, with nothing to chain.

@@ -15,8 +15,8 @@ class Chains:
     applications : list of Application
     loops : list of Loop
     computed : set of Theano variables
-        See :func:`bnlasagne.graphs.needed.needed`. Applications and loops that
-        are not among them move nothing.
+        See :func:`bnlasagne.theano_tools.needed.needed`. Applications and
+        loops that are not among them move nothing.
 
     Attributes
     ----------

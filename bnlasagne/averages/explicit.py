@@ -11,11 +11,11 @@ import lasagne
 import theano
 from theano.gof.graph import inputs, io_toposort
 
-from ..graphs.needed import needed
-from ..graphs.next_values import moving_variables, next_value
 from ..kernels import expressions
 from ..networks.labels import label
 from ..networks.walk import all_layers
+from ..theano_tools.needed import needed
+from ..theano_tools.next_values import moving_variables, next_value
 from .aliases import aliases_among, application_of, average_of
 from .applications import Application
 from .automatic import resolved_loop

@@ -18,7 +18,7 @@ import theano.tensor as T
 from theano.gof.graph import inputs
 from theano.scan_module.scan_op import Scan
 
-from ..graphs.loops import all_nodes, inner_graph
+from ..theano_tools.loops import all_nodes, inner_graph
 from .aliases import UpdatedAverage, application_of
 from .applications import Application, lifted, markers_in
 from .marker import Marker, last_application

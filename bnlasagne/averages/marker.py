@@ -15,9 +15,9 @@ import threading
 import theano
 import theano.tensor as T
 
-from ..graphs.next_values import moving_variables, next_value
 from ..kernels import dispatch, ops
 from ..networks.labels import label
+from ..theano_tools.next_values import moving_variables, next_value
 from .aliases import new_alias
 
 __all__ = ["Batch", "Marker", "Parts", "last_application", "mark"]
@@ -246,7 +246,7 @@ class Marker(theano.Op):
         return [eval_points[0]]
 
     def inputs_by_value(self, node):
-        """See :mod:`bnlasagne.graphs.needed`."""
+        """See :mod:`bnlasagne.theano_tools.needed`."""
         return node.inputs if self.sizes.averages else node.inputs[:1]
 
 

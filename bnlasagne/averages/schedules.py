@@ -7,8 +7,8 @@ import numpy as np
 import theano
 import theano.tensor as T
 
-from ..graphs.next_values import next_value
 from ..networks.labels import label
+from ..theano_tools.next_values import next_value
 
 __all__ = ["CumulativeAverage"]
 

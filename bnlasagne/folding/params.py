@@ -5,8 +5,8 @@ import collections
 import numpy as np
 import theano
 
-from ..graphs.needed import needed
 from ..networks.walk import variables_in, variables_of
+from ..theano_tools.needed import needed
 
 __all__ = ["Registry", "set_params"]
 

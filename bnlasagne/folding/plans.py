@@ -7,13 +7,13 @@ import lasagne
 import numpy as np
 import theano.tensor as T
 
-from ..graphs.flags import own_expressions
 from ..layers.layer import BatchNormLayer
 from ..networks.linear import is_linear, linear_base, linear_of
 from ..networks.outputs import computes_like
 from ..networks.parts import of_library
 from ..networks.values import NotConstant, value_of
 from ..networks.walk import inputs_of
+from ..theano_tools.quiet_checks import quiet_checks
 from .network import LeftInPlace
 from .params import set_params
 
@@ -246,7 +246,7 @@ def _may_be_discrete(layer):
         return not layer.params and any(
             map(_may_be_discrete, inputs_of(layer)))
     # A function of the user's may round, or compare.
-    with own_expressions():
+    with quiet_checks():
         output = lasagne.layers.get_output(layer, deterministic=True)
     return output.dtype in T.discrete_dtypes
 

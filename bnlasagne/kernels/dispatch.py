@@ -12,7 +12,7 @@ import operator
 import theano
 import theano.tensor as T
 
-from ..graphs.switches import Switch
+from ..theano_tools.switches import Switch
 from . import expressions, ops
 
 __all__ = [

@@ -10,7 +10,7 @@ import numpy as np
 import theano
 import theano.tensor as T
 
-from ..graphs.flags import own_expressions
+from ..theano_tools.quiet_checks import quiet_checks
 
 __all__ = [
     "batch_statistics",
@@ -168,7 +168,7 @@ def normalize_by(x, statistics, gamma, beta, epsilon, axes):
                            epsilon)
 
 
-@own_expressions(test_values=True)
+@quiet_checks(test_values=True)
 def pool(parts):
     """Pool the statistics of several batches, as if they were one.
 

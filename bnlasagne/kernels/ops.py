@@ -20,7 +20,7 @@ from theano.gof import ParamsType
 from theano.gradient import DisconnectedType, grad_not_implemented
 from theano.tensor.opt import in2out
 
-from ..graphs.flags import own_expressions
+from ..theano_tools.quiet_checks import quiet_checks
 from . import expressions, fallback
 from .blocks import Blocks
 from .compiled import AVERAGES, CompiledOp
@@ -106,7 +106,7 @@ def normalize_by(op, x, statistics, gamma, beta, epsilon, axes, rectify=False):
                           statistics))
 
 
-@own_expressions(test_values=True)
+@quiet_checks(test_values=True)
 def double(scalar):
     """Return a scalar in double precision, whatever floatX is."""
     if not isinstance(scalar, theano.Variable):
@@ -180,7 +180,7 @@ class FusedOp(CompiledOp):
         return [name for name in self.inputs
                 if name not in (*_BATCHES, *_VECTORS, "epsilon")]
 
-    @own_expressions(test_values=True)
+    @quiet_checks(test_values=True)
     def make_node(self, *inputs):
         inputs = [double(variable) if name == "epsilon"
                   else T.as_tensor_variable(variable)
@@ -393,7 +393,7 @@ class BatchNormalize(_OfStatistics):
         return [[True, True, True, True], [True, False, False, False],
                 [True, False, False, False], [True, False, False, True]]
 
-    @own_expressions(test_values=True)
+    @quiet_checks(test_values=True)
     def L_op(self, inputs, outputs, output_gradients):
         x = inputs[0]
         _, mean, std, statistics = outputs
@@ -432,7 +432,7 @@ class BatchStatistics(_OfStatistics):
     def connection_pattern(self, node):
         return [[True, True, False, False]]
 
-    @own_expressions(test_values=True)
+    @quiet_checks(test_values=True)
     def L_op(self, inputs, outputs, output_gradients):
         terms = self._gradient_of_statistics(
             inputs[0], outputs[:2], output_gradients[:2])
@@ -460,7 +460,7 @@ class NormalizeBy(FusedOp):
     def connection_pattern(self, node):
         return [[True]] * 4 + [[False]]
 
-    @own_expressions(test_values=True)
+    @quiet_checks(test_values=True)
     def L_op(self, inputs, outputs, output_gradients):
         *inputs, statistics = inputs
         return [*_gradients_of_normalized(self, inputs, output_gradients[0],
@@ -508,7 +508,7 @@ class BatchNormalizeGrad(FusedOp):
         # the gradient with respect to the batch.
         return [[True] * 3] * 3 + [[False] * 3, [True] * 3, [False] * 3]
 
-    @own_expressions(test_values=True)
+    @quiet_checks(test_values=True)
     def L_op(self, inputs, outputs, output_gradients):
         gradients = self._plain_gradient(inputs, output_gradients)
         for position in (3, 5):
@@ -544,7 +544,7 @@ class Normalize(FusedOp):
         zero = expressions.constant_like(0, y)
         return [T.switch(T.lt(y, zero), zero, y) if self.rectify else y]
 
-    @own_expressions(test_values=True)
+    @quiet_checks(test_values=True)
     def L_op(self, inputs, outputs, output_gradients):
         return self._plain_gradient(inputs, output_gradients)
 

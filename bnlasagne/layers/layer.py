@@ -8,12 +8,12 @@ import theano.tensor as T
 
 from ..averages.marker import Batch, mark
 from ..averages.schedules import CumulativeAverage
-from ..graphs.flags import own_expressions
-from ..graphs.switches import Switch
 from ..kernels import dispatch
 from ..networks.labels import label
 from ..parallel import synchronized
 from ..parallel.channel import channel_of
+from ..theano_tools.quiet_checks import quiet_checks
+from ..theano_tools.switches import Switch
 from . import checks, renormalization
 from .parameters import shared_param, std_from
 from .stored import StoredValues
@@ -260,7 +260,7 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
             update = not deterministic
         if self.frozen:
             use, update = True, False
-        with own_expressions(test_values=True):
+        with quiet_checks(test_values=True):
             x = checks.checked_input(self, input)
             checks.check_params(self, update)
             batch = None

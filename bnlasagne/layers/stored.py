@@ -4,9 +4,9 @@ import numpy as np
 import theano
 import theano.tensor as T
 
-from ..graphs.flags import own_expressions
 from ..networks.labels import label
 from ..networks.setting import Setting, settable
+from ..theano_tools.quiet_checks import quiet_checks
 from .conventions import divisor_of, errors_of, statistics_of, stored_std
 from .parameters import (
     full_name,
@@ -221,7 +221,7 @@ class StoredValues:
     @property
     def inv_std(self):
         """The Theano expression ``1 / (std + epsilon)``."""
-        with own_expressions(test_values=True):
+        with quiet_checks(test_values=True):
             std = T.patternbroadcast(
                 T.as_tensor_variable(self.std),
                 [axis in self.axes for axis in range(len(self.input_shape))])

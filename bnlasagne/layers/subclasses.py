@@ -3,8 +3,8 @@
 import copy
 
 from ..averages.aliases import average_of
-from ..graphs.needed import needed
 from ..networks.outputs import have_equal_graphs, output_of, overrides
+from ..theano_tools.needed import needed
 from .layer import BatchNormLayer
 
 __all__ = ["uses_stored_statistics"]

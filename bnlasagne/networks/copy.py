@@ -9,7 +9,7 @@ from theano.gof.graph import ancestors, inputs, io_toposort
 from theano.sandbox.rng_mrg import MRG_RandomStreams
 from theano.tensor.shared_randomstreams import RandomStreams
 
-from ..graphs.next_values import next_value
+from ..theano_tools.next_values import next_value
 from .parts import Replacement, values_in
 from .walk import attributes_of, methods_of, referred_layers
 

@@ -7,7 +7,7 @@ import theano
 import theano.tensor as T
 from theano.scan_module.scan_utils import equal_computations
 
-from ..graphs.flags import own_expressions
+from ..theano_tools.quiet_checks import quiet_checks
 from .parts import of_library
 
 __all__ = [
@@ -47,7 +47,7 @@ def have_equal_graphs(*layers):
 def output_of(layer, x=None, deterministic=True):
     """The output of a layer for an input, by default for a new variable."""
     # The input has no test value.
-    with own_expressions():
+    with quiet_checks():
         return T.as_tensor_variable(layer.get_output_for(
             _input_of(layer) if x is None else x,
             deterministic=deterministic))

@@ -14,7 +14,7 @@ import theano
 from theano.compile.function_module import std_fgraph
 from theano.gof import toolbox
 
-from ..graphs.loops import all_nodes, inner_graph
+from ..theano_tools.loops import all_nodes, inner_graph
 from .collectives import Collective
 from .schedule import schedule_of, sources_of
 

@@ -21,9 +21,9 @@ import numpy as np
 import theano.tensor as T
 from theano.gradient import DisconnectedType, grad_not_implemented
 
-from ..graphs.flags import own_expressions
 from ..kernels import dispatch, expressions, fallback, ops
 from ..kernels.moments import Moments
+from ..theano_tools.quiet_checks import quiet_checks
 from .collectives import AllReduce, MergeMoments
 
 __all__ = [
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 
-@own_expressions(test_values=True)
+@quiet_checks(test_values=True)
 def statistics(x, axes, channel, name):
     """Find the statistics of a batch of which each rank has a part.
 
@@ -58,7 +58,7 @@ def statistics(x, axes, channel, name):
     return _of_all_ranks(moments, x, axes, channel, name)[1:]
 
 
-@own_expressions(test_values=True)
+@quiet_checks(test_values=True)
 def normalize_batch(x, gamma, beta, epsilon, axes, channel, name,
                     rectify=False, correct=None):
     """Normalize a part of a batch by the statistics of all of it.
@@ -127,7 +127,7 @@ class NormalizePart(ops.NormalizeBy):
         self.channel = channel
         self.what = what
 
-    @own_expressions(test_values=True)
+    @quiet_checks(test_values=True)
     def L_op(self, inputs, outputs, output_gradients):
         *inputs, statistics = inputs
         dy = T.cast(output_gradients[0], inputs[0].dtype)

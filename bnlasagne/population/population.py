@@ -23,11 +23,11 @@ rank had which batch.
 import collections
 import contextlib
 
-from ..graphs.flags import own_expressions
 from ..kernels.moments import Moments
 from ..networks.setting import all_or_nothing
 from ..networks.walk import checked_layers
 from ..parallel.channel import channel_of
+from ..theano_tools.quiet_checks import quiet_checks
 from .batches import Batches, keeping
 from .stages import MeasuredNetwork, stages_of
 
@@ -53,7 +53,7 @@ class PopulationStatistics(collections.OrderedDict):
         self.replaced = collections.OrderedDict()
 
 
-@own_expressions()
+@quiet_checks()
 def update_population_statistics(network, batches, method="layerwise", ddof=0,
                                  keep=None, progress=None, comm=None,
                                  **kwargs):

@@ -16,11 +16,11 @@ from theano.gof.graph import ancestors, io_toposort
 
 from ..averages.applications import applications_in, without_markers
 from ..averages.marker import last_application
-from ..graphs.needed import inputs_by_value, needed
 from ..layers.layer import own_statistics
 from ..layers.subclasses import uses_stored_statistics
 from ..networks.labels import label, numbered_labels
 from ..networks.walk import all_layers
+from ..theano_tools.needed import inputs_by_value, needed
 
 __all__ = ["MeasuredNetwork", "stages_of"]
 

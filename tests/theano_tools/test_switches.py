@@ -2,7 +2,7 @@
 
 import threading
 
-from bnlasagne.graphs.switches import Switch
+from bnlasagne.theano_tools.switches import Switch
 
 import pytest
 

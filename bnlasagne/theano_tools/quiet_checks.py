@@ -6,20 +6,16 @@ import theano
 from theano.compile.function_module import FunctionMaker
 from theano.tensor.var import TensorVariable
 
-__all__ = ["own_expressions"]
+__all__ = ["quiet_checks"]
 
 
 @contextlib.contextmanager
-def own_expressions(test_values=False):
-    """Build expressions that the user's flags of Theano do not ask about.
+def quiet_checks(test_values=False):
+    """Keep Theano's checks of new variables quiet, whatever the user's flags.
 
     Those are ``warn_float64``, as some variables are of double precision on
     purpose, and ``compute_test_value``, as some variables have no test value.
-
-    Parameters
-    ----------
-    test_values : bool
-        Whether test values are computed all the same.
+    With `test_values`, test values are computed all the same.
     """
     flags = {"warn_float64": "ignore"}
     if not test_values:
@@ -33,16 +29,16 @@ def own_expressions(test_values=False):
         yield
 
 
-def _unchecked(cls, name):
+def _keep_quiet(cls, name):
     """Keep ``warn_float64`` off the copies that a method of Theano makes."""
     function = getattr(cls, name)
-    if not hasattr(function, "unchecked"):
-        wrapped = own_expressions(test_values=True)(function)
-        wrapped.unchecked = True
+    if not hasattr(function, "is_quiet"):
+        wrapped = quiet_checks(test_values=True)(function)
+        wrapped.is_quiet = True
         setattr(cls, name, wrapped)
 
 
 # Theano checks each new variable, also those that it makes itself while it
 # copies and compiles what the user built. The user is asked about the latter.
-_unchecked(TensorVariable, "clone")
-_unchecked(FunctionMaker, "__init__")
+_keep_quiet(TensorVariable, "clone")
+_keep_quiet(FunctionMaker, "__init__")

@@ -1,4 +1,4 @@
-"""Find what a graph computes the values of.
+"""Find the variables whose values a graph computes.
 
 A `ReshapeLayer` may be given ``get_output(layer).shape[0]``, of an output that
 is needed only for its shape. Such an output is part of the graph, but no
@@ -15,16 +15,9 @@ __all__ = ["inputs_by_value", "needed"]
 
 
 def needed(outputs):
-    """Find the variables whose values some outputs are computed from.
+    """Return the set of variables whose values some outputs are computed from.
 
-    Parameters
-    ----------
-    outputs : list of Theano variables
-
-    Returns
-    -------
-    set of Theano variables
-        Not among them: variables of which only the shape is used.
+    Variables of which only the shape is used are not among them.
     """
     found, stack = set(), list(outputs)
     while stack:
@@ -37,12 +30,7 @@ def needed(outputs):
 
 
 def inputs_by_value(node):
-    """The inputs of a node whose values, not only shapes, it uses.
-
-    Returns
-    -------
-    list of Theano variables
-    """
+    """List the inputs of a node whose values, not only shapes, it uses."""
     op = node.op
     if isinstance(op, (Shape, Shape_i)):
         return []

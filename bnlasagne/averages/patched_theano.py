@@ -1,6 +1,13 @@
-"""Have Theano's functions take a running average for all of its aliases.
+"""Change Theano's functions, for users to name an average by its variable.
 
-Importing this module changes two methods and a function of Theano's.
+A function holds aliases of a running average, which users do not know. For
+each change, importing this module replaces a function of Theano's:
+
+- ``function.copy(swap={average: other})`` swaps the aliases with the average,
+  and keeps the order of Ops that overwrite their inputs;
+- ``theano.function(no_default_updates=[average])`` leaves the aliases alone.
+
+For ``theano.scan``, see :mod:`bnlasagne.averages.loops`.
 """
 
 import functools
@@ -10,7 +17,7 @@ import theano
 from theano.compile.function_module import Function, FunctionMaker
 from theano.compile.sharedvalue import SharedVariable
 
-from ..graphs.next_values import moving_variables
+from ..theano_tools.next_values import moving_variables
 from .aliases import average_of
 
 __all__ = []

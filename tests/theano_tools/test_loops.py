@@ -1,6 +1,6 @@
 """Read the graphs that nodes have within them."""
 
-from bnlasagne.graphs.loops import all_nodes, inner_graph
+from bnlasagne.theano_tools.loops import all_nodes, inner_graph
 
 import pytest
 import theano

@@ -1,46 +1,38 @@
-"""Read the graphs that nodes have within them.
+"""Read the graph within a node.
 
-Such nodes are loops (``theano.scan``), graphs used as an Op
+Nodes with a graph are loops (``theano.scan``), graphs used as an Op
 (``OpFromGraph``), and conditions (``theano.ifelse``).
 """
+
+import collections
 
 from theano.compile.builders import OpFromGraph
 from theano.gof.graph import io_toposort
 from theano.ifelse import IfElse
 from theano.scan_module.scan_op import Scan
 
-__all__ = ["InnerGraph", "all_nodes", "inner_graph"]
+__all__ = ["all_nodes", "inner_graph"]
 
 
-class InnerGraph:
-    """The graph that a node has within it.
+InnerGraph = collections.namedtuple("InnerGraph", "outputs inputs constants")
+InnerGraph.__doc__ = """Hold the graph within a node.
 
-    Parameters
-    ----------
-    outputs : list of Theano variables
-        What is computed there.
-    inputs : list of Theano variables or None
-        For each input of the node, the variable that stands for it there: for
-        all of its value, or for slices of it. None where there is not
-        exactly one, as for a state of a loop.
-    constants : dict
-        Variable there → input of the node, where the two have the same value
-        whenever the graph is computed.
-    """
-
-    def __init__(self, outputs, inputs, constants):
-        self.outputs = outputs
-        self.inputs = inputs
-        self.constants = constants
+Attributes
+----------
+outputs : list of Theano variables
+    What is computed there.
+inputs : list of Theano variables or None
+    For each input of the node, the variable that stands for it there: for
+    all of its value, or for slices of it. None where there is not
+    exactly one, as for a state of a loop.
+constants : dict
+    Variable there → input of the node, where the two have the same value
+    whenever the graph is computed.
+"""
 
 
 def inner_graph(node):
-    """The graph within a node, or None if it has none.
-
-    Returns
-    -------
-    InnerGraph or None
-    """
+    """Return the `InnerGraph` of a node, or None if it has none."""
     op = node.op
     if isinstance(op, Scan):
         return _iteration(node)
@@ -55,7 +47,7 @@ def inner_graph(node):
 
 
 def _iteration(node):
-    """The graph of one iteration of a loop."""
+    """Return the graph of one iteration of a loop."""
     op, inputs = node.op, [None] * len(node.inputs)
     for outer, inner in ((op.outer_seqs, op.inner_seqs),
                          (op.outer_non_seqs, op.inner_non_seqs)):
@@ -67,16 +59,9 @@ def _iteration(node):
 
 
 def all_nodes(outputs):
-    """The nodes that variables are computed by, those within nodes included.
+    """Yield all nodes that variables depend on, those within nodes as well.
 
-    Parameters
-    ----------
-    outputs : list of Theano variables
-
-    Yields
-    ------
-    Theano node
-        Those of each graph in an order in which they can be computed.
+    The nodes of each graph come in an order in which they can be computed.
     """
     seen, graphs = set(), [outputs]
     while graphs:

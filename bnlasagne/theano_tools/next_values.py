@@ -7,16 +7,9 @@ __all__ = ["moving_variables", "next_value"]
 
 
 def next_value(variable):
-    """What a variable in a layer's `alpha` becomes as averages move.
+    """Return what a variable in a layer's `alpha` becomes as averages move.
 
-    Parameters
-    ----------
-    variable : Theano variable
-
-    Returns
-    -------
-    Theano variable or None
-        None if it stays. A default update of the user's own counts as well.
+    None if it stays. A default update of the user's own counts as well.
     """
     value = getattr(variable.tag, "next_value", None)
     return getattr(variable, "default_update", None) if value is None \
@@ -24,15 +17,9 @@ def next_value(variable):
 
 
 def moving_variables(alpha):
-    """The shared variables in a weight that move on with the averages.
+    """List the shared variables in a weight that move on with the averages.
 
-    Parameters
-    ----------
-    alpha : float or Theano variable
-
-    Returns
-    -------
-    list of Theano shared variables
+    `alpha` may be a number, which has none.
     """
     found, stack = [], [alpha]
     while stack:

@@ -1,4 +1,4 @@
-"""Turn something on for the time of a ``with`` statement."""
+"""Switch how expressions are built, within a ``with`` statement."""
 
 import contextlib
 import contextvars
@@ -11,13 +11,9 @@ class Switch:
 
     Each thread has its own; ``with`` statements may be nested.
 
-    Parameters
-    ----------
-    name : str
-
     Examples
     --------
-    >>> from bnlasagne.graphs.switches import Switch
+    >>> from bnlasagne.theano_tools.switches import Switch
     >>> switch = Switch("an example")
     >>> with switch():
     ...     switch.is_on

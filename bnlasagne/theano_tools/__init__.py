@@ -1,0 +1,1 @@
+"""Read Theano graphs, and control how expressions are built."""
