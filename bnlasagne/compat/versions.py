@@ -1,8 +1,6 @@
 """Tell which versions of Python, NumPy and Theano work, and check them."""
 
 import contextlib
-import importlib
-import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -86,32 +84,28 @@ def _refusal_of_missing():
 
 
 def _refusal_of_version(version_of):
+    from packaging.specifiers import SpecifierSet
     from packaging.version import InvalidVersion, Version
 
     for package, why in _WHY.items():
         version = version_of(package)
+        working = SpecifierSet(_requirement(package)[len(package):])
         # Nothing is known of a version that is none.
         with contextlib.suppress(InvalidVersion, TypeError):
-            if not _specifier(package).contains(Version(version),
-                                                prereleases=True):
+            if not working.contains(Version(version), prereleases=True):
                 return _refusal(
                     package, f"found {version} in {_folder(package)} ({why})")
     return None
 
 
 def _refusal(package, found):
-    wanted = next(line for line in REQUIREMENTS
-                  if line.lower().startswith(package))
-    return ImportError(f"bnlasagne needs {wanted}, but {found}. Type:\n"
-                       + pip_line(), name=package)
+    return ImportError(f"bnlasagne needs {_requirement(package)}, but {found}."
+                       f" Type:\n{pip_line()}", name=package)
 
 
-def _specifier(package):
-    from packaging.requirements import Requirement
-
-    return next(requirement.specifier
-                for requirement in map(Requirement, REQUIREMENTS)
-                if requirement.name.lower() == package)
+def _requirement(package):
+    return next(line for line in REQUIREMENTS
+                if line.lower().startswith(package))
 
 
 def _imported_version(package):
@@ -119,6 +113,8 @@ def _imported_version(package):
 
 
 def _installed_version(package):
+    import importlib.metadata  # Here, for it takes 20 ms.
+
     for name in (package, package + "-pymc"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(name)
