@@ -6,10 +6,11 @@ import theano.tensor as T
 from theano.gof.graph import io_toposort
 from theano.scan_module.scan_op import Scan
 
-from ..averages import applications
+from ..averages.applications import Application
 from ..averages.marker import Marker
 from ..kernels.moments import Moments
 from ..networks.labels import label
+from ..theano_tools.copies import Copies
 from ..theano_tools.loops import all_nodes, inner_graph
 from ..theano_tools.needed import inputs_by_value, needed
 
@@ -21,7 +22,7 @@ class ExactApplication:
 
     Parameters
     ----------
-    marked : bnlasagne.averages.marker.Application
+    marked : Application
     of : callable
         Takes variables of the user's graph, returns those of the rebuilt one.
     depth : int
@@ -108,7 +109,7 @@ class ExactGraph:
     def __init__(self, outputs, averaged):
         self.applications = []
         self._averaged = averaged
-        self._copies = {}
+        self._copies = Copies()
         self._depths = {}
         computed = needed(outputs)
         for node in io_toposort([], outputs):
@@ -116,43 +117,35 @@ class ExactGraph:
             if is_computed:
                 _check(node)
             if is_computed and isinstance(node.op, Marker):
-                self._apply(applications.Application(node), node.inputs[0])
+                self._apply(Application(node), node.inputs[0])
             else:
                 self._copy(node)
-        self.outputs = self._of(outputs)
+        self.outputs = self._copies.of(outputs)
 
     def _depth(self, variables):
         """Count the layers, one on the other, below some variables."""
         return max((self._depths.get(variable, 0) for variable in variables),
                    default=0)
 
-    def _of(self, variables):
-        """Return the copies of variables of the user's graph."""
-        return [self._copies.get(variable, variable)
-                for variable in variables]
-
     def _copy(self, node):
         depth = self._depth(inputs_by_value(node))
         self._depths.update(dict.fromkeys(node.outputs, depth))
-        inputs = self._of(node.inputs)
-        if inputs != node.inputs:
-            copy = node.clone_with_new_inputs(inputs, strict=False)
-            self._copies.update(zip(node.outputs, copy.outputs))
+        self._copies.add(node)
 
     def _apply(self, marked, unmarked):
         output = marked.output
         if marked.normalizes or tuple(marked.statistics) in self._averaged:
             application = ExactApplication(
-                marked, self._of, self._depth([marked.input]) + 1)
+                marked, self._copies.of, self._depth([marked.input]) + 1)
             self.applications.append(application)
         if marked.normalizes:
             normalized = marked.layer.normalize_as_in_training(
                 application.x, *application.statistics,
-                *self._of(marked.params))
+                *self._copies.of(marked.params))
             self._copies[output] = output.type.filter_variable(normalized)
             self._depths[output] = application.depth
         else:
-            self._copies[output], = self._of([unmarked])
+            self._copies[output], = self._copies.of([unmarked])
             self._depths[output] = self._depth([unmarked])
 
 

@@ -53,16 +53,10 @@ class UpdatedAverage(theano.Op):
 
 
 def new_alias(variable, application, automatic):
-    """Make an alias of a stored variable for one application.
+    """Make an alias of a stored variable for the application of a number.
 
-    Parameters
-    ----------
-    variable : Theano shared variable
-    application : int
-        Number of the application.
-    automatic : bool
-        Whether functions that the alias is part of update the variable by
-        themselves.
+    If it is `automatic`, functions that the alias is part of update the
+    variable by themselves.
     """
     alias = variable.clone()
     alias.tag.application = application
@@ -73,12 +67,12 @@ def new_alias(variable, application, automatic):
 
 
 def application_of(variable):
-    """The number of the application that has this alias, or None."""
+    """Return the number of an alias's application; None for others."""
     return getattr(variable.tag, "application", None)
 
 
 def average_of(variable):
-    """The variable of an alias; others stand for themselves."""
+    """Return the variable of an alias, or the variable itself."""
     return getattr(variable.tag, "average", variable)
 
 
@@ -88,12 +82,6 @@ Alias = collections.namedtuple("Alias", "container application")
 
 
 def aliases_among(variables):
-    """For each of some variables that is shared, what it stands for.
-
-    Returns
-    -------
-    dict
-        Theano shared variable → `Alias`.
-    """
+    """Map each shared variable among some variables to its `Alias`."""
     return {variable: Alias(variable.container, application_of(variable))
             for variable in variables if isinstance(variable, SharedVariable)}

@@ -6,6 +6,7 @@ import theano
 from theano.gof.graph import clone_get_equiv, io_toposort
 from theano.scan_module.scan_op import Scan
 
+from ..theano_tools.copies import Copies
 from ..theano_tools.loops import inner_graph
 from ..theano_tools.needed import needed
 from .marker import Marker, Parts
@@ -21,7 +22,7 @@ __all__ = [
 
 
 class Application:
-    """An application of a layer, as its marker tells it.
+    """Read an application of a layer from its marker.
 
     Parameters
     ----------
@@ -61,13 +62,10 @@ class Application:
         self.alpha, self.count, *self.statistics = parts.batch or (None, None)
 
     def moves(self):
-        """What moves, and how.
+        """List each alias with its move.
 
-        Returns
-        -------
-        list of pairs
-            An alias and its `Move`: of the running averages first, then of
-            what a schedule of their weight moves on.
+        Those of the running averages come first, then those of variables
+        that a schedule of their weight moves on.
         """
         scheduled = zip(self._parts.scheduled, self._parts.next_values)
         return [(average, Move(index, self.input, self.alpha, self.count,
@@ -77,16 +75,14 @@ class Application:
                      for variable, value in scheduled]
 
     def variables(self):
-        """What the moves are made of."""
+        """List the variables that the moves are computed from."""
         return [self.input, *itertools.chain(*self._parts[1:])]
 
     def unmarked(self, computed):
-        """What may take the place of the output.
+        """Return the output without its marker.
 
-        Parameters
-        ----------
-        computed : set of Theano variables
-            See :func:`bnlasagne.theano_tools.needed.needed`.
+        `computed` are the variables whose values are
+        :func:`~bnlasagne.theano_tools.needed.needed`.
         """
         if self.output not in computed and (
                 self.input.type == self.output.type):
@@ -148,13 +144,9 @@ def markers_in(outputs, kinds=(Scan, theano.OpFromGraph)):
 
 
 def lifted(marker, constants):
-    """A copy of a marker, with variables replaced in what it holds.
+    """Copy a marker from a graph within a node to the graph outside.
 
-    Parameters
-    ----------
-    marker : Theano node
-    constants : dict
-        Variable in a graph within a node → variable outside of it.
+    `constants` maps variables within to variables outside.
     """
     output, *rest = marker.inputs
     copies = clone_get_equiv([], rest, memo=dict(constants))
@@ -163,20 +155,14 @@ def lifted(marker, constants):
 
 
 def without_markers(variables, inputs=()):
-    """Copies of variables, without the markers in what they depend on.
+    """Copy variables without the markers in what they depend on.
 
-    Parameters
-    ----------
-    variables : list of Theano variables
-    inputs : collection of Theano variables
-        To stop at: these stay as they are.
+    `inputs` are variables to stop at, which stay as they are.
     """
-    copies = {}
+    copies = Copies()
     for node in io_toposort(inputs, variables):
-        parents = [copies.get(variable, variable) for variable in node.inputs]
         if isinstance(node.op, Marker):
-            copies[node.outputs[0]] = parents[0]
-        elif parents != node.inputs:
-            copy = node.clone_with_new_inputs(parents, strict=False)
-            copies.update(zip(node.outputs, copy.outputs))
-    return [copies.get(variable, variable) for variable in variables]
+            copies[node.outputs[0]], = copies.of(node.inputs[:1])
+        else:
+            copies.add(node)
+    return copies.of(variables)

@@ -18,19 +18,17 @@ which the layer was applied.
 """
 
 from theano.compile import function_module
-from theano.gof import FunctionGraph, toolbox
-from theano.scan_module.scan_op import Scan
+from theano.gof import toolbox
 
 from ..theano_tools.needed import needed
 from ..theano_tools.quiet_checks import quiet_checks
 from .aliases import Alias, UpdatedAverage, aliases_among
-from .applications import Application
 from .chains import Chains, chain, out_of_reach
-from .loops import Loop, LoopMoves, initial_averages, is_marked_loop
+from .loops import Loop, is_marked_loop
 from .marker import Marker
 from .moves import ScheduledMove
 
-__all__ = ["ResolveAverages", "resolved_loop"]
+__all__ = ["resolve"]
 
 
 class ResolveAverages(toolbox.Feature):
@@ -48,7 +46,7 @@ class ResolveAverages(toolbox.Feature):
         aliases = {variable: Alias(variable, None)
                    for variable in fgraph.inputs}
         aliases.update(aliases_among(fgraph.inputs))
-        _resolve(fgraph, aliases)
+        resolve(fgraph, aliases)
         # What was to do is done, nothing is left to listen for.
         raise toolbox.AlreadyThere("running averages are resolved")
 
@@ -56,8 +54,8 @@ class ResolveAverages(toolbox.Feature):
 function_module.std_fgraph.features.append(ResolveAverages)
 
 
-def _resolve(fgraph, aliases):
-    """Replace all placeholders in a graph and remove the markers.
+def resolve(fgraph, aliases):
+    """Replace all placeholders in a graph, and remove the markers.
 
     Parameters
     ----------
@@ -67,25 +65,36 @@ def _resolve(fgraph, aliases):
         For the graph's inputs that may stand for a stored variable, their
         `Alias`.
     """
-    loops = _resolve_loops(fgraph, aliases)
+    loops = [_replace_loop(fgraph, node, aliases)
+             for node in fgraph.toposort() if is_marked_loop(node)]
+    nodes = fgraph.toposort()
     if not loops and not any(isinstance(node.op, (Marker, UpdatedAverage))
-                             for node in fgraph.apply_nodes):
+                             for node in nodes):
         return
-    nodes, computed = fgraph.toposort(), needed(fgraph.outputs)
-    applications = [Application(node) for node in nodes
-                    if isinstance(node.op, Marker)]
-    chains = Chains(aliases, applications, loops, computed)
+    chains = Chains(nodes, loops, needed(fgraph.outputs), aliases)
     updates = _Updates(fgraph, nodes)
+    chains.check_reach(updates.placeholders)
     for alias in updates.placeholders:
-        if alias not in aliases or (
-                alias in computed and alias not in chains.moves):
-            raise out_of_reach(alias)
         chains.moves.setdefault(alias, [])
     moved = set()
     for group in chains.groups():
-        moved.update(_update_as_one(updates, group, aliases, chains, moved))
-    for application in applications:
-        _replace(fgraph, application.output, application.unmarked(computed))
+        moved.update(_update_as_one(updates, group, chains, moved))
+    for application in chains.applications:
+        _replace(fgraph, application.output,
+                 application.unmarked(chains.computed))
+
+
+def _replace_loop(fgraph, node, aliases):
+    """Put a loop with resolved averages in the place of a node's."""
+    def substitute(variable, replacements):
+        for old, new in replacements.items():
+            _replace(fgraph, old, new)
+        return variable
+
+    loop = Loop(node, aliases, resolve, substitute)
+    fgraph.replace_all(list(zip(node.outputs, loop.outputs)),
+                       reason="running averages")
+    return loop
 
 
 class _Updates:
@@ -120,22 +129,13 @@ class _Updates:
             self.fgraph.change_input("output", self.outputs[variable], value)
 
 
-def _update_as_one(updates, group, aliases, chains, moved):
+def _update_as_one(updates, group, chains, moved):
     """Make aliases of a variable one variable, and their moves one chain.
 
     An update that the user gave for the variable itself takes the place of
     the chain, as an explicit update replaces a default update in all of
-    Theano.
-
-    Parameters
-    ----------
-    moved : set of Theano variables
-        The aliases that are moved so far.
-
-    Returns
-    -------
-    list of Theano variables
-        The aliases that the chain moves.
+    Theano. `moved` are the aliases that move so far; those that the chain
+    moves are returned.
     """
     updated = [alias for alias in group if alias in updates]
     if len(group) > 1 and not updates.are_known and any(
@@ -147,7 +147,7 @@ def _update_as_one(updates, group, aliases, chains, moved):
     if not updated:
         return []
     given = [alias for alias in updated if alias in updates.outputs
-             and aliases[alias].application is None]
+             and chains.aliases[alias].application is None]
     average = (given or updated)[0]
     # A schedule moves on with the averages that have its weight.
     moves = [move for move in chains.of(updated)
@@ -166,59 +166,3 @@ def _update_as_one(updates, group, aliases, chains, moved):
 def _replace(fgraph, old, new):
     if old is not new and old in fgraph.variables:
         fgraph.replace(old, new, reason="running averages")
-
-
-# Loops
-
-def _resolve_loops(fgraph, aliases):
-    """Resolve the averages inside of loops; the loops."""
-    def substitute(variable, replacements):
-        for old, new in replacements.items():
-            _replace(fgraph, old, new)
-        return variable
-
-    marked = [node for node in fgraph.apply_nodes if isinstance(node.op, Scan)
-              and is_marked_loop(node)]
-    loops = []
-    for node in fgraph.toposort() if marked else ():
-        if node in marked:
-            loop = resolved_loop(node, aliases, substitute)
-            fgraph.replace_all(list(zip(node.outputs, loop.outputs)),
-                               reason="running averages")
-            loops.append(loop)
-    return loops
-
-
-def resolved_loop(node, aliases, substitute):
-    """Make a loop like a node's, with the averages resolved in it.
-
-    Parameters
-    ----------
-    node : Theano node
-        With a ``Scan``.
-    aliases : dict
-        As for a graph.
-    substitute : callable
-        See :class:`bnlasagne.averages.loops.LoopMoves`.
-
-    Returns
-    -------
-    Loop
-    """
-    averages = initial_averages(node, aliases)
-    iteration = FunctionGraph(node.op.inputs, node.op.outputs)
-    _resolve(iteration, {
-        state: aliases[average] for state, average
-        in zip(node.op.inner_sitsot(iteration.inputs), averages)
-        if average is not None})
-    inputs, outputs = list(iteration.inputs), list(iteration.outputs)
-    iteration.disown()
-    outputs = Scan(inputs, outputs, node.op.info)(
-        *node.inputs, return_list=True)
-    finals = {}
-    for average, states in zip(averages, node.op.outer_sitsot_outs(outputs)):
-        if average is not None:
-            container = id(aliases[average].container)
-            finals.setdefault(container, {})[average] = states[-1]
-    return Loop(node, outputs, [LoopMoves(each, substitute)
-                                for each in finals.values()])

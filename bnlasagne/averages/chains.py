@@ -1,5 +1,7 @@
 """Chain the moves of each running average that a graph holds."""
 
+from .applications import Application
+from .marker import Marker
 from .moves import ScheduledMove
 
 __all__ = ["Chains", "chain", "out_of_reach"]
@@ -10,25 +12,28 @@ class Chains:
 
     Parameters
     ----------
-    aliases : dict
-        For the variables that may stand for a stored one, their `Alias`.
-    applications : list of Application
+    nodes : list of Theano nodes
+        Those of the graph.
     loops : list of Loop
     computed : set of Theano variables
         See :func:`bnlasagne.theano_tools.needed.needed`. Applications and
         loops that are not among them move nothing.
+    aliases : dict
+        For the variables that may stand for a stored one, their `Alias`.
 
     Attributes
     ----------
+    applications : list of Application
     moves : dict
         Alias → list of moves. A move's method ``advance(value)`` takes the
         value before and returns the value after.
     """
 
-    def __init__(self, aliases, applications, loops, computed):
-        self._aliases = aliases
-        self.moves = {}
-        for application in applications:
+    def __init__(self, nodes, loops, computed, aliases):
+        self.aliases, self.computed, self.moves = aliases, computed, {}
+        self.applications = [Application(node) for node in nodes
+                             if isinstance(node.op, Marker)]
+        for application in self.applications:
             self._add(application.moves(), application.output in computed)
         for loop in loops:
             self._add(loop.moves(), not computed.isdisjoint(loop.outputs))
@@ -36,29 +41,34 @@ class Chains:
     def _add(self, pairs, are_computed):
         for alias, move in pairs:
             known = self.moves.setdefault(alias, [])
-            if are_computed and not any(other.is_like(move)
+            if are_computed and not any(other.is_copy_of(move)
                                         for other in known):
                 known.append(move)
 
-    def groups(self):
-        """The aliases of each stored variable that moves, with the variable.
+    def check_reach(self, aliases):
+        """Raise an error if an alias is to move, and nothing moves it here."""
+        for alias in aliases:
+            if alias not in self.aliases or (
+                    alias in self.computed and alias not in self.moves):
+                raise out_of_reach(alias)
 
-        Returns
-        -------
-        list of list
-            All in order of application. Variables in schedules of weights come
-            last: whether they move depends on the averages.
+    def groups(self):
+        """List the aliases of each stored variable that moves, in groups.
+
+        All are in order of application. The stored variable is in its group,
+        too. Variables in schedules of weights come last: whether they move
+        depends on the averages.
         """
-        groups = {id(self._aliases[alias].container): []
-                  for alias in self.moves if alias in self._aliases}
-        for variable in sorted(self._aliases, key=self._application):
-            group = groups.get(id(self._aliases[variable].container))
+        groups = {id(self.aliases[alias].container): []
+                  for alias in self.moves if alias in self.aliases}
+        for variable in sorted(self.aliases, key=self._application):
+            group = groups.get(id(self.aliases[variable].container))
             if group is not None:
                 group.append(variable)
         return sorted(groups.values(), key=self._place)
 
     def _application(self, alias):
-        return self._aliases[alias].application or 0
+        return self.aliases[alias].application or 0
 
     def _place(self, group):
         is_scheduled = any(isinstance(move, ScheduledMove)
@@ -67,7 +77,7 @@ class Chains:
             filter(None, map(self._application, group)), default=0)
 
     def of(self, aliases):
-        """The moves of all these aliases, in order of application."""
+        """List the moves of all these aliases, in order of application."""
         found = []
         for alias in aliases:
             found.extend(move for move in self.moves.get(alias, ())
@@ -76,7 +86,7 @@ class Chains:
 
 
 def chain(average, moves):
-    """The value of an average after some moves."""
+    """Return the value of an average after some moves."""
     value = average
     for move in moves:
         value = move.advance(value)
@@ -86,11 +96,10 @@ def chain(average, moves):
 
 
 def out_of_reach(average):
-    """The error about an average whose statistics another Op computes."""
+    """Return the error about an average that is moved in another graph."""
     return ValueError(
-        f"The running average {average} is to be updated from statistics that "
-        "another Op computes in a graph of its own, where they are out of "
-        "reach. Build the output with get_output(..., "
-        "batch_norm_update_averages=False) there: it is normalized by the "
-        "statistics of the batch as before, but leaves the averages of its "
-        "batch normalization layers as they are.")
+        "The layer is inside another Op (such as OpFromGraph), so functions "
+        f"cannot update its running average {average}. Build the output "
+        "there with get_output(..., batch_norm_update_averages=False): it is "
+        "normalized by the statistics of the batch as before, but leaves the "
+        "averages as they are.")

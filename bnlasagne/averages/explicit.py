@@ -17,11 +17,9 @@ from ..networks.walk import all_layers
 from ..theano_tools.needed import needed
 from ..theano_tools.next_values import moving_variables, next_value
 from .aliases import aliases_among, application_of, average_of
-from .applications import Application
-from .automatic import resolved_loop
-from .chains import Chains, chain, out_of_reach
-from .loops import LoopMoves, is_marked_loop
-from .marker import Marker
+from .automatic import resolve
+from .chains import Chains, chain
+from .loops import Loop, LoopMoves, is_marked_loop
 from .moves import ScheduledMove, are_equal
 
 __all__ = [
@@ -118,19 +116,10 @@ _NO_APPLICATION = (
 
 
 def find_moves(outputs, wanted=None):
-    """Find the moves of running averages in a graph.
+    """Map each running average that moves in a graph to its moves.
 
-    Parameters
-    ----------
-    outputs : list of Theano variables
-        See :func:`get_batch_norm_updates`.
-    wanted : dict or None
-        As :func:`wanted_averages` returned it.
-
-    Returns
-    -------
-    dict
-        Shared variable → list of its moves, in order of application.
+    They are in order of application. `wanted` is what :func:`wanted_averages`
+    returned; None: all averages.
     """
     aliases = aliases_among(inputs(outputs))
     originals = {alias: average_of(alias) for alias in aliases}
@@ -148,39 +137,28 @@ def find_moves(outputs, wanted=None):
 
 
 def _chains(outputs, aliases, originals, wanted):
-    """The moves of aliases, all of them in reach."""
+    """Chain the moves in a graph; raise an error if one is out of reach."""
     def substitute(variable, replacements):
         # A loop starts from all of its averages, not only the one in question.
         return theano.clone(variable, replace={**originals, **replacements})
 
     nodes, computed = io_toposort([], outputs), needed(outputs)
-    loops = [resolved_loop(node, aliases, substitute) for node in nodes
+    loops = [Loop(node, aliases, resolve, substitute) for node in nodes
              if is_marked_loop(node)
              and not computed.isdisjoint(node.outputs)]
     computed.update(output for loop in loops for output in loop.outputs)
-    chains = Chains(aliases, [Application(node) for node in nodes
-                              if isinstance(node.op, Marker)], loops, computed)
-    for alias, average in originals.items():
-        if application_of(alias) is not None and alias in computed and (
-                alias not in chains.moves) and (
-                wanted is None or average in wanted):
-            raise out_of_reach(alias)
+    chains = Chains(nodes, loops, computed, aliases)
+    chains.check_reach(alias for alias, average in originals.items()
+                       if application_of(alias) is not None
+                       and (wanted is None or average in wanted))
     return chains
 
 
 def scheduled_updates(moves):
-    """Updates of what moves on with the averages in their weights.
+    """Return the updates of variables that move on with the averages.
 
-    Parameters
-    ----------
-    moves : dict
-        As :func:`find_moves` returned it; without loops, whose updates
-        include what moves on in them.
-
-    Returns
-    -------
-    dict
-        Shared variable → its new value.
+    `moves` are those that :func:`find_moves` returned. Updates of loops
+    include what moves on in them.
     """
     return {variable: next_value(variable)
             for own in moves.values() for move in own
@@ -201,7 +179,7 @@ def check_applied(wanted, moves, caller):
 
 
 def _checked_outputs(outputs, caller):
-    """A list of variables."""
+    """Return outputs as a list."""
     outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [
         outputs]
     for output in outputs:
@@ -212,7 +190,7 @@ def _checked_outputs(outputs, caller):
 
 
 def wanted_averages(layers, caller):
-    """For each average of some layers, its layer; or None for all.
+    """Map each average of some layers to its layer; None: all averages.
 
     Parameters
     ----------
@@ -221,10 +199,6 @@ def wanted_averages(layers, caller):
         all batch normalization layers among them that are not frozen.
     caller : str
         For messages.
-
-    Returns
-    -------
-    dict or None
     """
     if layers is None:
         return None
@@ -251,19 +225,10 @@ def _has_averages(layer):
 
 
 def combined(average, moves, combine):
-    """The value of an average after some moves.
+    """Return the value of an average after its moves.
 
-    Parameters
-    ----------
-    average : Theano shared variable
-    moves : list
-        As :func:`find_moves` returned them.
-    combine : 'chain', 'pool' or 'error'
-        See :func:`get_batch_norm_updates`.
-
-    Returns
-    -------
-    Theano variable
+    `moves` are those that :func:`find_moves` returned; for `combine`, see
+    :func:`get_batch_norm_updates`.
     """
     if len(moves) > 1 and combine == "error":
         raise ValueError(

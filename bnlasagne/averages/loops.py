@@ -1,4 +1,4 @@
-"""Read what becomes of running averages in a loop (theano.scan).
+"""Move running averages in loops (theano.scan).
 
 An iteration of a loop is a graph of its own. Theano makes each variable with a
 default update a state of the loop: its value before the loop is an input of
@@ -15,6 +15,7 @@ import functools
 
 import theano
 import theano.tensor as T
+from theano.gof import FunctionGraph
 from theano.gof.graph import inputs
 from theano.scan_module.scan_op import Scan
 
@@ -23,36 +24,60 @@ from .aliases import UpdatedAverage, application_of
 from .applications import Application, lifted, markers_in
 from .marker import Marker, last_application
 
-__all__ = ["Loop", "LoopMoves", "initial_averages", "is_marked_loop"]
+__all__ = ["Loop", "LoopMoves", "is_marked_loop"]
 
 
 class Loop:
-    """A loop whose averages are resolved in the iteration.
+    """Make a loop like another, with the averages resolved in it.
 
     Parameters
     ----------
     node : Theano node
         The loop as the user built it.
+    aliases : dict
+        For the variables that may stand for a stored one, their `Alias`.
+    resolve : callable
+        Resolves the averages in the graph of an iteration; see
+        :func:`bnlasagne.averages.automatic.resolve`.
+    substitute : callable
+        See `LoopMoves`.
+
+    Attributes
+    ----------
     outputs : list of Theano variables
-        Of the loop that takes its place.
-    inside : list of LoopMoves
-        Of the averages that each iteration moves.
     """
 
-    def __init__(self, node, outputs, inside):
-        self.outputs = outputs
-        self._inside = inside
+    def __init__(self, node, aliases, resolve, substitute):
         self._outside = list(_outside(node))
+        op = node.op
+        averages = [_initial(variable, aliases)
+                    for variable in op.outer_sitsot(node.inputs)]
+        iteration = FunctionGraph(op.inputs, op.outputs)
+        resolve(iteration, {
+            state: aliases[average] for state, average
+            in zip(op.inner_sitsot(iteration.inputs), averages)
+            if average is not None})
+        inner = list(iteration.inputs), list(iteration.outputs)
+        iteration.disown()
+        self.outputs = Scan(*inner, op.info)(*node.inputs, return_list=True)
+        finals = {}
+        for average, states in zip(averages,
+                                   op.outer_sitsot_outs(self.outputs)):
+            if average is not None:
+                container = id(aliases[average].container)
+                finals.setdefault(container, {})[average] = states[-1]
+        self._inside = [LoopMoves(each, substitute)
+                        for each in finals.values()]
 
     def moves(self):
-        """Pairs of an alias and its moves, of all that the loop moves."""
+        """List each alias that the loop moves, with its moves."""
         return [pair for application in self._outside
                 for pair in application.moves()] + [
             (alias, moves) for moves in self._inside for alias in moves.finals]
 
 
 class LoopMoves:
-    """The moves of an average that is a state of a loop, in all iterations.
+    """Move an average that is a state of a loop, in all iterations.
 
     Parameters
     ----------
@@ -68,7 +93,7 @@ class LoopMoves:
         self.finals = finals
         self._substitute = substitute
 
-    def is_like(self, other):
+    def is_copy_of(self, other):
         return False
 
     def advance(self, average):
@@ -77,28 +102,14 @@ class LoopMoves:
 
 
 def is_marked_loop(node):
-    """Whether a node is a loop with applications of layers in it."""
+    """Tell whether a node is a loop with applications of layers in it."""
     return isinstance(node.op, Scan) and any(
         isinstance(inner.op, (Marker, UpdatedAverage))
         for inner in all_nodes(node.op.outputs))
 
 
-def initial_averages(node, aliases):
-    """For each state of a loop, the alias that it starts from, or None.
-
-    Parameters
-    ----------
-    node : Theano node
-        With a ``Scan``.
-    aliases : dict
-        For the variables that may stand for a stored one, their `Alias`.
-    """
-    return [_initial(variable, aliases)
-            for variable in node.op.outer_sitsot(node.inputs)]
-
-
 def _initial(variable, aliases):
-    """The alias that theano.scan made an initial state from, or None."""
+    """Return the alias that theano.scan made a first state of, or None."""
     while variable.owner is not None:
         op, parents = variable.owner.op, variable.owner.inputs
         if isinstance(op, T.IncSubtensor):
@@ -112,7 +123,7 @@ def _initial(variable, aliases):
 
 
 def _outside(node):
-    """The applications outside of a loop whose averages it has as constants.
+    """Yield applications outside of a loop whose averages it has as constants.
 
     Its iterations take gradients through them.
     """
@@ -157,7 +168,7 @@ def _held(variables, last):
 
 
 def _variables_in(value):
-    """The variables in what an iteration returned."""
+    """List the variables in what an iteration returned."""
     if isinstance(value, theano.Variable):
         return [value]
     if isinstance(value, dict):
@@ -170,12 +181,8 @@ def _variables_in(value):
         value, "condition") else []
 
 
-def _hold_in_loops():
-    original = theano.scan
-    wrapper = _holding(original)
-    for module in (theano, theano.scan_module, theano.scan_module.scan_views):
-        if module.scan is original:
-            module.scan = wrapper
-
-
-_hold_in_loops()
+_original = theano.scan
+_wrapper = _holding(_original)
+for _module in (theano, theano.scan_module, theano.scan_module.scan_views):
+    if _module.scan is _original:
+        _module.scan = _wrapper

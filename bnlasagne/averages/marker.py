@@ -20,7 +20,7 @@ from ..networks.labels import label
 from ..theano_tools.next_values import moving_variables, next_value
 from .aliases import new_alias
 
-__all__ = ["Batch", "Marker", "Parts", "last_application", "mark"]
+__all__ = ["Marker", "Parts", "TakenStatistics", "last_application", "mark"]
 
 
 class _Numbers:
@@ -45,12 +45,13 @@ _numbers = _Numbers()
 
 
 def last_application():
-    """The number of the latest application."""
+    """Return the number of the latest application."""
     return _numbers.last
 
 
-Batch = collections.namedtuple("Batch", "mean std count normalizes")
-Batch.__doc__ = """Statistics of a batch.
+TakenStatistics = collections.namedtuple(
+    "TakenStatistics", "mean std count normalizes")
+TakenStatistics.__doc__ = """Statistics that a layer took of a batch.
 
 Parameters
 ----------
@@ -62,7 +63,7 @@ normalizes : bool
 """
 
 
-def mark(output, layer, x, batch=None, update=False):
+def mark(output, layer, x, taken=None, update=False):
     """Mark an application of a layer.
 
     Parameters
@@ -70,8 +71,8 @@ def mark(output, layer, x, batch=None, update=False):
     output, x : Theano variables
         What came out of the layer, and what it was applied to.
     layer : BatchNormLayer
-    batch : Batch or None
-        Statistics of `x`, if they are known.
+    taken : TakenStatistics or None
+        Those of `x`, if they are known.
     update : bool or 'explicit'
         Whether functions that compute `output`, or anything that depends on
         it, or a gradient through it, move the layer's running averages by
@@ -94,7 +95,7 @@ def mark(output, layer, x, batch=None, update=False):
     averages as they are.
     """
     number = _numbers.next()
-    if batch is None:
+    if taken is None:
         return Marker(number, layer)(output, x)
 
     def alias(variable):
@@ -107,17 +108,17 @@ def mark(output, layer, x, batch=None, update=False):
     params = [param for param in (layer.gamma, layer.beta)
               if param is not None]
     parts = Parts(params, averages, scheduled, next_values, [
-        ops.double(alpha), batch.count, batch.mean, batch.std])
+        ops.double(alpha), taken.count, taken.mean, taken.std])
     marker = Marker(
-        number, layer, Parts(*map(len, parts)), batch.normalizes,
-        dispatch.are_usable(*averages, batch.mean, batch.std))
+        number, layer, Parts(*map(len, parts)), taken.normalizes,
+        dispatch.are_usable(*averages, taken.mean, taken.std))
     return marker(output, x, *itertools.chain(*parts))
 
 
 Parts = collections.namedtuple(
     "Parts", "params averages scheduled next_values batch",
     defaults=[0] * 5)
-Parts.__doc__ = """Parts of what a marker holds; lists of variables.
+Parts.__doc__ = """Variables that a marker holds, in lists by their purpose.
 
 Parameters
 ----------
@@ -137,14 +138,8 @@ _NO_PARTS = Parts()
 def _with_aliases(alpha, alias):
     """Have a weight that moves on by itself do so with the averages only.
 
-    Returns
-    -------
-    scheduled : list of Theano shared variables
-        Aliases of the variables in `alpha` that move on.
-    next_values : list of Theano variables
-        Their next values, by the aliases.
-    alpha : float or Theano variable
-        The weight, by the aliases.
+    Return aliases of the variables in `alpha` that move on; and, computed
+    from these, their next values, and the weight.
     """
     variables = moving_variables(alpha)
     if not variables:
@@ -194,7 +189,7 @@ class Marker(theano.Op):
 
     @property
     def has_batch(self):
-        """Whether the statistics of the batch are known."""
+        """Whether the marker holds the statistics of the batch."""
         return self.sizes.batch > 0
 
     @property

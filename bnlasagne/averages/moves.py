@@ -7,16 +7,12 @@ from theano.scan_module.scan_utils import equal_computations
 
 from ..kernels import dispatch, ops
 
-__all__ = [
-    "Move",
-    "ScheduledMove",
-    "are_equal",
-]
+__all__ = ["Move", "ScheduledMove", "are_equal"]
 
 
 class Move(collections.namedtuple(
         "Move", "index input alpha count statistics fused")):
-    """One move of a running average by one batch.
+    """Move a running average by one batch.
 
     Parameters
     ----------
@@ -36,7 +32,7 @@ class Move(collections.namedtuple(
     __slots__ = ()
 
     def advance(self, average):
-        """The average after the batch, from the average before."""
+        """Return the average after the batch, from the average before."""
         statistics = list(self.statistics)
         # The one to follow comes first.
         statistics.insert(0, statistics.pop(self.index))
@@ -44,19 +40,19 @@ class Move(collections.namedtuple(
                                      self.alpha, self.fused)
 
     def by(self, count, *statistics):
-        """The same move by other statistics, of any precision."""
+        """Return the same move by other statistics, of any precision."""
         return self._replace(count=count, statistics=[
             T.cast(statistic, own.dtype)
             for statistic, own in zip(statistics, self.statistics)])
 
     def weighted(self, alpha):
-        """The same move with another weight."""
+        """Return the same move with another weight."""
         return self._replace(alpha=ops.double(alpha))
 
-    def is_like(self, other):
-        """Whether another move of the average is of the same application.
+    def is_copy_of(self, other):
+        """Tell whether another move is of the same application.
 
-        It may be a copy, where the user cloned the graph.
+        Users get such copies by cloning a graph.
         """
         return isinstance(other, Move) and are_equal(
             self.input, other.input) and are_equal(self.alpha, other.alpha)
@@ -64,7 +60,7 @@ class Move(collections.namedtuple(
 
 class ScheduledMove(collections.namedtuple(
         "ScheduledMove", "next_value averages")):
-    """A variable in a layer's `alpha` gets its next value.
+    """Move a variable in a layer's `alpha` to its next value.
 
     That happens once in a function, however many layers have the weight.
 
@@ -80,10 +76,10 @@ class ScheduledMove(collections.namedtuple(
     def advance(self, variable):
         return self.next_value
 
-    def is_like(self, other):
+    def is_copy_of(self, other):
         return True
 
 
 def are_equal(variable, other):
-    """Whether two variables are computed alike from the same variables."""
+    """Tell whether two variables are computed alike from the same ones."""
     return variable is other or equal_computations([variable], [other])

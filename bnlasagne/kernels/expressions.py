@@ -11,6 +11,7 @@ import theano
 import theano.tensor as T
 
 from ..theano_tools.quiet_checks import quiet_checks
+from .fallback import LEAST_VALUES
 
 __all__ = [
     "batch_statistics",
@@ -93,7 +94,7 @@ def move_average(average, statistics, count, alpha):
     # By itself, or what is not finite in the average would stay in it.
     moved = T.switch(T.eq(alpha, one), statistic,
                      (one - alpha) * average + alpha * statistic)
-    usable = T.ge(count, _uncached(2, "int64"))
+    usable = T.ge(count, _uncached(LEAST_VALUES, "int64"))
     for statistic in statistics:
         unusable = T.or_(T.isnan(statistic), T.isinf(statistic))
         usable = T.and_(usable, T.invert(T.any(unusable)))

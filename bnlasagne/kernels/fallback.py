@@ -7,7 +7,10 @@ over.
 
 import numpy as np
 
-__all__ = ["Standardized", "move_average", "statistics"]
+__all__ = ["LEAST_VALUES", "Standardized", "move_average", "statistics"]
+
+# A batch with fewer values per channel moves no average.
+LEAST_VALUES = 2
 
 
 def statistics(x, axes):
@@ -80,7 +83,8 @@ class Standardized:
 
 def move_average(average, alpha, count, statistics):
     """Move a running average by the first one of a batch's statistics."""
-    if count < 2 or not all(np.all(np.isfinite(each)) for each in statistics):
+    if count < LEAST_VALUES or not all(np.all(np.isfinite(each))
+                                       for each in statistics):
         return average.copy()
     if alpha == 1:
         return statistics[0].copy()

@@ -609,8 +609,8 @@ class MoveAverage(CompiledOp):
         Array average(in_order({average}));
         if (!average || !prepare_like(&{moved}, average)) {fail}
         const npy_intp size = PyArray_SIZE(average);
-        bool usable = *values<npy_int64>({count}) >= 2;
-        """ + checked + """
+        bool usable = *values<npy_int64>({count}) >= LEAST_VALUES;
+        """.replace("LEAST_VALUES", str(fallback.LEAST_VALUES)) + checked + """
         move_average(values<{T}>(average),
                      usable ? values<{T}>(statistic0) : NULL,
                      *values<double>({alpha}), size, values<{T}>({moved}));

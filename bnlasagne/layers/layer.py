@@ -6,7 +6,7 @@ import lasagne
 import numpy as np
 import theano.tensor as T
 
-from ..averages.marker import Batch, mark
+from ..averages.marker import TakenStatistics, mark
 from ..averages.schedules import CumulativeAverage
 from ..kernels import dispatch
 from ..networks.labels import label
@@ -263,20 +263,21 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
         with quiet_checks(test_values=True):
             x = checks.checked_input(self, input)
             checks.check_params(self, update)
-            batch = None
+            taken = None
             if use:
                 output = self._normalize(x, self.mean, self.std, self.gamma,
                                          self.beta)
                 if update:
-                    batch = Batch(*self._statistics(x), normalizes=False)
+                    taken = TakenStatistics(*self._batch_statistics(x),
+                                            normalizes=False)
             else:
                 output, *statistics = self._normalize_batch(x)
-                batch = Batch(*statistics, normalizes=True)
+                taken = TakenStatistics(*statistics, normalizes=True)
             # The marker computes nothing. A function with markers whose
             # `update` is True computes its outputs by the averages before,
             # and then moves them by one batch after another, in the order in
             # which this method was called.
-            output = mark(output, self, x, batch, update)
+            output = mark(output, self, x, taken, update)
         # A rectifier has been applied: the fused Ops do it in passing.
         return output if self._rectifies() else self.nonlinearity(output)
 
@@ -324,7 +325,7 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
                 self._rectifies(), correct)
         return dispatch.normalize_batch(*arguments, self._rectifies(), correct)
 
-    def _statistics(self, x):
+    def _batch_statistics(self, x):
         """Return mean, std and count of the batch."""
         if self._is_synchronized():
             return synchronized.statistics(x, self.axes, self.channel,
