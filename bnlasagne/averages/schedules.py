@@ -1,4 +1,4 @@
-"""Weights of the batches in running averages."""
+"""Weigh the batches in running averages, by a schedule."""
 
 import numbers
 
@@ -16,9 +16,9 @@ __all__ = ["CumulativeAverage"]
 class CumulativeAverage:
     """Have running averages weigh all batches alike.
 
-    Give its `alpha` to layers. The n-th batch then has the weight 1/n, and the
-    running averages are the plain averages of all batches so far. Nothing has
-    to be done in the training loop: each call of a function that updates
+    Give it to layers as their `alpha`. The n-th batch then has the weight
+    1/n, and the running averages are the plain averages of all batches so far.
+    The training loop stays as it is: each call of a function that updates
     averages with this weight moves the weight on.
 
     Parameters
@@ -58,7 +58,7 @@ class CumulativeAverage:
     >>> from bnlasagne import CumulativeAverage, batch_norm
     >>> average = CumulativeAverage()
     >>> dense = DenseLayer(InputLayer((None, 8)), 5)
-    >>> layer = batch_norm(dense, alpha=average.alpha)
+    >>> layer = batch_norm(dense, alpha=average)
     >>> for epoch in range(3):
     ...     average.reset()
     ...     # ... call the training function for all batches
@@ -127,6 +127,6 @@ class CumulativeAverage:
 
 
 def _roots(variable):
-    """The variables that one is computed from; none for a number."""
+    """List the variables that one is computed from; none for a number."""
     return theano.gof.graph.inputs(
         [variable] if isinstance(variable, theano.Variable) else [])

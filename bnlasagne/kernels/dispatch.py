@@ -102,7 +102,7 @@ def _find_statistics(x, axes):
 
 
 def normalize_batch(x, gamma, beta, epsilon, axes, rectify=False,
-                    correct=None):
+                    correction=None):
     """Normalize a batch by its own statistics.
 
     Parameters
@@ -111,7 +111,7 @@ def normalize_batch(x, gamma, beta, epsilon, axes, rectify=False,
         See :func:`bnlasagne.kernels.expressions.normalize_batch`.
     rectify : bool
         Whether values below zero are replaced by zero.
-    correct : callable or None
+    correction : callable or None
         Called with the mean and the standard deviation of the batch, `gamma`
         and `beta`, it returns what to use in place of the latter two.
 
@@ -123,9 +123,9 @@ def normalize_batch(x, gamma, beta, epsilon, axes, rectify=False,
         See :func:`batch_statistics`.
     """
     statistics = None
-    if correct is not None:
+    if correction is not None:
         mean, std, statistics = _find_statistics(x, axes)
-        gamma, beta = correct(mean, std, gamma, beta)
+        gamma, beta = correction(mean, std, gamma, beta)
     if not are_usable(x, gamma, beta):
         output, mean, std = expressions.normalize_batch(
             x, *aligned(x, axes, gamma, beta), epsilon, axes)

@@ -20,7 +20,7 @@ __all__ = [
     "checked_input",
     "checked_nonlinearity",
     "checked_scalar",
-    "named_arguments",
+    "unknown_arguments_explained",
 ]
 
 
@@ -106,7 +106,7 @@ _OTHER_NAMES = {
 
 
 @contextlib.contextmanager
-def named_arguments(layer_class, kwargs):
+def unknown_arguments_explained(layer_class, kwargs):
     """Have the error about an unknown argument say which one to use."""
     try:
         yield
@@ -156,7 +156,7 @@ def check_flags(layer, deterministic, use, update, others):
 
 
 def _meant_by(name):
-    """The flag that a keyword argument is likely to stand for, or None."""
+    """Return the flag that a keyword argument may stand for, or None."""
     if name.replace("_", "").startswith("batchnorm") or (
             name.endswith("averages")):
         return " or ".join(difflib.get_close_matches(name, _FLAGS, 1)

@@ -113,18 +113,18 @@ _FREEZE = "freeze_batch_norm()"
 
 
 def _freezable(layers, network):
-    """The layers that can be frozen; warn of the others."""
+    """Return the layers that can be frozen, and warn of the others."""
     left = [layer for layer in layers if not uses_stored_statistics(layer)]
     if left:
         labels = numbered_labels(all_layers(checked_layers(network, _FREEZE)))
         text = (f"{_FREEZE}: {', '.join(labels[layer] for layer in left)} "
-                "cannot be frozen: get_output_for() of this subclass does not "
+                "cannot be frozen: get_output_for() of a subclass does not "
                 "normalize by the running averages for testing.")
         if len(left) == len(layers):
             raise ValueError(f"{text} The network has no other batch "
                              "normalization layer.")
-        warnings.warn(f"{text} It stays as it is; the other layers are "
-                      "frozen.", stacklevel=3)
+        warnings.warn(f"{text} Only the other layers are frozen.",
+                      stacklevel=3)
     return [layer for layer in layers if layer not in left]
 
 
@@ -148,7 +148,7 @@ def _set_tags(layer, param, tags):
 
 
 def _layers(network, treat_as_input, caller):
-    """The batch normalization layers of a network, checked."""
+    """List the batch normalization layers, of which there must be one."""
     found = [layer for layer in all_layers(checked_layers(network, caller),
                                            treat_as_input or ())
              if isinstance(layer, BatchNormLayer)]

@@ -1,5 +1,6 @@
-"""The batch normalization layer."""
+"""Normalize the output of a layer: `BatchNormLayer`."""
 
+import inspect
 from functools import partial
 
 import lasagne
@@ -18,12 +19,11 @@ from . import checks, renormalization
 from .parameters import shared_param, std_from
 from .stored import StoredValues
 
-__all__ = ["BatchNormLayer", "own_statistics"]
+__all__ = ["BatchNormLayer", "without_ranks"]
 
-# Within it, layers normalize by this process's batches alone.
-own_statistics = Switch("own_statistics")
-
-_UNIT_STD = lasagne.init.Constant(1)
+# Within it, layers normalize by this rank's part of a batch alone. Population
+# statistics switch it on: they pool the moments of all ranks themselves.
+without_ranks = Switch("without_ranks")
 
 
 class BatchNormLayer(StoredValues, lasagne.layers.Layer):
@@ -177,10 +177,10 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
     def __init__(self, incoming, axes=None, epsilon=0.01, alpha=0.5,
                  nonlinearity=None, beta=lasagne.init.Constant(0),
                  gamma=lasagne.init.Constant(1),
-                 mean=lasagne.init.Constant(0), std=_UNIT_STD,
+                 mean=lasagne.init.Constant(0), std=lasagne.init.Constant(1),
                  r_max=1, d_max=0, comm=None, inv_std=None, **kwargs):
         checks.check_incoming(incoming)
-        with checks.named_arguments(BatchNormLayer, kwargs):
+        with checks.unknown_arguments_explained(BatchNormLayer, kwargs):
             super().__init__(incoming, **kwargs)
         if isinstance(alpha, CumulativeAverage):
             alpha = alpha.alpha
@@ -193,7 +193,7 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
         self.nonlinearity = checks.checked_nonlinearity(self, nonlinearity)
         self.channel = channel_of(comm, label(self))
         if inv_std is not None:
-            if std is not _UNIT_STD:
+            if std is not _default("std"):
                 raise ValueError(f"{label(self)}: std and inv_std cannot both "
                                  "be given. Leave out one.")
             std = std_from(self, inv_std)
@@ -207,6 +207,25 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
             "beta", beta, trainable=True, regularizable=True)
         self.gamma = None if gamma is None else self._add_param(
             "gamma", gamma, trainable=True, regularizable=False)
+
+    def param_shape(self):
+        """Return the shape of the parameters: the input's, with 1 on `axes`.
+
+        Raises
+        ------
+        ValueError
+            If one of the other sizes is unknown.
+        """
+        shape = tuple(1 if axis in self.axes else size
+                      for axis, size in enumerate(self.input_shape))
+        for axis, size in enumerate(shape):
+            if size is None:
+                raise ValueError(
+                    f"{label(self)} needs specified input sizes for all axes "
+                    f"not normalized over, but axis {axis} of the input shape "
+                    f"{self.input_shape} is None. Give its size, or name the "
+                    f"axis in axes={tuple(sorted(self.axes + (axis,)))}.")
+        return shape
 
     def _add_param(self, name, initial, **tags):
         return self.add_param(shared_param(self, name, initial),
@@ -265,24 +284,26 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
             checks.check_params(self, update)
             taken = None
             if use:
-                output = self._normalize(x, self.mean, self.std, self.gamma,
+                output = self._output_by(self.mean, self.std, x, self.gamma,
                                          self.beta)
                 if update:
                     taken = TakenStatistics(*self._batch_statistics(x),
                                             normalizes=False)
             else:
-                output, *statistics = self._normalize_batch(x)
+                output, *statistics = self._output_and_statistics(x)
                 taken = TakenStatistics(*statistics, normalizes=True)
             # The marker computes nothing. A function with markers whose
             # `update` is True computes its outputs by the averages before,
             # and then moves them by one batch after another, in the order in
             # which this method was called.
             output = mark(output, self, x, taken, update)
-        # A rectifier has been applied: the fused Ops do it in passing.
         return output if self._rectifies() else self.nonlinearity(output)
 
     def normalize_as_in_training(self, x, mean, std, *params):
         """Normalize a part of a batch by given statistics of the batch.
+
+        Exact gradient accumulation calls this, for each micro-batch; see
+        :mod:`bnlasagne.accumulation.exact_graph`.
 
         Parameters
         ----------
@@ -306,38 +327,40 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
         if renormalization.renormalizes(self):
             gamma, beta = renormalization.corrected_params(
                 self, mean, std, gamma, beta)
-        return self._normalize(x, mean, std, gamma, beta)
+        return self._output_by(mean, std, x, gamma, beta)
 
-    def _normalize(self, x, mean, std, gamma, beta):
-        """Normalize by the given statistics; rectify, if the layer does."""
+    def _output_by(self, mean, std, x, gamma, beta):
+        """Return the output by the given statistics."""
         return dispatch.normalize(x, mean, std, gamma, beta, self.epsilon,
                                   self.axes, self._rectifies())
 
-    def _normalize_batch(self, x):
+    def _output_and_statistics(self, x):
         """Return the output, and mean, std and count of the batch."""
-        correct = None
+        correction = None
         if renormalization.renormalizes(self):
-            correct = partial(renormalization.corrected_params, self)
-        arguments = x, self.gamma, self.beta, self.epsilon, self.axes
-        if self._is_synchronized():
-            return synchronized.normalize_batch(
-                *arguments, self.channel, self._sized_label(),
-                self._rectifies(), correct)
-        return dispatch.normalize_batch(*arguments, self._rectifies(), correct)
+            correction = partial(renormalization.corrected_params, self)
+        return synchronized.normalize_batch(
+            x, self.gamma, self.beta, self.epsilon, self.axes,
+            self._rectifies(), correction, *self._channel_and_name())
 
     def _batch_statistics(self, x):
         """Return mean, std and count of the batch."""
-        if self._is_synchronized():
-            return synchronized.statistics(x, self.axes, self.channel,
-                                           self._sized_label())
-        return dispatch.batch_statistics(x, self.axes)
+        return synchronized.statistics(x, self.axes,
+                                       *self._channel_and_name())
 
-    def _is_synchronized(self):
-        return self.channel is not None and not own_statistics.is_on
+    def _channel_and_name(self):
+        """Return the channel to use, if any, and the name for messages.
 
-    def _sized_label(self):
-        return f"{label(self)} of {np.prod(self.param_shape())} channels"
+        Ranks that exchange messages must have layers of the same name.
+        """
+        return (None if without_ranks.is_on else self.channel,
+                f"{label(self)} of {np.prod(self.param_shape())} channels")
 
     def _rectifies(self):
+        """Tell whether the fused Ops apply the nonlinearity in passing."""
         return self.nonlinearity in (lasagne.nonlinearities.rectify,
                                      T.nnet.relu)
+
+
+def _default(argument):
+    return inspect.signature(BatchNormLayer).parameters[argument].default

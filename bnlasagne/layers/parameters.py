@@ -47,7 +47,7 @@ def std_from(layer, inv_std):
 
 
 def _shared_std(layer, inv_std):
-    """The `std` of the layer that an expression is the `inv_std` of."""
+    """Return the `std` of the layer whose `inv_std` is an expression."""
     other = getattr(inv_std.tag, "of_layer", None)
     if other is None or other.epsilon is not layer.epsilon and (
             other.epsilon != layer.epsilon):
@@ -68,7 +68,7 @@ _EXPECTED_OTHERWISE = ("an array, a number, a callable that returns an array, "
 
 
 def _initial_value(layer, name, initial, dtype=None):
-    """The initial value of a parameter, in its full shape."""
+    """Return the initial value of a parameter, in its full shape."""
     value = initial
     if callable(initial):
         value = initial(layer.param_shape())
@@ -94,7 +94,7 @@ def in_full_shape(layer, name, value, dtype="float64"):
 
 
 def shape_without_axes(layer):
-    """The shape of the parameters without the axes normalized over."""
+    """Return the shape of the parameters without the normalized axes."""
     return tuple(size for axis, size in enumerate(layer.param_shape())
                  if axis not in layer.axes)
 
@@ -105,5 +105,5 @@ def value_in(layer, name):
 
 
 def full_name(layer, name):
-    """The name of a variable of a layer."""
+    """Return the name of a variable of a layer."""
     return name if layer.name is None else f"{layer.name}.{name}"

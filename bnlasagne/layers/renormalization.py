@@ -7,7 +7,7 @@ __all__ = ["corrected_params", "renormalizes"]
 
 
 def renormalizes(layer):
-    """Whether a layer does batch renormalization (Ioffe, 2017)."""
+    """Tell whether a layer does batch renormalization (Ioffe, 2017)."""
     return layer.r_max != 1 or layer.d_max != 0
 
 

@@ -21,25 +21,6 @@ __all__ = ["StoredValues"]
 class StoredValues:
     """Methods of :class:`BatchNormLayer` that read and set its parameters."""
 
-    def param_shape(self):
-        """Return the shape of the parameters: the input's, with 1 on `axes`.
-
-        Raises
-        ------
-        ValueError
-            If one of the other sizes is unknown.
-        """
-        shape = tuple(1 if axis in self.axes else size
-                      for axis, size in enumerate(self.input_shape))
-        for axis, size in enumerate(shape):
-            if size is None:
-                raise ValueError(
-                    f"{label(self)} needs specified input sizes for all axes "
-                    f"not normalized over, but axis {axis} of the input shape "
-                    f"{self.input_shape} is None. Give its size, or name the "
-                    f"axis in axes={tuple(sorted(self.axes + (axis,)))}.")
-        return shape
-
     def get_statistics(self, epsilon=None):
         """Return the running averages, in this layer's and other conventions.
 

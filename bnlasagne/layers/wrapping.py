@@ -103,7 +103,7 @@ def _check(layer):
 
 
 def _recurrent_layers():
-    """Lasagne's layers that feed their output back to themselves."""
+    """Return the types of Lasagne's layers that have a state."""
     names = ("CustomRecurrentLayer", "LSTMLayer", "GRULayer")
     return tuple(getattr(lasagne.layers, name) for name in names
                  if hasattr(lasagne.layers, name))

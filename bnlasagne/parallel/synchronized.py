@@ -1,4 +1,4 @@
-"""Normalize by the statistics of all ranks' batches together.
+"""Normalize by the statistics of a batch of which each rank has a part.
 
 Each rank has a part of the batch. It makes one pass over its part, merges what
 it found with what the other ranks found, and makes a second pass. The gradient
@@ -42,8 +42,8 @@ def statistics(x, axes, channel, name):
         This rank's part.
     axes : tuple of int
         The axes to take them over.
-    channel : Channel
-        To the other ranks.
+    channel : Channel or None
+        To the other ranks. None: the part is all of the batch.
     name : str
         What is normalized, for messages.
 
@@ -54,13 +54,15 @@ def statistics(x, axes, channel, name):
         size 1 along the axes; `count`, a scalar, is the number of values that
         they are taken over.
     """
+    if channel is None:
+        return dispatch.batch_statistics(x, axes)
     moments = dispatch.find_moments(x, axes)
     return _of_all_ranks(moments, x, axes, channel, name)[1:]
 
 
 @quiet_checks(test_values=True)
-def normalize_batch(x, gamma, beta, epsilon, axes, channel, name,
-                    rectify=False, correct=None):
+def normalize_batch(x, gamma, beta, epsilon, axes, rectify, correction,
+                    channel, name):
     """Normalize a part of a batch by the statistics of all of it.
 
     Parameters
@@ -71,9 +73,7 @@ def normalize_batch(x, gamma, beta, epsilon, axes, channel, name,
         Scale and shift.
     epsilon : float or scalar Theano variable
         Added to the standard deviation.
-    rectify : bool
-        Whether values below zero are replaced by zero.
-    correct : callable or None
+    rectify, correction
         See :func:`bnlasagne.kernels.dispatch.normalize_batch`.
 
     Returns
@@ -83,10 +83,13 @@ def normalize_batch(x, gamma, beta, epsilon, axes, channel, name,
     mean, std, count : Theano variables
         See :func:`statistics`.
     """
+    if channel is None:
+        return dispatch.normalize_batch(x, gamma, beta, epsilon, axes, rectify,
+                                        correction)
     moments = dispatch.find_moments(x, axes, gamma, beta)
     vector, *found = _of_all_ranks(moments, x, axes, channel, name)
-    if correct is not None:
-        gamma, beta = correct(*found[:2], gamma, beta)
+    if correction is not None:
+        gamma, beta = correction(*found[:2], gamma, beta)
     op = functools.partial(NormalizePart, channel=channel,
                            what=_MOMENTS_OF + name)
     output = dispatch.normalize_by(op, x, vector, gamma, beta, epsilon, axes,

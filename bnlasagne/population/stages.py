@@ -16,7 +16,7 @@ from theano.gof.graph import ancestors, io_toposort
 
 from ..averages.applications import applications_in, without_markers
 from ..averages.marker import last_application
-from ..layers.layer import own_statistics
+from ..layers.layer import without_ranks
 from ..layers.subclasses import uses_stored_statistics
 from ..networks.labels import label, numbered_labels
 from ..networks.walk import all_layers
@@ -132,7 +132,7 @@ def _applications(network, inputs, one_pass, kwargs):
             raise TypeError(f"update_population_statistics() passes {name} to "
                             "get_output() itself.")
     before = last_application()
-    with own_statistics():
+    with without_ranks():
         outputs = lasagne.layers.get_output(
             network, inputs=dict(inputs),
             batch_norm_use_averages=not one_pass,
