@@ -17,6 +17,7 @@ from helpers import full_batch
 from helpers.common import needs_compiler
 from helpers.layers import expected_averages
 from helpers.modes import default_mode
+from helpers.networks import sized
 from helpers.problems import RATE, Problem
 from helpers.splits import cuts_of
 from hypothesis import example, given, settings
@@ -366,3 +367,22 @@ def test_loop_for_its_shape_alone(float64, quick):
     accumulate = accumulator.exact_function(
         problem.inputs, problem.loss * output.shape[0])
     assert_allclose(accumulate(problem.parts(3, N)), problem.full_batch()[0])
+
+
+def test_network_sized_by_its_input(rng, float64, quick):
+    results = []
+    data = rng.normal(2, 3, (6, 7, 4))
+    for cuts in ([6], [2, 6]):
+        l_in, _, second = sized(None)
+        accumulator = GradientAccumulator(
+            get_all_params(second, trainable=True))
+        accumulate = accumulator.exact_function(
+            [l_in.input_var], T.sqr(get_output(second) - 1).mean())
+        step = accumulator.step_function(lasagne.updates.sgd,
+                                         learning_rate=0.1)
+        loss = accumulate(list(np.split(data, cuts[:-1])))
+        step()
+        results.append([loss] + [param.get_value()
+                                 for param in get_all_params(second)])
+    for one, other in zip(*results):
+        assert_allclose(one, other, rtol=1e-9, atol=1e-12)

@@ -36,6 +36,7 @@ from helpers.folded import (
     roots_of,
     state_of,
 )
+from helpers.networks import sized
 from helpers.subclasses import ByBatch, Unchanged
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -588,3 +589,14 @@ def test_who_refers_is_named_once(x):
     _, report = fold_batch_norm(network, return_report=True)
     assert str(report[0]).endswith(
         "BatchNormLayer 'norm' is referred to by DenseLayer 'holder'")
+
+
+@pytest.mark.parametrize("variable", [None, T.tensor3()])
+def test_network_sized_by_its_input(rng, variable):
+    l_in, _, second = sized(variable)
+    network = randomize(DenseLayer(ReshapeLayer(second, (-1, 3)), 2), rng)
+    outputs = [get_output(each, deterministic=True)
+               for each in (network, fold_batch_norm(network))]
+    expected, actual = theano.function([l_in.input_var], outputs)(
+        rng.normal(2, 3, (2, 3, 4)))
+    assert_close(actual, expected)

@@ -41,3 +41,12 @@ def assert_followed(layer, *batches):
         if batches else before
     for found, value in zip(averages(layer), expected):
         assert_allclose(found, value)
+
+
+# Flags of outputs, by batches and by averages, with updates and without.
+FLAGS = [{}, {"deterministic": True}, {"batch_norm_update_averages": False},
+         {"batch_norm_use_averages": True}]
+
+
+def for_testing(x, layer):
+    return layer.get_output_for(x, deterministic=True)

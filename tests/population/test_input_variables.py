@@ -2,26 +2,23 @@
 
 from bnlasagne import (
     BatchNormLayer,
-    GradientAccumulator,
     batch_norm,
     fold_batch_norm,
     update_population_statistics,
 )
 
-import lasagne
 import numpy as np
 import pytest
 import theano
 import theano.tensor as T
 from helpers import reference
 from helpers.common import later, needs_compiler
+from helpers.networks import sized
 from lasagne.layers import (
     ConcatLayer,
     DenseLayer,
     InputLayer,
     Layer,
-    ReshapeLayer,
-    get_all_params,
     get_output,
 )
 from numpy.testing import assert_allclose
@@ -45,17 +42,6 @@ def assert_measured(layer, values):
     for found, expected in zip(stored(layer),
                                reference.statistics(values, (0,))):
         assert_allclose(found, expected.ravel(), rtol=1e-9)
-
-
-def sized(variable):
-    """Two normalized layers, the second of them sized by the input."""
-    lasagne.random.set_rng(np.random.RandomState(1))
-    l_in = InputLayer((None, None, 4), variable)
-    n, t, _ = l_in.input_var.shape
-    first = batch_norm(DenseLayer(ReshapeLayer(l_in, (-1, 4)), 3,
-                                  nonlinearity=T.tanh))
-    second = BatchNormLayer(ReshapeLayer(first, (n, t, 3)), axes=(0, 1))
-    return l_in, first, second
 
 
 VARIABLES = {
@@ -91,38 +77,6 @@ def test_one_pass(batches):
             for batch in batches]
     assert_measured(second, np.tanh(np.concatenate(
         [reference.normalize_batch(z, (0,)) for z in rows])))
-
-
-@pytest.mark.parametrize("variable", [None, T.tensor3()])
-def test_folding(batches, variable):
-    l_in, _, second = sized(variable)
-    output = DenseLayer(ReshapeLayer(second, (-1, 3)), 2)
-    x = l_in.input_var
-    theano.function([x], get_output(output))(batches[0])
-    folded = fold_batch_norm(output)
-    one, other = theano.function([x], [
-        get_output(network, deterministic=True)
-        for network in (output, folded)])(batches[1])
-    assert_allclose(one, other)
-
-
-def test_exact_accumulation(rng):
-    results = []
-    data = rng.normal(2, 3, (6, 7, 4))
-    for cuts in ([6], [2, 6]):
-        l_in, _, second = sized(None)
-        accumulator = GradientAccumulator(
-            get_all_params(second, trainable=True))
-        accumulate = accumulator.exact_function(
-            [l_in.input_var], T.sqr(get_output(second) - 1).mean())
-        step = accumulator.step_function(lasagne.updates.sgd,
-                                         learning_rate=0.1)
-        loss = accumulate(list(np.split(data, cuts[:-1])))
-        step()
-        results.append([loss] + [param.get_value()
-                                 for param in get_all_params(second)])
-    for one, other in zip(*results):
-        assert_allclose(one, other, rtol=1e-9, atol=1e-12)
 
 
 class Closing(Layer):
