@@ -25,9 +25,9 @@ __all__ = [
 
 
 class UpdatedAverage(theano.Op):
-    """Placeholder for the value of a stored variable after a function ran.
+    """Hold the place of a stored variable's value after a function ran.
 
-    It takes the value before. On its own it computes nothing new.
+    Its input is the value before. On its own it computes nothing new.
     """
 
     __props__ = ()

@@ -92,17 +92,10 @@ class Application:
 
 
 def applications_in(outputs):
-    """Find the applications of layers whose values variables depend on.
+    """List the applications of layers whose values variables depend on.
 
-    Parameters
-    ----------
-    outputs : list of Theano variables
-
-    Returns
-    -------
-    list of Application
-        In order of application. An application in a loop, say, is among them;
-        see :func:`markers_in`.
+    They are in order of application. Those in loops, say, are among them; see
+    :func:`markers_in`.
     """
     found = {}
     for application in map(Application, markers_in(outputs)):
@@ -116,20 +109,11 @@ def applications_in(outputs):
 
 
 def markers_in(outputs, kinds=(Scan, theano.OpFromGraph)):
-    """Find the markers whose values variables depend on.
+    """Yield the nodes of markers whose values variables depend on.
 
-    Parameters
-    ----------
-    outputs : list of Theano variables
-    kinds : type or tuple of types
-        Ops to look into the graphs of.
-
-    Yields
-    ------
-    Theano node
-        With a `Marker`. Of a marker in a graph within another node, a copy by
-        variables outside, as far as these are the same whenever that graph is
-        computed.
+    Graphs within Ops of some kinds are read as well. The node of a marker in
+    such a graph is a copy by variables outside, as far as these have the same
+    value whenever that graph is computed.
     """
     computed = needed(outputs)
     for node in io_toposort([], outputs):

@@ -98,7 +98,7 @@ def _replace_loop(fgraph, node, aliases):
 
 
 class _Updates:
-    """The places in a graph where inputs get their new values.
+    """Set the new values of a graph's inputs.
 
     Attributes
     ----------

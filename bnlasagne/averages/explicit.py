@@ -192,13 +192,8 @@ def _checked_outputs(outputs, caller):
 def wanted_averages(layers, caller):
     """Map each average of some layers to its layer; None: all averages.
 
-    Parameters
-    ----------
-    layers : Layer, list of Layer or None
-        Batch normalization layers; or networks, or all layers of networks, for
-        all batch normalization layers among them that are not frozen.
-    caller : str
-        For messages.
+    The layers are batch normalization layers; or networks, or all layers of
+    networks, for all batch normalization layers in them that are not frozen.
     """
     if layers is None:
         return None

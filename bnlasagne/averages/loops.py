@@ -79,14 +79,9 @@ class Loop:
 class LoopMoves:
     """Move an average that is a state of a loop, in all iterations.
 
-    Parameters
-    ----------
-    finals : dict
-        For each alias of the average that the loop starts from, its value
-        after the loop. All are equal.
-    substitute : callable
-        Takes a variable and a dict of replacements, and returns the variable
-        with them made in what it is computed from.
+    `finals` maps each alias of the average that the loop starts from to its
+    value after the loop; all are equal. ``substitute(variable, replacements)``
+    returns a variable with replacements made in what it is computed from.
     """
 
     def __init__(self, finals, substitute):

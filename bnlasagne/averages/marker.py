@@ -81,18 +81,8 @@ def mark(output, layer, x, taken=None, update=False):
     Returns
     -------
     Theano variable
-        `output`, marked.
-
-    Notes
-    -----
-    Each call is one application, with its place in the order in which
-    moves of one average are chained. For each average, the move is
-
-    .. math:: a \\leftarrow (1 - \\alpha) a + \\alpha s
-
-    with the batch's statistic :math:`s`. A batch of which any statistic is
-    not finite, or with fewer than two values per statistic, leaves all of the
-    averages as they are.
+        `output`, marked. Each call is one application, with its place in the
+        order in which moves of one average are chained.
     """
     number = _numbers.next()
     if taken is None:
@@ -152,12 +142,11 @@ def _with_aliases(alpha, alias):
 
 
 class Marker(theano.Op):
-    """Identity on its first input, a layer's output or its gradient.
+    """Return the first input, a layer's output or its gradient.
 
     The second input is what the layer was applied to; the further ones are
-    the parts. Unlike ``output + 0 * average``, the
-    marker involves them in no arithmetic, so nothing that is stored in an
-    average can reach the output.
+    the parts. Unlike ``output + 0 * average``, the marker involves them in no
+    arithmetic, so nothing that is stored in an average can reach the output.
 
     Parameters
     ----------
@@ -194,7 +183,7 @@ class Marker(theano.Op):
 
     @property
     def identity(self):
-        """What tells the application from others.
+        """The attributes that tell an application from others.
 
         Without a batch there is no difference, so that two graphs for
         testing are equal if they compute the same.

@@ -74,7 +74,7 @@ def _with_order(init):
 
 
 class _Averages(list):
-    """A list of averages that their aliases count as elements of."""
+    """List averages, and count their aliases as elements."""
 
     def __contains__(self, variable):
         return super().__contains__(variable) or (

@@ -19,7 +19,7 @@ __all__ = ["StoredValues"]
 
 
 class StoredValues:
-    """Methods of :class:`BatchNormLayer` that read and set its parameters."""
+    """Read and set the parameters of a :class:`BatchNormLayer`."""
 
     def get_statistics(self, epsilon=None):
         """Return the running averages, in this layer's and other conventions.
@@ -132,12 +132,9 @@ class StoredValues:
 
     def converted_statistics(self, mean, std=None, var=None, inv_std=None,
                              epsilon=None):
-        """Return the values that :meth:`set_statistics` would set.
+        """List the averages with the values that they would be set to.
 
-        Returns
-        -------
-        list of (Theano shared variable, float64 array)
-            For `mean` and `std`.
+        See :meth:`set_statistics`.
         """
         for name, param in (("mean", self.mean), ("std", self.std)):
             if not isinstance(param, theano.compile.SharedVariable):

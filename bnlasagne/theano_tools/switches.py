@@ -7,7 +7,7 @@ __all__ = ["Switch"]
 
 
 class Switch:
-    """A switch that is on within ``with switch():``, and otherwise off.
+    """Switch something on within ``with switch():``.
 
     Each thread has its own; ``with`` statements may be nested.
 
