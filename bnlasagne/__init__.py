@@ -8,7 +8,7 @@ from .averages import patched_theano  # isort: skip  # noqa: F401
 from .accumulation.accumulator import GradientAccumulator
 from .averages.explicit import get_batch_norm_updates
 from .averages.schedules import CumulativeAverage
-from .folding import fold_batch_norm
+from .folding.fold import fold_batch_norm
 from .kernels.dispatch import plain_expressions
 from .kernels.moments import Moments
 from .layers.freezing import freeze_batch_norm, unfreeze_batch_norm

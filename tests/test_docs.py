@@ -53,7 +53,8 @@ def test_contributing_names_all_rooms():
 
 
 def test_reference_has_all_public_names():
-    named = re.findall(r"^\.\. auto\w+:: (?:bnlasagne\.)?(\w+)",
+    # Other classes, of what public functions return, have whole paths.
+    named = re.findall(r"^\.\. auto\w+:: (?:bnlasagne\.)?(\w+)$",
                        read("docs/api.md"), re.M)
     assert sorted(named) == sorted(bnlasagne.__all__)
 

@@ -9,14 +9,13 @@ of the parameters and one move of the running averages, and starts over.
 
 import collections
 
-import lasagne
 import numpy as np
 import theano
 import theano.tensor as T
 
 from ..averages.explicit import check_applied, find_moves, wanted_averages
-from ..networks.labels import label
 from ..parallel.channel import channel_of
+from ..parallel.training import checked_params
 from ..theano_tools.quiet_checks import quiet_checks
 from .exact import ExactFunction
 from .micro_batch import MicroBatch
@@ -96,7 +95,7 @@ class GradientAccumulator:
     """
 
     def __init__(self, params, layers=None, combine="pool", comm=None):
-        self.params = _checked_params(params)
+        self.params = checked_params(params, "GradientAccumulator")
         if combine not in ("chain", "pool", "error"):
             raise ValueError("GradientAccumulator: combine must be 'pool', "
                              f"'chain' or 'error', got {combine!r}.")
@@ -335,21 +334,3 @@ class GradientAccumulator:
                     "GradientAccumulator.step_function(): no loss depends on "
                     f"the parameter {param}. Leave it out of params.")
         return [gradients[param] for param in self.params]
-
-
-def _checked_params(params):
-    """Check the parameters, and return them as a list."""
-    expected = "GradientAccumulator: params must be a list of shared variables"
-    if isinstance(params, lasagne.layers.Layer):
-        raise TypeError(
-            f"{expected}, got the layer {label(params)}. Pass "
-            "get_all_params(network, trainable=True).")
-    if isinstance(params, (theano.Variable, dict)):
-        raise TypeError(f"{expected}, got {params!r}.")
-    params = list(params)
-    for param in params:
-        if not isinstance(param, theano.compile.SharedVariable):
-            raise TypeError(f"{expected}, got {param!r} in it.")
-    if not params:
-        raise ValueError("GradientAccumulator: params is empty.")
-    return params

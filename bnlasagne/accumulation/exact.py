@@ -28,7 +28,7 @@ import theano.tensor as T
 
 from ..averages.aliases import application_of
 from ..networks.setting import all_or_nothing
-from .exact_graph import ExactGraph, moments_by_std
+from .exact_graph import ExactGraph, moments_by_std, set_values
 from .passes import CALLER, Passes, partial
 from .sums import applied
 
@@ -52,6 +52,8 @@ class ExactFunction:
         self._applications = graph.applications
         self._normalizing = [application for application in graph.applications
                           if application.normalizes]
+        self._depths = sorted({application.depth
+                               for application in graph.applications})
         held = micro_batch.held_back()
         # They move on with each micro-batch.
         self._random = [
@@ -115,8 +117,11 @@ class ExactFunction:
                 f"{1 + len(others)} arguments. For a single one, write "
                 "accumulate([(data, labels)]); for several, "
                 "accumulate([(data_1, labels_1), (data_2, labels_2)]).")
-        passes = Passes(micro_batches, len(self._micro_batch.inputs),
-                        self._random)
+        # One for the sizes, and one for a step.
+        n_passes = 2 + len(self._depths) + len(
+            {application.depth for application in self._normalizing})
+        passes = Passes(micro_batches, n_passes,
+                        len(self._micro_batch.inputs), self._random)
         with all_or_nothing() as changes:
             changes.keep_values(self._term.state() + self._random)
             loss, outputs = self._accumulate(passes)
@@ -127,13 +132,11 @@ class ExactFunction:
         """Make all passes."""
         passes.find_sizes(self._size)
         self._total.set_value(np.asarray(passes.total, "float64"))
-        depths = sorted({application.depth
-                         for application in self._applications})
-        for depth in depths:
+        for depth in self._depths:
             self._find_moments(passes, depth)
         for application in self._normalizing:
             application.set_derivatives(0, 0)
-        for depth in reversed(depths):
+        for depth in reversed(self._depths):
             self._find_derivatives(passes, depth)
         total, outputs = 0, []
         for (loss, *rest), size in passes.run(self._last):
@@ -152,7 +155,8 @@ class ExactFunction:
                     moments = found[application].merge(moments)
                 found[application] = moments
         for application, moments in found.items():
-            application.set_moments(moments)
+            application.found = moments
+            set_values(application.statistics, [moments.mean, moments.std()])
 
     def _find_derivatives(self, passes, depth):
         """Make a pass that sums derivatives by the statistics at a depth."""
@@ -174,10 +178,8 @@ class ExactFunction:
             stored = self._moments.stored(key)
             pooled = moments_by_std(*(
                 variable.get_value() for variable in stored)).merge(found[key])
-            for variable, value in zip(
-                    stored, (pooled.count, pooled.mean, pooled.std())):
-                changes.set_value(variable,
-                                  np.asarray(value, variable.dtype))
+            changes.keep_values(stored)
+            set_values(stored, [pooled.count, pooled.mean, pooled.std()])
 
 
 def _at_depth(applications, depth, n_outputs):

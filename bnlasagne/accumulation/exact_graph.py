@@ -14,7 +14,7 @@ from ..theano_tools.copies import Copies
 from ..theano_tools.loops import all_nodes, inner_graph
 from ..theano_tools.needed import inputs_by_value, needed
 
-__all__ = ["ExactApplication", "ExactGraph", "moments_by_std"]
+__all__ = ["ExactGraph", "moments_by_std", "set_values"]
 
 
 class ExactApplication:
@@ -64,22 +64,18 @@ class ExactApplication:
         mean = theano.gradient.disconnected_grad(self.statistics[0])
         return T.sum(by_mean * self.x + by_variance * T.sqr(self.x - mean))
 
-    def set_moments(self, moments):
-        """Set the statistics of the full batch."""
-        self.found = moments
-        _set(self.statistics, [moments.mean, moments.std()])
-
     def set_derivatives(self, by_mean, by_std):
         """Set the derivatives of the loss by the statistics."""
         std = self.found.std()
         by_variance = np.divide(by_std, 2 * std, out=np.zeros_like(std),
                                 where=std > 0)
-        _set(self._derivatives, [
+        set_values(self._derivatives, [
             np.broadcast_to(by_mean, std.shape) / self.found.count,
             by_variance / self.found.count])
 
 
-def _set(variables, values):
+def set_values(variables, values):
+    """Set shared variables, each in its own type."""
     for variable, value in zip(variables, values):
         variable.set_value(np.asarray(value, variable.dtype))
 

@@ -5,6 +5,7 @@ import theano.tensor as T
 
 from ..averages.aliases import application_of
 from ..parallel.collectives import is_synchronized
+from ..parallel.training import checked_loss, checked_size
 
 __all__ = ["MicroBatch"]
 
@@ -35,15 +36,22 @@ class MicroBatch:
             raise TypeError(f"{caller}: inputs must be a list of Theano "
                             f"variables, got {inputs!r}.")
         self.inputs = list(inputs)
-        _check_loss(loss, caller)
-        self.loss = loss
-        self.size = _size(size, self.inputs, caller)
+        self.loss = checked_loss(loss, caller, "micro-batch")
+        self.size = checked_size(self._first_size() if size is None else size,
+                                 caller)
         self.has_outputs = outputs is not None
         self.outputs = [] if outputs is None else (
             list(outputs) if isinstance(outputs, (list, tuple))
             else [outputs])
         self.returned = outputs if self.has_outputs else loss
         self._kwargs = kwargs
+
+    def _first_size(self):
+        if not self.inputs or getattr(self.inputs[0], "ndim", 0) < 1:
+            raise ValueError(
+                f"{self.caller}: size must be given, as the first of inputs is"
+                " no array of examples; say, size=x.shape[0].")
+        return self.inputs[0].shape[0]
 
     def gradients(self, params, channel):
         """Take the gradients of the parameters that the loss depends on.
@@ -101,27 +109,3 @@ class MicroBatch:
             value for value in given.values()
             if isinstance(value, theano.Variable)])
         return [root for root in roots if application_of(root) is not None]
-
-
-def _check_loss(loss, caller):
-    if not isinstance(loss, theano.Variable):
-        raise TypeError(f"{caller}: loss must be a Theano variable, got "
-                        f"{loss!r}.")
-    if loss.ndim != 0:
-        raise ValueError(f"{caller}: loss must be a scalar, the mean over the "
-                         f"micro-batch, but it has {loss.ndim} dimensions.")
-
-
-def _size(size, inputs, caller):
-    """Return the size of a micro-batch as a scalar of float64."""
-    if size is None:
-        if not inputs or getattr(inputs[0], "ndim", 0) < 1:
-            raise ValueError(
-                f"{caller}: size must be given, as the first of inputs is no "
-                "array of examples; say, size=x.shape[0].")
-        size = inputs[0].shape[0]
-    size = T.as_tensor_variable(size)
-    if size.ndim != 0:
-        raise ValueError(f"{caller}: size must be a scalar, but it has "
-                         f"{size.ndim} dimensions.")
-    return size.astype("float64")

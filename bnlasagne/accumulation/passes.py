@@ -2,8 +2,9 @@
 
 import functools
 
-import numpy as np
 from theano.gof.vm import VM_Linker
+
+from ..population.batches import into_network, repeatable
 
 __all__ = ["CALLER", "Passes", "partial"]
 
@@ -11,18 +12,7 @@ CALLER = "GradientAccumulator's exact function"
 
 
 def partial(function, wanted):
-    """Compute only some outputs of a function.
-
-    Parameters
-    ----------
-    function : Theano function
-    wanted : list of int
-        Places of the outputs.
-
-    Returns
-    -------
-    callable
-    """
+    """Compute only those outputs of a function that have these places."""
     linker = function.maker.linker
     if isinstance(linker, VM_Linker) and linker.use_cloop:
         return functools.partial(function, output_subset=wanted)
@@ -40,6 +30,8 @@ class Passes:
     ----------
     micro_batches : iterable or callable
         See :meth:`ExactFunction.__call__`.
+    n_passes : int
+        How often they will be iterated.
     n_inputs : int
         Number of arrays of a micro-batch.
     random : list of Theano shared variables
@@ -51,18 +43,9 @@ class Passes:
         Sum of the sizes, after :meth:`find_sizes`.
     """
 
-    def __init__(self, micro_batches, n_inputs, random):
-        if isinstance(micro_batches, np.ndarray) or not (
-                callable(micro_batches) or hasattr(micro_batches, "__iter__")):
-            raise TypeError(f"{CALLER}: expected a list of micro-batches, or "
-                            "a function that returns an iterator of them, got "
-                            f"{type(micro_batches).__name__}.")
-        if hasattr(micro_batches, "__next__"):
-            raise ValueError(
-                f"{CALLER}: the micro-batches can be iterated only once, but "
-                "several passes are needed. Pass a list, or a function that "
-                "returns a new iterator.")
-        self._micro_batches = micro_batches
+    def __init__(self, micro_batches, n_passes, n_inputs, random):
+        self._iterate = repeatable(micro_batches, CALLER, n_passes,
+                                   "micro_batches")
         self._n_inputs = n_inputs
         self._random = [(state, state.get_value()) for state in random]
         self._sizes = None
@@ -70,13 +53,12 @@ class Passes:
 
     def find_sizes(self, function):
         """Make the first pass, with a function that computes the sizes."""
-        self._sizes = [
-            float(_call(function, arrays, number))
-            for number, arrays in self._arrays()]
+        self._sizes = [float(_call(function, arrays, number))
+                       for number, arrays in self._arrays()]
         self.total = sum(self._sizes)
         if not self.total > 0:
-            raise ValueError(f"{CALLER}: there are no examples in the "
-                             "micro-batches.")
+            raise ValueError(f"{CALLER}: there are no examples in "
+                             "micro_batches.")
 
     def run(self, function):
         """Call a function with each micro-batch that is not empty.
@@ -97,13 +79,12 @@ class Passes:
         if number + 1 != len(self._sizes):
             raise ValueError(
                 f"{CALLER}: there were {len(self._sizes)} micro-batches in "
-                f"the first pass and {number + 1} in a later one.")
+                f"the first pass and {number + 1} in a later one. Yield the "
+                "same micro-batches in each pass.")
 
     def _arrays(self):
         """Number the micro-batches, and yield the arrays of each."""
-        batches = self._micro_batches
-        for number, batch in enumerate(
-                batches() if callable(batches) else batches):
+        for number, batch in enumerate(self._iterate()):
             if not isinstance(batch, (tuple, list)):
                 batch = (batch,)
             if len(batch) != self._n_inputs:
@@ -114,8 +95,5 @@ class Passes:
 
 
 def _call(function, arrays, number):
-    try:
+    with into_network(f"{CALLER}: micro-batch {number}"):
         return function(*arrays)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{CALLER}: micro-batch {number} does not go through "
-                         f"the network: {error}") from error

@@ -101,7 +101,8 @@ def mean_gradients(terms, channel):
 
 def _over_ranks(lists, channel, what):
     """Average over all ranks, in one message."""
-    op = Average(channel, f"the accumulated gradients of {what}", 0, False)
+    op = Average(channel, f"the accumulated gradients of {what}",
+                 n_weighted=0, only_even=False)
     averages = iter(op(T.constant(1.), *itertools.chain(*lists),
                        return_list=True))
     return [list(itertools.islice(averages, len(each))) for each in lists]

@@ -22,6 +22,7 @@ from .numpy import blas_opt_info
 from .theano import (
     forget_failed_import,
     give_up_scan_extension,
+    let_clang_compile,
     link_without_libpython,
     max_pool_2d,
     own_compile_directory,
@@ -46,7 +47,7 @@ _DURING = {
 }
 _AFTERWARDS = {
     "theano": [provide_downsample, give_up_scan_extension],
-    "theano.gof.cmodule": [link_without_libpython],
+    "theano.gof.cmodule": [let_clang_compile, link_without_libpython],
     # Not of the module that causes it: the context above ends later.
     "lasagne": [ignore_image_shape_warning],
     "lasagne.layers.recurrent": [hand_flags_into_loops],

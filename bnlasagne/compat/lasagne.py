@@ -64,7 +64,7 @@ def hand_flags_into_loops(recurrent):
 
 
 def _drops_flags(method):
-    """Whether the step of the loop, a function within, knows no flags."""
+    """Tell whether the step of the loop, a function within, has no flags."""
     return any(
         getattr(constant, "co_name", "") == "step"
         and "kwargs" not in constant.co_freevars
@@ -73,7 +73,7 @@ def _drops_flags(method):
 
 
 class _HelperWithFlags:
-    """The module ``lasagne.layers.helper`` as one call's code sees it."""
+    """Stand in for ``lasagne.layers.helper`` in the code of one call."""
 
     def __init__(self, helper, flags):
         self._helper = helper

@@ -13,7 +13,7 @@ _RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
 
 
 def launched_rank():
-    """The rank of this process, as text; empty without ``mpiexec``."""
+    """Return the rank of this process, as text; empty without ``mpiexec``."""
     return next(filter(None, map(os.environ.get, _RANKS)), "")
 
 
@@ -39,7 +39,7 @@ def hidden_mpi4py():
 
 
 def _can_start_mpi():
-    """Whether MPI can be started; it is then."""
+    """Start MPI if possible; tell whether it is."""
     try:
         importlib.import_module("mpi4py.MPI")
     except Exception:

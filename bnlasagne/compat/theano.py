@@ -15,6 +15,7 @@ from .mpi4py import launched_rank
 __all__ = [
     "forget_failed_import",
     "give_up_scan_extension",
+    "let_clang_compile",
     "link_without_libpython",
     "max_pool_2d",
     "own_compile_directory",
@@ -87,7 +88,7 @@ def own_compile_directory():
 
 
 def _is_format_set():
-    """Whether a configuration file of Theano's names the directory."""
+    """Tell whether a configuration file of Theano's names the directory."""
     paths = os.environ.get("THEANORC", "~/.theanorc").split(os.pathsep)
     for path in map(os.path.expanduser, paths):
         if os.path.isfile(path):
@@ -152,6 +153,17 @@ def give_up_scan_extension(theano):
     """
     if sys.version_info >= (3, 11):
         sys.modules.setdefault("theano.scan_module.scan_perform_ext", None)
+
+
+def let_clang_compile(cmodule):
+    """Let clang++ compile Theano's own Ops.
+
+    By its newer standards, a size in a list of int is an error.
+    """
+    config, flag = cmodule.config, "-Wno-c++11-narrowing"
+    flags = config.gcc.cxxflags.split()
+    if "clang" in os.path.basename(config.cxx) and flag not in flags:
+        config.gcc.cxxflags = " ".join([*flags, flag])
 
 
 def link_without_libpython(cmodule):

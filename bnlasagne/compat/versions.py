@@ -42,7 +42,7 @@ def check():
 
 @contextlib.contextmanager
 def explained():
-    """If an import fails because of a version, say so."""
+    """Explain import errors that a version causes."""
     try:
         yield
     except Exception as error:
@@ -56,7 +56,7 @@ def explained():
 
 
 def pip_line(python=None):
-    """The command that installs versions that work.
+    """Write the command that installs versions that work.
 
     It names all of them at once: asked for one package alone, pip may pick
     another that does not fit, such as the newest NumPy for Theano.
@@ -122,7 +122,7 @@ def _installed_version(package):
 
 
 def _folder(package):
-    """The folder that a package lies in, or None."""
+    """Find the folder that a package lies in, or None."""
     spec = importlib.util.find_spec(package)
     # A mere folder of that name, say of data, has no origin.
     return os.path.dirname(spec.origin) if spec and spec.origin else None

@@ -1,4 +1,4 @@
-"""Know which layers of a network use which others, and remove layers."""
+"""Find which layers of a network use which others, and remove layers."""
 
 import collections
 
@@ -18,7 +18,7 @@ __all__ = ["LeftInPlace", "Network"]
 
 
 class LeftInPlace(Exception):
-    """The reason why a batch normalization layer is not folded."""
+    """Give the reason why a batch normalization layer is not folded."""
 
 
 class Network:
@@ -57,11 +57,11 @@ class Network:
         self._reached = _reached_from(self.outputs, _used_by)
 
     def gives_flags_to(self, layer):
-        """Whether a layer gets the flags that get_output() is given."""
+        """Tell whether a layer gets the flags that get_output() is given."""
         return layer in self._reached
 
     def referred(self):
-        """All layers that are left, for whatever they are used."""
+        """Find all layers that are left, whatever they are used for."""
         return _reached_from(self.outputs, lambda layer:
                              inputs_of(layer) + references_of(layer))
 
@@ -72,7 +72,7 @@ class Network:
                               f"{self.names(self._holders[layer])}")
 
     def names(self, layers):
-        """The labels of several layers, in a sentence."""
+        """Join the labels of several layers for a sentence."""
         names = dict.fromkeys(self.labels[layer] for layer in layers)
         return " and ".join(names) or "no other layer"
 
@@ -88,13 +88,13 @@ class Network:
 
 
 def _used_by(layer):
-    """The layers of which a layer uses the outputs, and nothing else."""
+    """List the layers of which a layer uses the outputs, and no more."""
     return inputs_of(layer) + _called_by(layer)
 
 
 def _called_by(layer):
-    """The layers within a layer that get the flags which it gets."""
-    recurrent = getattr(lasagne.layers, "CustomRecurrentLayer", ())
+    """List the layers within a layer that get the flags which it gets."""
+    recurrent = lasagne.layers.CustomRecurrentLayer
     if not isinstance(layer, recurrent) or overrides(layer, recurrent,
                                                      "get_output_for"):
         return []
@@ -102,7 +102,7 @@ def _called_by(layer):
 
 
 def _held_by(layer):
-    """The layers to which a layer refers in ways that are not known."""
+    """List the layers to which a layer refers in ways that are not known."""
     known = _called_by(layer)
     if type(layer).__module__.startswith("lasagne."):
         # The inputs of Lasagne's layers are nothing but inputs, whatever
@@ -115,7 +115,7 @@ def _held_by(layer):
 
 
 def _reached_from(outputs, below):
-    """The layers that are reached from outputs, from each to those below."""
+    """Find the layers that are reached from outputs through those below."""
     reached, stack = set(), list(outputs)
     while stack:
         layer = stack.pop()

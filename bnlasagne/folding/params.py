@@ -5,7 +5,8 @@ import collections
 import numpy as np
 import theano
 
-from ..networks.walk import variables_in, variables_of
+from ..layers.parameters import full_name
+from ..networks.walk import shared_in, variables_in, variables_of
 from ..theano_tools.needed import needed
 
 __all__ = ["Registry", "set_params"]
@@ -26,34 +27,26 @@ def set_params(layer, W, b):
 
 
 def _shared(layer, name, value, dtype):
-    """A shared variable in the place of a parameter of a layer."""
+    """Make a shared variable in the place of a parameter of a layer."""
     old = getattr(layer, name)
-    full_name = name if layer.name is None else f"{layer.name}.{name}"
     pattern = getattr(old, "broadcastable", ())
     given = old.name if isinstance(
         old, theano.compile.SharedVariable) else None
     return theano.shared(
-        np.array(value, dtype), given or full_name,
+        np.array(value, dtype), given or full_name(layer, name),
         broadcastable=[each and size == 1 for each, size
                        in zip(pattern, value.shape)]
         if len(pattern) == value.ndim else None)
 
 
 def _tags(layer, old):
-    """The tags for what replaces weights or a bias."""
+    """Find the tags for what replaces weights or a bias."""
     # An expression has the tags of its sources. Weights that were no
     # parameter become one: batch normalization's parameters are in them.
-    sources = set(_sources(old))
+    sources = set(shared_in(old))
     tags = [tags for param, tags in layer.params.items()
-            if sources.intersection(_sources(param))]
+            if sources.intersection(shared_in(param))]
     return set().union(*tags) or {"trainable"}
-
-
-def _sources(*values):
-    """The shared variables that values are computed from, in order."""
-    return [source for source in theano.gof.graph.inputs(
-        [value for value in values if isinstance(value, theano.Variable)])
-        if isinstance(source, theano.compile.SharedVariable)]
 
 
 class Registry:
@@ -68,7 +61,7 @@ class Registry:
     def folds(self, bn, layer):
         """Take note of a layer that is about to be folded into another."""
         self._former.setdefault(layer, set()).update(
-            _sources(layer.W, layer.b))
+            shared_in(layer.W, layer.b))
         self._folded.append((bn, layer))
 
     def register(self, layers):
@@ -77,18 +70,18 @@ class Registry:
         for layer in self._former:
             layer.params = collections.OrderedDict(
                 (source, tags) for param, tags in layer.params.items()
-                for source in _sources(param) if source in used)
+                for source in shared_in(param) if source in used)
         registered = {source for layer in layers
-                      for source in _sources(*layer.params)}
+                      for source in shared_in(*layer.params)}
         for bn, layer in self._folded:
             # Such as the parameter of a nonlinearity.
             layer.params.update(
                 (source, tags) for param, tags in bn.params.items()
-                for source in _sources(param)
+                for source in shared_in(param)
                 if source in used and source not in registered)
 
     def _used(self, layer):
-        """The variables of which a layer uses values."""
+        """Find the variables of which a layer uses values."""
         found = needed(variables_of(layer))
         if layer in self._former:
             # Its attributes may still refer to its former weights.

@@ -17,7 +17,7 @@ from ..theano_tools.quiet_checks import quiet_checks
 from .network import LeftInPlace
 from .params import set_params
 
-__all__ = ["Plan", "is_batch_norm", "plan_for"]
+__all__ = ["is_batch_norm", "plan_for"]
 
 # What a batch normalization layer multiplies its input by and adds, with an
 # axis for each axis of the input; its largest mean, in standard deviations;
@@ -63,20 +63,21 @@ def plan_for(network, bn):
 
 
 def _types():
-    """Batch normalization layers: this package's, and Lasagne's later one."""
+    """Return this package's class of layers, and Lasagne's later one."""
     theirs = getattr(lasagne.layers, "BatchNormLayer", BatchNormLayer)
     return BatchNormLayer, theirs
 
 
 def is_batch_norm(layer):
+    """Tell whether a layer is one of batch normalization."""
     return isinstance(layer, _types())
 
 
 def _affine_of(network, bn):
     """Read the scale and the shift by a batch normalization layer in tests."""
     if not network.gives_flags_to(bn):
-        raise LeftInPlace("it is within another layer, which may not pass the "
-                          "flag deterministic on to it")
+        raise LeftInPlace("another layer contains it, and may not pass on "
+                          "`deterministic`")
     network.check_unheld(bn)
     if not inputs_of(bn):
         raise LeftInPlace("there is no layer before it")
@@ -94,13 +95,12 @@ def _affine_of(network, bn):
         raise LeftInPlace("its parameters do not have the shape that its axes "
                           f"{bn.axes} ask for") from None
     if affine.scale.shape[0] != 1:
-        raise LeftInPlace("it normalizes each example by statistics of its "
-                          "own")
+        raise LeftInPlace("its statistics differ from example to example")
     return affine
 
 
 def _values(network, layer, *names):
-    """The values of those parameters that a layer has, by name."""
+    """Read the values of those parameters that a layer has, by name."""
     try:
         return {name: np.asarray(value_of(
             getattr(layer, name), f"{name} of {network.labels[layer]}"),
@@ -182,7 +182,7 @@ def _plan_after(network, bn, affine):
 
 
 def _checked(network, plan, affine):
-    """A plan, if numbers of its layer's type can express it."""
+    """Return a plan, if numbers of its layer's type can express it."""
     layer, name = plan.layer, network.labels[plan.layer]
     dtypes = affine.dtypes | {
         np.result_type(param.dtype).name for param in (layer.W, layer.b)
@@ -203,7 +203,7 @@ def _checked(network, plan, affine):
 
 
 def _linear(network, layer, where):
-    """The linear part of a layer that nothing else refers to."""
+    """Describe the linear part of a layer that nothing else refers to."""
     linear = linear_of(layer)
     if linear is None:
         base = linear_base(layer)
@@ -216,7 +216,7 @@ def _linear(network, layer, where):
 
 
 def _weights(network, linear):
-    """Weights and bias of a layer; zeros where it has no bias."""
+    """Read weights and bias of a layer; zeros where it has no bias."""
     values = _values(network, linear.layer, "W", "b")
     W = values["W"]
     return W, values.get("b", np.zeros(W.shape[linear.outputs]))
@@ -235,7 +235,7 @@ def _aligned(value, ndim):
 
 
 def _may_be_discrete(layer):
-    """Whether a layer's output may be of integers, not floats."""
+    """Tell whether a layer's output may be of integers, not floats."""
     if isinstance(layer, lasagne.layers.InputLayer):
         return layer.input_var.dtype in T.discrete_dtypes
     functions = [getattr(layer, name, None)

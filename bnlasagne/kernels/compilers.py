@@ -55,20 +55,6 @@ _found = {}
 _warned = set()
 
 
-def let_clang_compile_theano():
-    """Let clang++ compile Theano's own Ops.
-
-    By its newer standards, a size in a list of int is an error.
-    """
-    flag = "-Wno-c++11-narrowing"
-    flags = theano.config.gcc.cxxflags.split()
-    if "clang" in os.path.basename(theano.config.cxx) and flag not in flags:
-        theano.config.gcc.cxxflags = " ".join(flags + [flag])
-
-
-let_clang_compile_theano()
-
-
 def unsafe_arguments():
     """Find the user's flags that the kernels must not be compiled with.
 

@@ -126,8 +126,9 @@ class StoredValues:
         [[1.5, 2.5]]
         """
         setting = Setting()
-        setting.add_all(
-            self.converted_statistics(mean, std, var, inv_std, epsilon))
+        for variable, value in self.converted_statistics(
+                mean, std, var, inv_std, epsilon):
+            setting.add(variable, value)
         setting.carry_out()
 
     def converted_statistics(self, mean, std=None, var=None, inv_std=None,

@@ -86,7 +86,8 @@ def _check(layer):
     if not isinstance(layer, lasagne.layers.Layer):
         raise TypeError("batch_norm() expects a Layer instance such as a "
                         f"DenseLayer, got {layer!r}.")
-    if isinstance(layer, _recurrent_layers()):
+    if isinstance(layer, (lasagne.layers.CustomRecurrentLayer,
+                          lasagne.layers.LSTMLayer, lasagne.layers.GRULayer)):
         raise TypeError(
             f"batch_norm() cannot wrap {label(layer)}: its nonlinearity is "
             "part of the recurrence. Normalize the input of the layer with "
@@ -100,13 +101,6 @@ def _check(layer):
             f"wrapped before, by {wrapper}. Use that layer in its place; or "
             "stack another BatchNormLayer(layer, nonlinearity=...) on the "
             "layer.")
-
-
-def _recurrent_layers():
-    """Return the types of Lasagne's layers that have a state."""
-    names = ("CustomRecurrentLayer", "LSTMLayer", "GRULayer")
-    return tuple(getattr(lasagne.layers, name) for name in names
-                 if hasattr(lasagne.layers, name))
 
 
 def _remove_bias(layer):

@@ -1,4 +1,4 @@
-"""Copy networks."""
+"""Copy networks, with parameters and layers within layers."""
 
 import copy
 import types
@@ -114,7 +114,7 @@ class _Copier:
         return self._streams[stream]
 
     def _variable(self, variable):
-        """The copy of a variable; itself, if nothing in it is copied."""
+        """Return the copy of a variable; itself, if nothing is copied."""
         if variable in self._variables:
             return self._variables[variable]
         if isinstance(variable, theano.compile.SharedVariable):
@@ -128,7 +128,7 @@ class _Copier:
         return self._variables[variable]
 
     def _outputs(self, node):
-        """The outputs of a copy of a node; its own, if nothing is copied."""
+        """Return the outputs of a copy of a node; its own, if none is made."""
         op, sources = self._op(node.op), list(map(self._variable, node.inputs))
         if op is node.op and sources == node.inputs:
             return node.outputs
@@ -137,7 +137,7 @@ class _Copier:
         return new.outputs
 
     def _op(self, op):
-        """An Op, of the copies of the layers that it names."""
+        """Copy an Op that names layers, with the copies of these."""
         own = {name: self._layer(value) for name, value in vars(op).items()
                if isinstance(value, lasagne.layers.Layer)}
         if own:
@@ -198,5 +198,5 @@ def _owned_by(layers):
 
 
 def _stays(layer):
-    """Whether the copy of a network has the layer itself."""
+    """Tell whether the copy of a network has the layer itself."""
     return isinstance(layer, lasagne.layers.InputLayer) and not layer.params

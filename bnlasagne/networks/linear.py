@@ -27,7 +27,7 @@ class Linear:
 
     Attributes
     ----------
-    channel : int
+    channel_axis : int
         The axis of the layer's output that has one index per unit or filter.
     outputs, inputs : int
         The axes of `W` with the output's and the input's channels.
@@ -35,7 +35,7 @@ class Linear:
         The axes of `W` with the positions in a filter.
     """
 
-    channel = 1
+    channel_axis = 1
     outputs, inputs = 0, 1
 
     def __init__(self, layer):
@@ -46,7 +46,7 @@ class Linear:
         return tuple(range(2, 2 + len(self.layer.filter_size)))
 
     def flips(self):
-        """Whether this is a convolution, and no cross-correlation.
+        """Tell whether this is a convolution, and no cross-correlation.
 
         Cross-correlations, such as those of other frameworks, do not flip
         filters.
@@ -55,20 +55,22 @@ class Linear:
         return bool(getattr(self.layer, "flip_filters", True))
 
     def outputs_share(self):
-        """Axes of the output, from 1 on, along which weights are shared."""
+        """List axes of the output, from 1 on, along which weights are shared.
+        """
         return [axis for axis in range(1, len(self.layer.output_shape))
-                if axis != self.channel]
+                if axis != self.channel_axis]
 
     def of_output(self, value):
         """Reduce an array that broadcasts with the output to a bias."""
         return value[0]
 
     def scale_outputs(self, W, scale):
-        """Weights for an output scaled by an array from :meth:`of_output`."""
+        """Multiply the output by an array from :meth:`of_output`."""
         return W * _along(scale, self.outputs, W.ndim)
 
     def why_not_inputs(self):
-        """The reason why inputs cannot be scaled and shifted, or None."""
+        """Return the reason why inputs cannot be scaled and shifted, or None.
+        """
         pad = getattr(self.layer, "pad", ())
         if pad in ("full", "same"):
             pad = [size - 1 for size in self.layer.filter_size]
@@ -77,15 +79,16 @@ class Linear:
         return None
 
     def inputs_share(self):
-        """Axes of the input, from 1 on, along which weights are shared."""
+        """List axes of the input, from 1 on, along which weights are shared.
+        """
         return range(2, len(self.layer.input_shape))
 
     def scale_inputs(self, W, scale):
-        """Weights for an input scaled by an array that broadcasts with it."""
+        """Multiply the input by an array that broadcasts with it."""
         return W * self._of_inputs(scale, W)
 
     def shift(self, W, shift):
-        """What a shift of the input adds to the bias."""
+        """Compute what a shift of the input adds to the bias."""
         product = W * self._of_inputs(shift, W)
         return product.sum(tuple({self.inputs, *self.taps} - {self.outputs}))
 
@@ -131,7 +134,7 @@ class Dense(Linear):
     taps = ()
 
     @property
-    def channel(self):
+    def channel_axis(self):
         return len(self.layer.output_shape) - 1
 
     def of_output(self, value):
@@ -141,7 +144,7 @@ class Dense(Linear):
         return range(1, self._leading())
 
     def features(self):
-        """Shape of the input's axes that are flattened to one."""
+        """Return the shape of the input's axes that are flattened to one."""
         return self.layer.input_shape[self._leading():]
 
     def _leading(self):
@@ -196,7 +199,7 @@ _KINDS = {
 
 
 def linear_of(layer):
-    """The linear part of a layer; None if the layer is not known to have one.
+    """Describe the linear part of a layer; return None if none is known.
 
     It is not known if the layer computes something else than the class of
     Lasagne that it belongs to.
@@ -206,7 +209,7 @@ def linear_of(layer):
         return None
     linear = _KINDS[base.__name__](layer)
     # A dense layer may take all its input for one example.
-    return linear if linear.channel else None
+    return linear if linear.channel_axis else None
 
 
 def _is_known(layer, base):
@@ -219,7 +222,7 @@ def _is_known(layer, base):
 
 
 def linear_base(layer):
-    """The class of Lasagne's linear layers that a layer belongs to, or None.
+    """Return the class of Lasagne's linear layers that a layer has, or None.
 
     The layer may compute something else: see :func:`linear_of`.
     """
@@ -230,7 +233,7 @@ def linear_base(layer):
 
 
 def is_linear(layer):
-    """Whether nothing is applied to a layer's output."""
+    """Tell whether a layer has no nonlinearity."""
     return getattr(layer, "nonlinearity", None) in (
         None, lasagne.nonlinearities.identity)
 

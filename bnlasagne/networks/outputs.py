@@ -19,7 +19,7 @@ __all__ = [
 
 
 def computes_like(layer, base):
-    """Whether a layer computes what one of its base classes computes.
+    """Tell whether a layer computes what one of its base classes computes.
 
     The base is a class of Lasagne or of this package. A subclass may override
     methods, if that makes no difference to the deterministic output.
@@ -30,7 +30,7 @@ def computes_like(layer, base):
 
 
 def have_equal_graphs(*layers):
-    """Whether two layers compute the same for testing.
+    """Tell whether two layers compute the same for testing.
 
     They do not if an output cannot be built.
     """
@@ -45,7 +45,7 @@ def have_equal_graphs(*layers):
 
 
 def output_of(layer, x=None, deterministic=True):
-    """The output of a layer for an input, by default for a new variable."""
+    """Build the output of a layer for an input, by default a new variable."""
     # The input has no test value.
     with quiet_checks():
         return T.as_tensor_variable(layer.get_output_for(
@@ -59,7 +59,7 @@ def _input_of(layer):
 
 
 def _plain(layer, base):
-    """A layer of a base class, with the attributes of another layer."""
+    """Make a layer of a base class, with the attributes of another layer."""
     new = object.__new__(base)
     attributes = dict(vars(layer))
     for name in dir(type(layer)):
@@ -76,13 +76,13 @@ def _plain(layer, base):
 
 
 def _knows_convolution(layer):
-    """Whether a layer convolves by a function of Theano's or Lasagne's."""
+    """Tell whether a layer convolves by a function of a library, or not."""
     function = getattr(layer, "convolution", None)
     return function is None or of_library(function)
 
 
 def overrides(layer, base, *methods):
-    """Whether a layer has other methods than one of its base classes.
+    """Tell whether a layer has other methods than one of its base classes.
 
     Methods of its own, set as attributes of the layer, count as well.
     """

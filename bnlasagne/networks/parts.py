@@ -25,7 +25,7 @@ _LIBRARIES = ("lasagne", "theano", "numpy", "bnlasagne")
 
 
 def of_library(thing):
-    """Whether a function, a class or an object comes from a known package."""
+    """Tell whether a function, class or object is of a known package."""
     module = getattr(thing, "__module__", None) or ""
     return module.split(".")[0] in _LIBRARIES
 
@@ -91,7 +91,7 @@ class Replacement:
         return new(value)
 
     def _changing(self, value, new_containers):
-        """The id() of each value within a value that is replaced."""
+        """Find the id() of each value within a value that is replaced."""
         within = list(values_in([value]))
         found = {id(each) for each, parts in within
                  if parts is None and self._of_leaf(each) is not each}
@@ -115,15 +115,14 @@ def _is_named_tuple(value):
 
 
 def _is_function(value):
-    """Whether a value is a function of the user's, or an object used as one.
-    """
+    """Tell whether a value is a user's function, or an object used as one."""
     return callable(value) and hasattr(value, "__dict__") and not isinstance(
         value, (type, types.MethodType, lasagne.layers.Layer, theano.Variable)
     ) and not of_library(type(value))
 
 
 def _parts_of(value):
-    """The parts of a value but for data; None for a leaf."""
+    """List the parts of a value but for data; return None for a leaf."""
     if isinstance(value, types.MethodType):
         parts = value.__func__, value.__self__
     elif isinstance(value, types.FunctionType):
@@ -145,7 +144,7 @@ def _parts_of(value):
 
 
 def _started(value, new, changes):
-    """A value of the same kind: empty, if it may be part of itself."""
+    """Make a value of the same kind: empty, if it may be part of itself."""
     if isinstance(value, types.MethodType):
         return types.MethodType(new(value.__func__), new(value.__self__))
     if isinstance(value, types.FunctionType):
@@ -210,7 +209,7 @@ def _content(cell):
 
 
 def _globals_of(function):
-    """The values of the global variables that a function reads, by name."""
+    """Map the names of global variables that a function reads to values."""
     if of_library(function):
         return {}
     names = function.__globals__
@@ -223,7 +222,7 @@ def _globals_of(function):
 
 
 def _names(code):
-    """The global variables that code reads, functions within included."""
+    """Find the names of global variables that code reads, in all functions."""
     found = {instruction.argval for instruction in dis.get_instructions(code)
              if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     return found.union(*(_names(each) for each in code.co_consts

@@ -89,7 +89,7 @@ class Setting:
         shape = variable.get_value(borrow=True).shape
         if np.shape(value) != shape:
             raise ValueError(
-                f"{name} is of shape {shape}, got {np.shape(value)}.")
+                f"{name} must have shape {shape}, got {np.shape(value)}.")
         value = converted(name, value, variable.dtype)
         lost = np.sum(np.isnan(value))
         if lost:
@@ -99,11 +99,8 @@ class Setting:
         before = self._values.setdefault(variable, value)
         if not np.array_equal(before, value):
             raise ValueError(
-                f"{name} is shared by layers whose weights differ.")
-
-    def add_all(self, values):
-        for variable, value in values:
-            self.add(variable, value)
+                f"{name} is shared by layers whose weights differ. Build the "
+                "layers with parameters of their own, or pass equal weights.")
 
     def add_attribute(self, holder, attribute, value, name):
         """Have an attribute of an object set.
@@ -112,8 +109,9 @@ class Setting:
         """
         before = self._attributes.setdefault((holder, attribute), value)
         if before != value:
-            raise ValueError(f"{self._prefix}{name} is shared by layers whose "
-                             f"values differ: {before} and {value}.")
+            raise ValueError(
+                f"{self._prefix}{name} is shared by layers whose values differ"
+                f": {before} and {value}. Build the layers with one each.")
 
     def carry_out(self):
         """Set what was added."""

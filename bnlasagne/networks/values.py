@@ -94,7 +94,7 @@ def _too_large(value, dtype):
 
 
 class NotConstant(ValueError):
-    """The value of an expression differs from call to call."""
+    """Say that the value of an expression differs from call to call."""
 
 
 def value_of(variable, name):

@@ -18,6 +18,7 @@ __all__ = [
     "references_of",
     "referred_layers",
     "replace_layer",
+    "shared_in",
     "variables_in",
     "variables_of",
 ]
@@ -113,6 +114,16 @@ def variables_of(layer):
 def variables_in(values):
     """List the Theano variables within values, in functions as well."""
     return _instances(theano.Variable, values_in(values))
+
+
+def shared_in(*values):
+    """List the shared variables that expressions depend on, in order.
+
+    Values that are no Theano variables are left out.
+    """
+    return [source for source in theano.gof.graph.inputs(
+        [value for value in values if isinstance(value, theano.Variable)])
+        if isinstance(source, theano.compile.SharedVariable)]
 
 
 def _instances(kind, found):

@@ -13,6 +13,9 @@ from .collectives import Average, is_synchronized
 __all__ = [
     "average_gradients",
     "broadcast_params",
+    "checked_loss",
+    "checked_params",
+    "checked_size",
     "outline",
 ]
 
@@ -76,9 +79,9 @@ def average_gradients(loss_or_grads, params, comm, size, outputs=None):
     >>> train = theano.function([x, target], loss, updates=updates)
     """
     caller = "average_gradients()"
-    params = _checked_params(params, caller)
+    params = checked_params(params, caller)
     loss_or_grads = _checked_loss_or_grads(loss_or_grads, params, caller)
-    size = _checked_size(size, caller)
+    size = checked_size(size, caller)
     extra = [_as_mean(output, caller) for output in outputs or ()]
     channel = _required_channel(comm, caller)
     values, n_weighted = _values(loss_or_grads, params, size, channel)
@@ -122,12 +125,19 @@ def _required_channel(comm, caller):
     return channel_of(comm, caller)
 
 
-def _checked_params(params, caller):
+def checked_params(params, caller):
+    """Return parameters as a list; raise an error if they are something else.
+
+    `caller` is the function that the user called, here and below.
+    """
+    remedy = "Pass get_all_params(network, trainable=True)."
+    expected = f"{caller}: params must be a list of shared variables"
+    if isinstance(params, (lasagne.layers.Layer, theano.Variable, dict)):
+        raise TypeError(f"{expected}, got {params!r}. {remedy}")
     params = list(params)
-    _check_kind(params, theano.compile.SharedVariable,
-                f"{caller}: params must be shared variables")
+    _check_kind(params, theano.compile.SharedVariable, expected)
     if not params:
-        raise ValueError(f"{caller}: params is empty.")
+        raise ValueError(f"{caller}: params is empty. {remedy}")
     return params
 
 
@@ -140,13 +150,22 @@ def _checked_loss_or_grads(loss_or_grads, params, caller):
                              f"for {len(params)} parameters.")
         return list(loss_or_grads)
     if not isinstance(loss_or_grads, theano.Variable):
-        raise TypeError(f"{caller}: expected a loss or a list of gradients, "
-                        f"got {loss_or_grads!r}.")
-    return _scalar(loss_or_grads, f"{caller}: the loss must be a scalar, the "
-                   "mean over the part of this rank")
+        raise TypeError(f"{caller}: loss_or_grads must be a loss or a list of "
+                        f"gradients, got {loss_or_grads!r}.")
+    return checked_loss(loss_or_grads, caller, "part of this rank")
 
 
-def _checked_size(size, caller):
+def checked_loss(loss, caller, whole):
+    """Return a loss; raise an error unless it is a scalar variable."""
+    if not isinstance(loss, theano.Variable):
+        raise TypeError(
+            f"{caller}: loss must be a Theano variable, got {loss!r}.")
+    return _scalar(loss, f"{caller}: loss must be a scalar, the mean over the "
+                   f"{whole}")
+
+
+def checked_size(size, caller):
+    """Return the size of a part or a micro-batch as a scalar of float64."""
     if not isinstance(size, (theano.Variable, numbers.Real)):
         raise TypeError(f"{caller}: size must be a number or a scalar Theano "
                         f"variable, such as x.shape[0], got {size!r}.")

@@ -8,7 +8,38 @@ import numpy as np
 
 from ..networks.labels import label
 
-__all__ = ["Batches", "keeping"]
+__all__ = ["CALLER", "Batches", "into_network", "keeping", "repeatable"]
+
+CALLER = "update_population_statistics()"
+
+
+def repeatable(batches, caller, passes, what="batches", remedy=""):
+    """Check the user's batches; return a function that iterates over them.
+
+    An iterator will do for a single pass.
+    """
+    if isinstance(batches, np.ndarray) or not (
+            callable(batches) or hasattr(batches, "__iter__")):
+        raise TypeError(
+            f"{caller}: {what} must be an iterable, or a function that returns"
+            f" one, got {type(batches).__name__}. For a single batch, pass "
+            "[batch].")
+    if passes > 1 and hasattr(batches, "__next__"):
+        raise ValueError(
+            f"{caller}: {what} can be iterated only once, but {passes} passes "
+            "are needed. Pass a list, or a function that returns a new "
+            f"iterator, such as lambda: iterate(data){remedy}.")
+    return batches if callable(batches) else lambda: batches
+
+
+@contextlib.contextmanager
+def into_network(batch, place=""):
+    """Name the batch if its arrays do not fit a function of the network."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{batch} does not go through the network{place}: "
+                         f"{error}") from error
 
 
 class Batches:
@@ -26,42 +57,29 @@ class Batches:
 
     def __init__(self, batches, inputs, passes):
         self.inputs = inputs
-        if isinstance(batches, np.ndarray) or not (
-                callable(batches) or hasattr(batches, "__iter__")):
-            raise TypeError(
-                "update_population_statistics(): batches must be an iterable "
-                "of batches, or a function that returns one, got "
-                f"{type(batches).__name__}. For a single batch, pass [batch].")
-        if passes > 1 and hasattr(batches, "__next__"):
-            raise ValueError(
-                "update_population_statistics(): batches can be iterated only "
-                f"once, but the network takes {passes} passes. Pass a list, "
-                "or a function that returns a new iterator, such as "
-                "lambda: iterate(data); or let keep='memory' or a folder keep "
-                "what the next pass needs.")
-        self._batches = batches
+        self._iterate = repeatable(
+            batches, CALLER, passes, remedy="; or let keep='memory' or a "
+            "folder keep what the next pass needs")
 
     def read(self, progress, stage):
         """Yield the number and the arrays of each batch that is not empty."""
-        batches = self._batches() if callable(self._batches) else self._batches
-        for number, batch in _numbered(progress(batches), stage):
-            arrays = self._arrays(batch, number)
+        for number, batch in _numbered(progress(self._iterate()), stage):
+            name = f"{CALLER}: batch {number}"
+            arrays = [
+                _converted(array, layer, variable, name)
+                for array, (layer, variable)
+                in zip(self._in_order(batch, name), self.inputs.items())]
             if not arrays or any(array.size for array in arrays):
                 yield number, arrays
 
-    def _arrays(self, batch, number):
+    def _in_order(self, batch, name):
         """Return a batch's arrays in the order of the input layers."""
-        return [_converted(array, layer, variable, number)
-                for array, (layer, variable)
-                in zip(self._in_order(batch, number), self.inputs.items())]
-
-    def _in_order(self, batch, number):
         wanted = len(self.inputs)
         if isinstance(batch, dict):
             if set(batch) != set(self.inputs):
                 raise ValueError(
-                    f"Batch {number}: the dict must have the network's "
-                    f"{wanted} input layers as keys, got {list(batch)!r}.")
+                    f"{name} must be a dict with the network's {wanted} input "
+                    f"layers as keys, got the keys {list(batch)!r}.")
             return [batch[layer] for layer in self.inputs]
         # A list may be a single array, of a network with one input.
         is_several = isinstance(batch, tuple) or (
@@ -69,13 +87,13 @@ class Batches:
         arrays = list(batch) if is_several else [batch]
         if len(arrays) != wanted:
             raise ValueError(
-                f"Batch {number}: the network has {wanted} input layers, got "
-                f"{len(arrays)} arrays. A batch has inputs only, no targets.")
+                f"{name} must have an array for each of the network's {wanted}"
+                f" input layers, got {len(arrays)} arrays. Leave out targets.")
         return arrays
 
 
 def _numbered(batches, stage):
-    """Number batches; an error of theirs gets a note on where it happened."""
+    """Number batches, and add to an error of theirs where it happened."""
     number = -1
     try:
         for number, batch in enumerate(batches):
@@ -87,28 +105,22 @@ def _numbered(batches, stage):
         raise
 
 
-def _converted(array, layer, variable, number):
+def _converted(array, layer, variable, name):
     """Check an array, and give it the type of the input layer."""
     array, shape = np.asarray(array), layer.shape
     if not np.can_cast(array.dtype, variable.dtype, "same_kind"):
-        raise ValueError(f"Batch {number}: {label(layer)} takes arrays of "
+        raise ValueError(f"{name}: {label(layer)} takes arrays of "
                          f"{variable.dtype}, got {array.dtype}.")
     if array.ndim != len(shape) or any(
             known not in (None, size)
             for size, known in zip(array.shape[1:], shape[1:])):
-        raise ValueError(f"Batch {number}: {label(layer)} takes arrays of "
+        raise ValueError(f"{name}: {label(layer)} takes arrays of "
                          f"shape {shape}, got {array.shape}.")
     return np.asarray(array, variable.dtype)
 
 
 class Kept:
-    """Keep the frontiers of all batches from one pass to the next.
-
-    Parameters
-    ----------
-    folder : str or None
-        Where to keep them; by default in memory.
-    """
+    """Keep the frontiers of all batches, in memory or in a folder."""
 
     def __init__(self, folder=None):
         self.folder = folder
@@ -133,25 +145,18 @@ class Kept:
     def append(self, number, values):
         """Keep a batch's frontier."""
         if self.folder is not None:
-            values = [self._save(value) for value in values]
+            paths = [os.path.join(self.folder, f"{self._files + place}.npy")
+                     for place in range(len(values))]
+            for path, value in zip(paths, values):
+                np.save(path, value)
+            self._files += len(values)
+            values = paths
         self._batches.append((number, values))
-
-    def _save(self, value):
-        self._files += 1
-        path = os.path.join(self.folder, f"{self._files}.npy")
-        np.save(path, value)
-        return path
 
 
 @contextlib.contextmanager
 def keeping(keep):
-    """Yield where to keep frontiers, or None.
-
-    Parameters
-    ----------
-    keep : None, 'memory' or str
-        See :func:`update_population_statistics`.
-    """
+    """Yield where to keep frontiers, or None."""
     if keep is None:
         yield None
     elif keep == "memory":
@@ -161,5 +166,5 @@ def keeping(keep):
             yield Kept(path)
     else:
         raise ValueError(
-            "update_population_statistics(): keep must be None, 'memory' or a "
-            f"folder that exists, got {keep!r}.")
+            f"{CALLER}: keep must be None, 'memory' or a folder that exists, "
+            f"got {keep!r}.")

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..networks.labels import label
 from .population import PopulationStatistics
 
 __all__ = ["plot_statistics"]
@@ -60,10 +61,12 @@ def plot_statistics(found, figure=None):
     if figure is None:
         figure = _new_figure(len(found))
     rows = figure.subplots(len(found), 2, squeeze=False)
-    for number, (row, layer) in enumerate(zip(rows, found), 1):
-        population = found[layer].mean, found[layer].std()
-        name = _name(layer, number)
-        _draw_layer(row, name, found.replaced[layer], population)
+    for row, layer in zip(rows, found):
+        # Statistics that an earlier version pickled have no labels.
+        name = layer.name or found.labels.get(layer, label(layer))
+        # A pair of dollars would set what is between them as a formula.
+        _draw_layer(row, name.replace("$", r"\$"), found.replaced[layer],
+                    (found[layer].mean, found[layer].std()))
     return figure
 
 
@@ -71,9 +74,11 @@ def _check(found):
     if not isinstance(found, PopulationStatistics):
         raise TypeError(
             "plot_statistics(): found must be what "
-            "update_population_statistics() returned, got %r." % (found,))
+            f"update_population_statistics() returned, got {found!r}.")
     if not found:
-        raise ValueError("plot_statistics(): found has no layers.")
+        raise ValueError(
+            "plot_statistics(): found has no layers. Pass what "
+            "update_population_statistics() returned.")
 
 
 def _new_figure(rows):
@@ -87,23 +92,8 @@ def _new_figure(rows):
     return Figure(figsize=(6.4, 3.2 * rows), constrained_layout=True)
 
 
-def _name(layer, number):
-    if layer.name is None:
-        return "%s %d" % (type(layer).__name__, number)
-    # A pair of dollars would set what is between them as a formula.
-    return layer.name.replace("$", r"\$")
-
-
 def _draw_layer(row, name, running, population):
-    """Draw a layer's panels.
-
-    Parameters
-    ----------
-    row : pair of matplotlib Axes
-    name : str
-    running, population : pair of array
-        Mean and standard deviation.
-    """
+    """Draw a layer's panels, from two pairs of mean and deviation."""
     running = [np.ravel(value).astype(np.float64) for value in running]
     population = [np.ravel(value) for value in population]
     drifts = _drifts(running, population)
@@ -121,19 +111,15 @@ def _draw_layer(row, name, running, population):
         axes.locator_params(nbins=5)
         axes.set_xlabel("population " + kind)
         axes.set_ylabel("running " + kind)
-        text = "none varies" if none_varies else "%.3g" % drift
-        axes.set_title("%s\ndrift of %ss: %s" % (head, kind, text),
-                       loc="left", fontsize="medium")
+        text = "none varies" if none_varies else f"{drift:.3g}"
+        axes.set_title(f"{head}\ndrift of {kind}s: {text}", loc="left",
+                       fontsize="medium")
 
 
 def _drifts(running, population):
-    """Compute how far running averages are from population statistics.
+    """Compute how far means and deviations are from the population's.
 
-    Returns
-    -------
-    tuple of float
-        For the means and the standard deviations; NaN without any channel
-        that varies.
+    Both are NaN without any channel that varies.
     """
     std = population[1]
     varies = std > 0

@@ -28,7 +28,7 @@ from ..networks.setting import all_or_nothing
 from ..networks.walk import checked_layers
 from ..parallel.channel import channel_of
 from ..theano_tools.quiet_checks import quiet_checks
-from .batches import Batches, keeping
+from .batches import CALLER, Batches, keeping
 from .stages import MeasuredNetwork, stages_of
 
 __all__ = [
@@ -46,11 +46,14 @@ class PopulationStatistics(collections.OrderedDict):
     ----------
     replaced : dict
         For each layer, the pair of arrays (mean, std) that it had before.
+    labels : dict
+        For each layer, a name that tells it from the others.
     """
 
     def __init__(self):
         super().__init__()
         self.replaced = collections.OrderedDict()
+        self.labels = {}
 
 
 @quiet_checks()
@@ -150,11 +153,12 @@ def update_population_statistics(network, batches, method="layerwise", ddof=0,
     >>> found[layer].count
     100
     """
-    channel = channel_of(comm, _CALLER)
+    channel = channel_of(comm, CALLER)
     with contextlib.ExitStack() as stack:
-        with _together(channel, _CALLER):
-            _check_arguments(network, method, progress)
-            measured = MeasuredNetwork(network, method == "one_pass", kwargs)
+        with _together(channel, CALLER):
+            _check_arguments(method, progress)
+            measured = MeasuredNetwork(checked_layers(network, CALLER),
+                                       method == "one_pass", kwargs)
             stages = stages_of(measured)
             batches = Batches(batches, measured.inputs,
                               len(stages) if keep is None else 1)
@@ -163,7 +167,7 @@ def update_population_statistics(network, batches, method="layerwise", ddof=0,
             channel.agree(_outline(stages, method, ddof))
         found = {}
         for number in range(1, len(stages) + 1):
-            with _together(channel, f"{_CALLER}, pass number {number}"):
+            with _together(channel, f"{CALLER}, pass number {number}"):
                 sums = _measure(stages[:number], batches, kept,
                                 progress or iter)
             for group, total in sums.items():
@@ -173,9 +177,6 @@ def update_population_statistics(network, batches, method="layerwise", ddof=0,
     return _store(measured, found, ddof, channel)
 
 
-_CALLER = "update_population_statistics()"
-
-
 def _together(channel, *lines):
     """Have all ranks finish a block, or none; see `Channel.together`."""
     if channel is None:
@@ -183,31 +184,24 @@ def _together(channel, *lines):
     return channel.together(*lines)
 
 
-def _check_arguments(network, method, progress):
+def _check_arguments(method, progress):
     if method not in ("layerwise", "one_pass"):
-        raise ValueError(f"{_CALLER}: method must be 'layerwise' or "
+        raise ValueError(f"{CALLER}: method must be 'layerwise' or "
                          f"'one_pass', got {method!r}.")
-    checked_layers(network, _CALLER)
     if progress is not None and not callable(progress):
-        raise TypeError(f"{_CALLER}: progress must be None or a callable such "
+        raise TypeError(f"{CALLER}: progress must be None or a callable such "
                         f"as tqdm.tqdm, got {progress!r}.")
 
 
 def _outline(stages, method, ddof):
     """Describe what ranks must have in common."""
-    return (f"{_CALLER} with method={method!r}, ddof={ddof!r}",) + tuple(
-        f"{_CALLER}, pass number {number}, {group} of shape {group.shape}"
+    return (f"{CALLER} with method={method!r}, ddof={ddof!r}",) + tuple(
+        f"{CALLER}, pass number {number}, {group} of shape {group.shape}"
         for number, stage in enumerate(stages, 1) for group in stage.groups)
 
 
 def _measure(stages, batches, kept, progress):
-    """Make a pass over the data, for the groups of the last stage.
-
-    Returns
-    -------
-    dict
-        Group → its exact sums; see :meth:`Moments.exact_sums`.
-    """
+    """Make a pass over the data; return the exact sums of each group."""
     last = stages[-1]
     sums = {group: Moments.empty(group.shape).exact_sums()
             for group in last.groups}
@@ -238,12 +232,13 @@ def _moments(group, axes, value, number):
     moments = Moments.of(value, axes)
     if moments.mean.shape != group.shape:
         raise ValueError(
-            f"{group}: the statistics of batch {number} are of shape "
-            f"{moments.mean.shape}, but those that the layer stores of shape "
-            f"{group.shape}.")
+            f"{CALLER}: {group}: the statistics of batch {number} have shape "
+            f"{moments.mean.shape}, but the layer stores {group.shape}. Pass "
+            "batches of the size that the layer was built for.")
     if not moments.is_finite():
-        raise ValueError(f"{group}: batch {number} has values that are not "
-                         "finite, or too large.")
+        raise ValueError(
+            f"{CALLER}: {group}: batch {number} has values that are not "
+            "finite, or too large. Remove or clip these values.")
     return moments
 
 
@@ -252,10 +247,12 @@ def _statistics(group, total, ddof, number):
     moments = Moments.from_exact_sums(total)
     if not moments.count:
         raise ValueError(
-            f"{group}: there is no data: batches are empty in pass {number}. "
-            "A function must return a new iterator each time.")
+            f"{CALLER}: {group}: there is no data: batches are empty in pass "
+            f"{number}. A function must return a new iterator each time.")
     if not moments.is_finite():
-        raise ValueError(f"{group}: the values are too large.")
+        raise ValueError(
+            f"{CALLER}: {group}: the values differ by 1e154 or more, and their"
+            " squares are too large. Remove or clip these values.")
     for variable, value in zip(group.stand_ins,
                                group.statistics(moments, ddof)):
         variable.set_value(value)
@@ -265,13 +262,12 @@ def _statistics(group, total, ddof, number):
 def _store(measured, found, ddof, channel):
     """Set the statistics of all layers, or of none."""
     result = PopulationStatistics()
-    by_statistics = {group.stored: found[group] for group in measured.groups}
-    for layer in measured.layers:
-        result[layer] = by_statistics[layer.mean, layer.std]
+    for layer, group in measured.layers.items():
+        result[layer] = found[group]
+        result.labels[layer] = group.labels[layer]
         result.replaced[layer] = (layer.mean.get_value(),
                                   layer.std.get_value())
-    with all_or_nothing() as changes, _together(channel,
-                                                f"{_CALLER}, the end"):
+    with all_or_nothing() as changes, _together(channel, f"{CALLER}, the end"):
         for group in measured.groups:
             for variable, value in zip(
                     group.stored, group.statistics(found[group], ddof)):

@@ -21,6 +21,7 @@ from ..layers.subclasses import uses_stored_statistics
 from ..networks.labels import label, numbered_labels
 from ..networks.walk import all_layers
 from ..theano_tools.needed import inputs_by_value, needed
+from .batches import CALLER, into_network
 
 __all__ = ["MeasuredNetwork", "stages_of"]
 
@@ -28,16 +29,13 @@ __all__ = ["MeasuredNetwork", "stages_of"]
 class Group:
     """Group the applications of layers that share a mean and a deviation.
 
-    Parameters
-    ----------
-    mean, std : Theano shared variables
-        What the layers store. Stand-ins take their place in all functions, so
-        that the layers stay as they are until all is measured.
+    Stand-ins take the place of these two shared variables in all functions, so
+    that the layers stay as they are until all is measured.
     """
 
     def __init__(self, mean, std):
         self.applications = []
-        self.labels = []
+        self.labels = {}
         self.stored = mean, std
         self.stand_ins = tuple(
             theano.shared(variable.get_value(),
@@ -45,38 +43,29 @@ class Group:
             for variable in self.stored)
 
     def __str__(self):
-        return ", ".join(dict.fromkeys(self.labels))
+        return ", ".join(self.labels.values())
 
     @property
     def shape(self):
         """The shape of the statistics."""
         return self.stored[0].get_value(borrow=True).shape
 
-    @property
-    def inputs(self):
-        """What the layers are applied to."""
-        return [application.input for application in self.applications]
-
-    def add(self, application, text):
-        """Add an application, and what messages call its layer."""
-        self.applications.append(application)
-        self.labels.append(text)
-
     def statistics(self, moments, ddof):
         """Compute mean and standard deviation, as the layers store them."""
         least = max(2, ddof + 1)
         if moments.count < least:
             raise ValueError(
-                f"{self}: the statistics of a training set, with ddof={ddof}, "
-                f"take {least} values per channel or more, but its batches "
-                f"have {moments.count} in all.")
+                f"{CALLER}: {self}: the statistics of a training set, with "
+                f"ddof={ddof}, take {least} values per channel or more, but "
+                f"its batches have {moments.count} in all. Pass more data.")
         with np.errstate(over="ignore"):
             values = tuple(
                 np.asarray(value, variable.dtype) for value, variable
                 in zip((moments.mean, moments.std(ddof)), self.stored))
         if not all(np.isfinite(value).all() for value in values):
-            raise ValueError(f"{self}: the statistics are too large for "
-                             f"{self.stored[0].dtype}.")
+            raise ValueError(
+                f"{CALLER}: {self}: the statistics are too large for "
+                f"{self.stored[0].dtype}. Remove or clip large values.")
         return values
 
 
@@ -85,38 +74,37 @@ class MeasuredNetwork:
 
     Parameters
     ----------
-    network, kwargs
-        See :func:`update_population_statistics`.
+    outputs : list of Layer
     one_pass : bool
         Whether layers normalize by the statistics of the batch.
+    kwargs : dict
+        Passed on to :func:`lasagne.layers.get_output`.
 
     Attributes
     ----------
     inputs : dict
         Input layer → its variable.
     groups : list of Group
-    layers : list of BatchNormLayer
+    layers : dict of BatchNormLayer to Group
         In the order in which they are first applied.
     """
 
-    def __init__(self, network, one_pass, kwargs):
-        self.inputs = _input_variables(network)
-        found = _applications(network, self.inputs, one_pass, kwargs)
-        self.groups = _groups(found, numbered_labels(all_layers(
-            network if isinstance(network, (list, tuple)) else [network])))
-        self.layers = list(dict.fromkeys(
-            application.layer for application in found))
+    def __init__(self, outputs, one_pass, kwargs):
+        self.inputs = _input_variables(outputs)
+        found = _applications(outputs, self.inputs, one_pass, kwargs)
+        self.layers = _grouped(found, numbered_labels(all_layers(outputs)))
+        self.groups = list(dict.fromkeys(self.layers.values()))
         for group in self.groups:
             _check_roots(group, set(self.inputs.values()))
 
 
-def _input_variables(network):
+def _input_variables(outputs):
     """Find a variable for each input layer; its own if possible.
 
     Other parts of the network may refer to that variable, or be sized by it.
     """
     variables = {}
-    for layer in lasagne.layers.get_all_layers(network):
+    for layer in lasagne.layers.get_all_layers(outputs):
         if isinstance(layer, lasagne.layers.InputLayer):
             # Layers on one variable may be given different arrays.
             variables[layer] = layer.input_var.type(name=layer.name) \
@@ -124,31 +112,30 @@ def _input_variables(network):
     return variables
 
 
-def _applications(network, inputs, one_pass, kwargs):
+def _applications(outputs, inputs, one_pass, kwargs):
     """Find the applications to measure, in order."""
     for name in ("inputs", "batch_norm_use_averages",
                  "batch_norm_update_averages"):
         if name in kwargs:
-            raise TypeError(f"update_population_statistics() passes {name} to "
-                            "get_output() itself.")
+            raise TypeError(f"{CALLER} passes {name} to get_output() itself. "
+                            "Leave it out.")
     before = last_application()
     with without_ranks():
-        outputs = lasagne.layers.get_output(
-            network, inputs=dict(inputs),
+        expressions = lasagne.layers.get_output(
+            outputs, inputs=dict(inputs),
             batch_norm_use_averages=not one_pass,
             batch_norm_update_averages=False,
             **dict({"deterministic": True}, **kwargs))
-    found = [application for application in applications_in(
-                 outputs if isinstance(outputs, list) else [outputs])
+    found = [application for application in applications_in(expressions)
              # Others are below the variable of an input layer, say.
              if application.number > before
              and not application.layer.frozen
              and uses_stored_statistics(application.layer)]
     if not found:
         raise ValueError(
-            "update_population_statistics(): the network has no batch "
-            "normalization layer that uses its stored statistics, or frozen "
-            "ones only.")
+            f"{CALLER}: there is no layer to measure: the network has no batch"
+            " normalization layers, or all of them are frozen or do not use "
+            "stored statistics. Unfreeze one by unfreeze_batch_norm().")
     unmarked = without_markers([application.input for application in found],
                                inputs.values())
     for application, variable in zip(found, unmarked):
@@ -156,9 +143,9 @@ def _applications(network, inputs, one_pass, kwargs):
     return found
 
 
-def _groups(found, labels):
-    """Group applications by the statistics that they share."""
-    groups, owner = {}, {}
+def _grouped(found, labels):
+    """Group applications by the statistics that they share, by layers."""
+    layers, groups, owner = {}, {}, {}
     for application in found:
         layer = application.layer
         text = labels.get(layer) or label(layer)
@@ -166,32 +153,33 @@ def _groups(found, labels):
         for variable in key:
             if not isinstance(variable, theano.compile.SharedVariable):
                 raise ValueError(
-                    f"{text}: its statistics cannot be set, as {variable} is "
-                    "an expression and no shared variable.")
+                    f"{CALLER}: {text}: its statistics cannot be set, as "
+                    f"{variable} is an expression. Make it a shared variable.")
         if key not in groups:
             groups[key] = Group(*key)
-        group = groups[key]
-        group.add(application, text)
+        layers[layer] = group = groups[key]
+        group.applications.append(application)
+        group.labels[layer] = text
         for variable in key:
             if owner.setdefault(variable, group) is not group:
                 raise ValueError(
-                    f"{text} shares {variable}, but not both its mean and its "
-                    f"std, with {owner[variable]}.")
-    return list(groups.values())
+                    f"{CALLER}: {text} shares {variable}, but not both its "
+                    f"mean and its std, with {owner[variable]}. Share both.")
+    return layers
 
 
 def _check_roots(group, inputs):
     """Raise an error if a layer depends on what batches do not have."""
-    for variable in ancestors(group.inputs, blockers=inputs):
+    for variable in ancestors(_inputs_of([group]), blockers=inputs):
         if variable.owner is None and variable not in inputs and not (
                 isinstance(variable, (theano.Constant,
                                       theano.compile.SharedVariable))):
             raise ValueError(
-                f"{group}: its input depends on {variable}, for which batches "
-                "have no value: they have those of the input layers. Refer to "
-                "the `input_var` of an input layer instead, also for sizes. "
-                "(In a loop of theano.scan, what a layer is applied to is out "
-                "of reach.)")
+                f"{CALLER}: {group}: its input depends on {variable}, for "
+                "which batches have no value: they have those of the input "
+                "layers. Refer to the `input_var` of an input layer instead, "
+                "also for sizes. (In a loop of theano.scan, what a layer is "
+                "applied to is out of reach.)")
 
 
 class Stage:
@@ -220,13 +208,7 @@ class Stage:
         return ", ".join(map(str, self.groups))
 
     def run(self, values, number):
-        """Compute from the frontier before.
-
-        Parameters
-        ----------
-        values : list of array
-        number : int
-            Of the batch, for messages.
+        """Compute from the frontier before, for the batch of a number.
 
         Returns
         -------
@@ -239,11 +221,8 @@ class Stage:
                   for application in group.applications]
         if self._function is None:
             self._function = self._compile()
-        try:
+        with into_network(f"{CALLER}: batch {number}", f" up to {self}"):
             outputs = self._function(*values)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"Batch {number} does not go through the network "
-                             f"up to {self}: {error}") from error
         return ([place + (output,) for place, output in zip(places, outputs)],
                 outputs[len(places):])
 
@@ -257,23 +236,15 @@ class Stage:
 
 
 def _inputs_of(groups):
-    return [variable for group in groups for variable in group.inputs]
+    return [application.input for group in groups
+            for application in group.applications]
 
 
 def stages_of(network):
-    """Find the stages that measure all groups, one after the other.
-
-    Parameters
-    ----------
-    network : MeasuredNetwork
-
-    Returns
-    -------
-    list of Stage
-    """
+    """List the stages that measure all groups, one after the other."""
     stand_ins = {stored: stand_in for group in network.groups for
                  stored, stand_in in zip(group.stored, group.stand_ins)}
-    below = {group: needed(group.inputs).intersection(stand_ins)
+    below = {group: needed(_inputs_of([group])).intersection(stand_ins)
              for group in network.groups}
     start = list(network.inputs.values())
     nodes = io_toposort(start, _inputs_of(network.groups))
@@ -288,9 +259,9 @@ def stages_of(network):
                  if below[group].isdisjoint(unknown)]
         if not ready:
             raise ValueError(
-                f"{'; '.join(map(str, remaining))}: a statistic is shared "
-                "along a path through the network, so that it depends on "
-                "itself, and there is no exact one. Use method='one_pass'.")
+                f"{CALLER}: {'; '.join(map(str, remaining))}: two layers share"
+                " `mean` or `std`, and one feeds the other, so exact "
+                "statistics do not exist. Use method='one_pass'.")
         remaining = [group for group in remaining if group not in ready]
         frontier = _frontier(
             _inputs_of(remaining), by_data,
@@ -312,12 +283,8 @@ def _dependents(sources, nodes, inputs_of):
 def _frontier(targets, by_data, unknown):
     """Find what can be computed now, and is needed for the targets.
 
-    Parameters
-    ----------
-    targets : list of Theano variables
-    by_data, unknown : set of Theano variables
-        What depends on the network's inputs, and what depends on statistics
-        that are still to be measured.
+    `by_data` depends on the network's inputs, and `unknown` on statistics that
+    are still to be measured.
     """
     frontier, seen, stack = [], set(), list(reversed(targets))
     while stack:

@@ -22,7 +22,7 @@ from ..layers.layer import BatchNormLayer
 from ..networks.labels import label
 from ..networks.setting import Setting
 from ..networks.values import converted
-from ..networks.walk import all_layers, checked_layers
+from ..networks.walk import all_layers, checked_layers, shared_in
 from .matching import compare
 
 __all__ = [
@@ -86,9 +86,10 @@ def save_network(network, file):
     diverged = [name for name, array in arrays.items()
                 if array.dtype.kind in "fc" and np.any(np.isnan(array))]
     if diverged:
-        warnings.warn("save_network(): there is NaN in %s. load_network() will"
-                      " refuse the file." % ", ".join(diverged),
-                      RuntimeWarning, stacklevel=2)
+        warnings.warn(
+            f"save_network(): there is NaN in {', '.join(diverged)}. "
+            "load_network() will refuse the file.", RuntimeWarning,
+            stacklevel=2)
     arrays.update((name, np.array(schedule.count, "int64"))
                   for name, schedule in schedules.items() if schedule)
     if not hasattr(file, "write"):
@@ -101,7 +102,7 @@ def save_network(network, file):
 
 
 def _checked_file(file, method, caller):
-    """A file object, or else the path of a file as text."""
+    """Return a file object, or else the path of a file as text."""
     if hasattr(file, method) and not isinstance(file, io.TextIOBase):
         is_open = getattr(file, {"read": "readable", "write": "writable"}[
             method], None)
@@ -109,22 +110,22 @@ def _checked_file(file, method, caller):
             return file
     if isinstance(file, (str, bytes, os.PathLike)):
         return os.fsdecode(file)
-    raise TypeError("%s: file must be a path, or a file object that is open "
-                    "in binary mode to %s, got %s."
-                    % (caller, method, reprlib.repr(file)))
+    raise TypeError(f"{caller}: file must be a path, or a file object that is "
+                    f"open in binary mode to {method}, got "
+                    f"{reprlib.repr(file)}.")
 
 
 def _values(params, caller):
-    """The values of parameters, if files can hold them."""
+    """Read the values of parameters, if files can hold them."""
     values = {name: param.get_value(borrow=True)
               for name, param in params.items()}
     for name, value in values.items():
         if not isinstance(value, (np.ndarray, np.generic)) or \
                 value.dtype.kind not in _NUMBERS:
             raise TypeError(
-                "%s: %s must be an array of numbers or truth values, got a "
-                "%s. Make the parameter a shared variable of an array."
-                % (caller, name, type(value).__name__))
+                f"{caller}: {name} must be an array of numbers or truth values"
+                f", got a {type(value).__name__}. Make the parameter a shared "
+                "variable of an array.")
     return values
 
 
@@ -238,9 +239,9 @@ def load_network(network, file):
             is not None and name not in arrays and schedule.count == 0]
     if lost:
         warnings.warn(
-            "load_network(): the file has no %s: the next batch replaces the "
-            "averages that were loaded. To go on from there, set the count of "
-            "the CumulativeAverage." % ", ".join(lost), stacklevel=2)
+            f"load_network(): the file has no {', '.join(lost)}: the next "
+            "batch replaces the averages that were loaded. To go on from "
+            "there, set the count of the CumulativeAverage.", stacklevel=2)
 
 
 _NUMBERED = (
@@ -251,24 +252,24 @@ _NUMBERED = (
 
 
 def _add_count(setting, schedule, value, name):
-    count = int(converted("load_network(): " + name, value, "int64"))
+    count = int(converted(f"load_network(): {name}", value, "int64"))
     if count < 0:
-        raise ValueError("load_network(): %s must be a number of batches, 0 "
-                         "or more, got %d." % (name, count))
+        raise ValueError(f"load_network(): {name} must be a number of batches,"
+                         f" 0 or more, got {count}.")
     setting.add_attribute(schedule, "count", count, name)
 
 
 def _content(file):
-    # Read first: an error from then on is damage. NumPy would leave a damaged
-    # file open, and raise an OSError at times.
+    """Read a file as a whole, so that any later error means damage."""
+    # NumPy would leave a damaged file open, and raise an OSError at times.
     if not hasattr(file, "read"):
         with open(file, "rb") as stream:
             return stream.read()
     content = file.read()
     if not isinstance(content, bytes):
         raise TypeError("load_network(): file must be open in binary mode, "
-                        "mode 'rb'. Reading it gave %s."
-                        % type(content).__name__)
+                        "mode 'rb'. Reading it gave "
+                        f"{type(content).__name__}.")
     return content
 
 
@@ -278,9 +279,8 @@ def _damage_named(file):
         yield
     # What is raised depends on where a file is damaged.
     except Exception as error:
-        raise ValueError("load_network(): %s is no sound file of arrays of "
-                         "numbers as save_network() writes it: %s"
-                         % (file, error)) from error
+        raise ValueError(f"load_network(): {file} is damaged, or was not "
+                         f"written by save_network(): {error}") from error
 
 
 def _headers(content):
@@ -294,7 +294,7 @@ def _headers(content):
             name, suffix = os.path.splitext(member.filename)
             name = name if suffix == ".npy" else member.filename
             if name in members:
-                raise ValueError("it has two arrays of the name %s" % name)
+                raise ValueError(f"it has two arrays of the name {name}")
             members[name] = member
             shapes[name] = _shape(archive, member, name)
     return archive, members, shapes
@@ -305,16 +305,16 @@ def _shape(archive, member, name):
         # Headers of later versions can be of any length. NumPy writes them
         # for arrays of records.
         if np.lib.format.read_magic(stream) != (1, 0):
-            raise ValueError("%s must be an array of numbers" % name)
+            raise ValueError(f"{name} must be an array of numbers")
         shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
         if dtype.kind not in _NUMBERS:
-            raise ValueError("%s must be an array of numbers, got an array of "
-                             "type %s" % (name, dtype))
+            raise ValueError(f"{name} must be an array of numbers, got an "
+                             f"array of type {dtype}")
         size = stream.tell() + dtype.itemsize * math.prod(shape)
         if size != member.file_size:
-            raise ValueError("%s takes %d bytes, and must take %d to be an "
-                             "array of shape %s and type %s"
-                             % (name, member.file_size, size, shape, dtype))
+            raise ValueError(
+                f"{name} takes {member.file_size} bytes, and must take {size} "
+                f"to be an array of shape {shape} and type {dtype}")
     return shape
 
 
@@ -324,7 +324,7 @@ def _array(archive, member):
 
 
 def _named(network, caller):
-    """All parameters and all schedules of averages, by names of their own.
+    """Name all parameters and all schedules of averages, each differently.
 
     The parameters come in Lasagne's order. A layer whose `alpha` is no
     :class:`CumulativeAverage` has None for its schedule. Layers that share one
@@ -347,14 +347,14 @@ def _named(network, caller):
         [name for name, schedule in schedules.items() if schedule])
     twice = [name for name, count in counts.items() if count > 1]
     if twice:
-        raise ValueError("%s: two parameters would have the same name in the "
-                         "file: %s. Give layers other names."
-                         % (caller, ", ".join(twice)))
+        raise ValueError(f"{caller}: two parameters would have the same name "
+                         f"in the file: {', '.join(twice)}. Give layers other "
+                         "names.")
     return dict(named), schedules
 
 
 def _prefixes(layers, caller):
-    """Names of layers in a file: each is different."""
+    """Name layers in a file, each differently."""
     counts = collections.Counter(_name_of(layer, caller) for layer in layers)
     prefixes = {}
     for number, layer in enumerate(layers):
@@ -368,20 +368,20 @@ def _prefixes(layers, caller):
 def _name_of(layer, caller):
     name = getattr(layer, "name", None)
     if not isinstance(name, (str, type(None))):
-        raise TypeError("%s: %s must have a name of text, or none, for the "
-                        "names in the file." % (caller, label(layer)))
+        raise TypeError(f"{caller}: {label(layer)} must have a name of text, "
+                        "or none, for the names in the file.")
     # A NUL ends names in the file. Parts of surrogate pairs have no code.
     if name is not None and any(character == "\0" or
                                 "\ud800" <= character <= "\udfff"
                                 for character in name):
-        raise ValueError("%s: %s has a character in its name that the names "
-                         "in a file cannot have. Give the layer another name."
-                         % (caller, label(layer)))
+        raise ValueError(f"{caller}: {label(layer)} has a character in its "
+                         "name that the names in a file cannot have. Give the "
+                         "layer another name.")
     return name
 
 
 def _params_of(layer):
-    """A layer's own parameters, by the names of its attributes."""
+    """Yield a layer's own parameters, with the names of its attributes."""
     attributes = {value: name for name, value in vars(layer).items()
                   if isinstance(value, theano.Variable)}
     for number, param in enumerate(layer.params):
@@ -390,7 +390,5 @@ def _params_of(layer):
             yield name, param
             continue
         # An expression: its shared variables are saved.
-        sources = [source for source in theano.gof.graph.inputs([param])
-                   if isinstance(source, theano.compile.SharedVariable)]
-        for index, source in enumerate(sources):
+        for index, source in enumerate(shared_in(param)):
             yield f"{name}.{index}", source

@@ -11,7 +11,6 @@ import lasagne
 import numpy as np
 
 from ..layers.layer import BatchNormLayer
-from ..networks.labels import label
 from ..networks.linear import Dense, linear_of
 from ..networks.walk import inputs_of
 from .table import Framework
@@ -110,10 +109,10 @@ def set_keras_weights(network, weights, epsilon=1e-3, data_format=None):
 
 
 class _Keras(Framework):
-    """Keras: cross-correlations, of images with channels last or first."""
+    """Describe Keras: cross-correlations, channels last or first."""
 
     what = "dict of weights"
-    how = "Pass {w.path: w.numpy() for w in model.weights}."
+    how = "{w.path: w.numpy() for w in model.weights}"
     separator = "/"
     names = {"W": "kernel", "b": "bias", "gamma": "gamma", "beta": "beta",
              "mean": "moving_mean", "var": "moving_variance"}
@@ -125,9 +124,9 @@ class _Keras(Framework):
     def __init__(self, caller, epsilon, data_format):
         super().__init__(caller, epsilon)
         if data_format not in (None, "channels_last", "channels_first"):
-            raise ValueError("%s: data_format must be None, 'channels_last' or"
-                             " 'channels_first', got %r."
-                             % (caller, data_format))
+            raise ValueError(
+                f"{caller}: data_format must be None, 'channels_last' or "
+                f"'channels_first', got {data_format!r}.")
         self._data_format = data_format
 
     def axes(self, channels, taps):
@@ -146,10 +145,11 @@ class _Keras(Framework):
         return _mapped(lambda path, _: found[path], like)
 
     def feature_order(self, layer):
-        """For each feature of a layer's input there, its number here; or None.
+        """Find the number here of each feature of a layer's input there.
 
         Lasagne has channels second, so that images are flattened channel by
         channel. Where channels are last, they are flattened pixel by pixel.
+        None if the order is the same.
         """
         if self._data_format == "channels_first":
             return None
@@ -162,7 +162,7 @@ class _Keras(Framework):
         return self._of_output(below[0]) if len(below) == 1 else None
 
     def _of_output(self, layer):
-        """The order of the features that a layer puts out."""
+        """Find the order of the features that a layer puts out."""
         below = inputs_of(layer)
         if len(layer.output_shape) != 2 or not below or \
                 linear_of(layer) is not None:
@@ -187,22 +187,22 @@ class _Keras(Framework):
         raise self._unknown(layer)
 
     def _of_flattened(self, layer, shape):
-        """The order of the features that a layer flattens to one axis."""
+        """Find the order of the features that a layer flattens to one axis."""
         order = _flat_order(shape)
         axis_1 = None if order is None else _axis_1_below(layer)
         if axis_1 == "moved":
             raise self._unknown(layer)
         if order is not None and axis_1 is None and self._data_format is None:
             raise ValueError(
-                "%s: %s flattens %s, of which no convolution or pooling tells "
-                "whether these are images. Pass data_format='channels_last' if"
-                " the model has the first of these axes last, and "
-                "'channels_first' if it takes the same arrays."
-                % (self.caller, label(layer), shape))
+                f"{self.caller}: {self.labels[layer]} flattens {shape}, of "
+                "which no convolution or pooling tells whether these are "
+                "images. Pass data_format='channels_last' if the model has the"
+                " first of these axes last, and 'channels_first' if it takes "
+                "the same arrays.")
         return None if axis_1 == "features" else order
 
     def _of_merged(self, layer, below):
-        """The order of features that come from several layers."""
+        """Find the order of features that come from several layers."""
         orders = [self._of_output(each) for each in below]
         if all(order is None for order in orders):
             return None
@@ -220,10 +220,10 @@ class _Keras(Framework):
 
     def _unknown(self, layer):
         return ValueError(
-            "%s: the order of features with channels last cannot be told at "
-            "%s. Have a dense layer follow the flattening directly, or build "
-            "the model with data_format='channels_first'."
-            % (self.caller, label(layer)))
+            f"{self.caller}: the order of features with channels last cannot "
+            f"be told at {self.labels[layer]}. Have a dense layer follow the "
+            "flattening directly, or build the model with data_format="
+            "'channels_first'.")
 
     def check(self, layers):
         """Refuse images of features computed by weights.
@@ -236,13 +236,13 @@ class _Keras(Framework):
             for reshape in _reshapes_below(layer) \
                     if _axis_1(layer) == "channels" else ():
                 raise ValueError(
-                    "%s: %s makes images of features, whose order is another "
-                    "with channels last. Build the model with data_format="
-                    "'channels_first'." % (self.caller, label(reshape)))
+                    f"{self.caller}: {self.labels[reshape]} makes images of "
+                    "features, whose order is another with channels last. "
+                    "Build the model with data_format='channels_first'.")
 
 
 def _mapped(function, weights, path=None):
-    """Weights in dicts and lists, each replaced by function(name, weights)."""
+    """Replace weights in dicts and lists by function(name, weights)."""
     def inner(key, value):
         return _mapped(function, value,
                        key if path is None else f"{path}/{key}")
@@ -257,7 +257,7 @@ def _mapped(function, weights, path=None):
 
 
 def _flat_order(shape):
-    """Numbers of features by positions, then channels; None if the same."""
+    """Number features by positions, then channels; None if in order."""
     numbers = np.arange(np.prod(shape))
     order = np.moveaxis(numbers.reshape(shape), 0, -1).ravel()
     return None if np.array_equal(order, numbers) else order
@@ -270,11 +270,12 @@ _OF_IMAGES = tuple(
 
 
 def _axis_1(layer):
-    """What a layer tells about axis 1 of its output: channels or what else."""
+    """Tell whether axis 1 of a layer's output has channels, or what else."""
     ndim = len(layer.output_shape)
     linear = linear_of(layer)
     if linear is not None:
-        return "channels" if linear.channel == 1 and ndim > 2 else "features"
+        return "channels" if linear.channel_axis == 1 and ndim > 2 \
+            else "features"
     if isinstance(layer, _OF_IMAGES):
         return "channels"
     if isinstance(layer, BatchNormLayer) and ndim > 2:
@@ -289,14 +290,14 @@ def _axis_1(layer):
 
 
 def _axis_1_below(layer):
-    """What the layers below one tell about axis 1; the nearest has it."""
+    """Tell what axis 1 is by the layers below one; the nearest knows best."""
     found = (_axis_1(below) or _axis_1_below(below)
              for below in inputs_of(layer))
     return next(filter(None, found), None)
 
 
 def _reshapes_below(layer):
-    """The layers that give axes to features which have to do with weights."""
+    """Yield the layers below that reshape features computed by weights."""
     for below in inputs_of(layer):
         if isinstance(below, lasagne.layers.ReshapeLayer):
             shape = below.output_shape[1:]

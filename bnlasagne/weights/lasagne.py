@@ -94,9 +94,9 @@ def set_lasagne_values(network, values):
     """
     params = _params(network, "set_lasagne_values()")
     if not isinstance(values, (list, tuple)):
-        raise TypeError("set_lasagne_values(): expected a list of arrays as "
-                        "get_all_param_values() returns it, got %s."
-                        % reprlib.repr(values))
+        raise TypeError(
+            "set_lasagne_values(): values must be a list of arrays as "
+            f"get_all_param_values() returns it, got {reprlib.repr(values)}.")
     values = [as_numbers(f"array {number}", value)
               for number, value in enumerate(values)]
     own = [variable.get_value(borrow=True).shape
@@ -128,8 +128,8 @@ def _add_statistics(setting, layer, found):
     for role, (variable, value) in zip(("mean", "std"), converted):
         # One of them may be another layer's.
         if role in found:
-            setting.add(variable, value, "%s: %s" % (
-                found[role][0].label, _LATER_NAMES[role]))
+            setting.add(variable, value,
+                        f"{found[role][0].label}: {_LATER_NAMES[role]}")
 
 
 _FROM_HERE = (
@@ -144,11 +144,11 @@ _LATER_NAMES = {"beta": "beta", "gamma": "gamma", "mean": "mean",
 _Param = collections.namedtuple(
     "_Param", "variable, name, shape, layer, label, role",
     defaults=(None, None, None))
-_Param.__doc__ = """A parameter; and of which batch normalization layer."""
+_Param.__doc__ = """Hold a parameter, and its batch normalization layer."""
 
 
 def _params(network, caller):
-    """The parameters in the order of a network with Lasagne's later layer."""
+    """List parameters in the order of a network with Lasagne's later layer."""
     outputs = checked_layers(network, caller)
     owners = {}
     for layer, text in numbered_labels(all_layers(outputs)).items():

@@ -22,7 +22,7 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 Pair = collections.namedtuple("Pair", "entry, weights, others")
-Pair.__doc__ = """A layer, and the weights that go to it.
+Pair.__doc__ = """Hold a layer, and the weights that go to it.
 
 `entry` is None for weights that go to no layer. `weights` are dicts of (key,
 array) by roles: the names of the layer's parameters. `others` is a list of
@@ -61,7 +61,7 @@ def match(framework, entries, weights):
 
 
 def distinct(entries):
-    """The first of the layers that share all parameters."""
+    """List the first of the layers that share all parameters."""
     found = {}
     for entry in entries:
         found.setdefault(entry.params(), entry)
@@ -70,19 +70,19 @@ def distinct(entries):
 
 def _groups(framework, weights):
     """Group weights by modules, in dicts of names to (key, array)."""
-    expected = "%s: expected a %s, " % (framework.caller, framework.what)
+    expected = f"{framework.caller}: expected a {framework.what}, "
     if not isinstance(weights, collections.abc.Mapping):
         # A module's representation has many lines.
         found = " ".join(reprlib.repr(weights).split())
-        raise TypeError("%sgot %s. %s" % (expected, found, framework.how))
+        raise TypeError(f"{expected}got {found}. Pass {framework.how}.")
     groups = {}
     for key, value in framework.flat(weights).items():
         if not isinstance(key, str):
-            raise TypeError("%swith names of weights, got the name %r. %s"
-                            % (expected, key, framework.how))
+            raise TypeError(f"{expected}with names of weights, got the name "
+                            f"{key!r}. Pass {framework.how}.")
         module, name = framework.split(key)
         if name not in framework.ignored:
-            array = as_numbers("%s: %s" % (framework.caller, key), value)
+            array = as_numbers(f"{framework.caller}: {key}", value)
             # A single integer is a count, such as of the models averaged.
             if array.ndim or array.dtype.kind == "f":
                 groups.setdefault(module, {})[name] = key, array
@@ -121,11 +121,10 @@ def _by_name(framework, entries, kinds):
     for entry, modules in claims.items():
         if len(modules) > 1:
             raise ValueError(
-                "%s: the name of %s is the end of several names in the %s: "
-                "%s. Give the layer the whole name of its module, or pass "
-                "fewer weights."
-                % (framework.caller, entry.label, framework.what,
-                   " and ".join(map(repr, modules))))
+                f"{framework.caller}: the name of {entry.label} is the end of "
+                f"several names in the {framework.what}: "
+                f"{' and '.join(map(repr, modules))}. Give the layer the whole"
+                " name of its module, or pass fewer weights.")
     found = {modules[0]: entry for entry, modules in claims.items()}
     return {module: found[module] for module in kinds if module in found}
 
@@ -185,16 +184,16 @@ def _check_order(framework, modules):
         for number in range(1, len(names)):
             if _natural(names[number - 1]) > _natural(names[number]):
                 raise ValueError(
-                    "%s: the names in the %s are in the order of the alphabet,"
-                    " with %r before %r. The order of the model is needed, as "
-                    "the layers here have no names that tell. Name the layers,"
-                    " or p%s" % (framework.caller, framework.what,
-                                 modules[number - 1], modules[number],
-                                 framework.how[1:]))
+                    f"{framework.caller}: the names in the {framework.what} "
+                    "are in the order of the alphabet, with "
+                    f"{modules[number - 1]!r} before {modules[number]!r}. The "
+                    "order of the model is needed, as the layers here have no "
+                    "names that tell. Name the layers, or pass "
+                    f"{framework.how}.")
 
 
 def _natural(names):
-    """A key for sorting that has 2 before 10."""
+    """Make a key for sorting that has 2 before 10."""
     return [[int(part) if number % 2 else part for number, part
              in enumerate(re.split("([0-9]+)", name))] for name in names]
 
@@ -239,7 +238,7 @@ def _row(entry, role, found, expected):
     shape = expected.shape
     if found is not None and entry.takes(role, found[1].shape):
         shape = found[1].shape
-    return theirs, ("%s, %s" % (entry.label, role), shape)
+    return theirs, (f"{entry.label}, {role}", shape)
 
 
 def _hints(framework, entry, missing, extra, keys):
@@ -250,20 +249,18 @@ def _hints(framework, entry, missing, extra, keys):
         # Of three arrays without names, one may be either.
         joint = " or " if len(keys) + len(options) > len(entry.get()) \
             else " and "
-        yield "%r has no %s (%s). Build %s with %s." % (
-            module, (joint + "no ").join(entry.names[role]
-                                         for role in options),
-            joint.join(dict.fromkeys(framework.without[role]
-                                     for role in options)),
-            entry.label, joint.join(role + "=None" for role in options))
+        theirs = (joint + "no ").join(entry.names[role] for role in options)
+        without = dict.fromkeys(framework.without[role] for role in options)
+        ours = joint.join(f"{role}=None" for role in options)
+        yield (f"{module!r} has no {theirs} ({joint.join(without)}). Build "
+               f"{entry.label} with {ours}.")
     if extra:
-        yield "%r has a %s. Build %s without %s." % (
-            module, " and a ".join(entry.names[role] for role in extra),
-            entry.label, " and ".join(role + "=None" for role in extra))
+        theirs = " and a ".join(entry.names[role] for role in extra)
+        ours = " and ".join(f"{role}=None" for role in extra)
+        yield f"{module!r} has a {theirs}. Build {entry.label} without {ours}."
     if "mean" in missing and "var" in missing:
-        yield "%r has no %s and no %s. %s" % (
-            module, entry.names["mean"], entry.names["var"],
-            framework.no_statistics)
+        yield (f"{module!r} has no {entry.names['mean']} and no "
+               f"{entry.names['var']}. {framework.no_statistics}")
 
 
 def compare(caller, what, rows, hints=()):
@@ -286,10 +283,11 @@ def compare(caller, what, rows, hints=()):
     if all(fits):
         return
     texts = [(what, "needed by the network")] + [
-        tuple("-" if side is None else "%s: %s" % side for side in row)
+        tuple("-" if side is None else f"{side[0]}: {side[1]}" for side in row)
         for row in rows]
     width = max(len(theirs) for theirs, _ in texts)
-    lines = ["%s %-*s  %s" % (" " if fit else "!", width, theirs, ours)
+    lines = [f"{' ' if fit else '!'} {theirs:{width}}  {ours}"
              for fit, (theirs, ours) in zip([True, *fits], texts)]
-    raise ValueError("%s: the %s does not fit the network, where marked:\n%s"
-                     % (caller, what, "\n".join([*lines, *hints])))
+    raise ValueError("\n".join([
+        f"{caller}: the {what} does not fit the network, where marked:",
+        *lines, *hints]))

@@ -36,7 +36,7 @@ class Framework:
     epsilon : number
         Epsilon of the framework's batch normalization, added to the variance.
     what, how : str
-        Its word for a dict of weights, and a sentence on how to get one.
+        Its word for a dict of weights, and an expression that makes one.
     separator : str
         Between the name of a layer and that of its weights.
     names : dict of str to str
@@ -58,7 +58,8 @@ class Framework:
     def __init__(self, caller, epsilon):
         # To a layer, None would mean statistics of data.
         if epsilon is None:
-            raise ValueError(f"{caller}: epsilon must be a number, got None.")
+            raise ValueError(f"{caller}: epsilon must be a number, got None. "
+                             "Pass the epsilon of the batch normalization.")
         self.caller = caller
         self.epsilon = epsilon
 
@@ -72,20 +73,22 @@ class Framework:
         raise NotImplementedError
 
     def feature_order(self, layer):
-        """For each feature of a layer's input there, its number here; or None.
+        """Find the number here of each feature of a layer's input there.
+
+        None if the order is the same.
         """
 
     def split(self, key):
-        """The name of a layer, in full, and that of its weights."""
+        """Split a key into the full name of a layer and that of weights."""
         layer, _, name = key.rpartition(self.separator)
         return layer, name
 
     def flat(self, weights):
-        """Weights by their full names."""
+        """Map the full names of weights to the weights."""
         return weights
 
     def restored(self, found, like):
-        """Weights by their full names, in the form of others."""
+        """Put weights with full names into the form of others."""
         return collections.OrderedDict((key, found[key]) for key in like)
 
     def check(self, layers):
@@ -115,9 +118,10 @@ class Framework:
         names = collections.Counter(entry.layer.name for entry in entries)
         for entry in entries:
             if entry.layer.name is None or names[entry.layer.name] > 1:
-                raise ValueError("%s: %s has no name, or that of another. Name"
-                                 " all layers with parameters, or pass `like`."
-                                 % (self.caller, entry.label))
+                raise ValueError(
+                    f"{self.caller}: {entry.label} must have a name that no "
+                    f"other layer has, got {entry.layer.name!r}. Name all "
+                    "layers with parameters, or pass `like`.")
         return collections.OrderedDict(
             (entry.layer.name + self.separator + entry.names[role],
              value.view(self.array))
@@ -143,18 +147,18 @@ class Framework:
     def _entries(self, outputs):
         """Find the layers of a network that have weights, in its order."""
         layers = lasagne.layers.get_all_layers(outputs)
+        self.labels = numbered_labels(layers)
         self.check(layers)
-        labels = numbered_labels(layers)
         entries = []
         for layer in layers:
             linear = linear_of(layer)
             if isinstance(layer, BatchNormLayer):
-                entries.append(BatchNormEntry(layer, labels[layer], self))
+                entries.append(BatchNormEntry(layer, self))
             elif linear and not isinstance(linear, LocallyConnected):
-                entries.append(LinearEntry(linear, labels[layer], self))
+                entries.append(LinearEntry(linear, self))
             elif layer.get_params():
-                raise ValueError("%s: %s %s" % (self.caller, labels[layer],
-                                                _why_unknown(layer)))
+                raise ValueError(f"{self.caller}: {self.labels[layer]} "
+                                 f"{_why_unknown(layer)}")
         return entries
 
 
@@ -178,23 +182,23 @@ class Entry:
         The framework's names of the weights, by their roles.
     """
 
-    def __init__(self, layer, label, framework):
+    def __init__(self, layer, framework):
         self.layer = layer
-        self.label = label
+        self.label = framework.labels[layer]
         self.names = {role: framework.names[role] for role in self.roles}
         self._epsilon = framework.epsilon
         self._order = framework.feature_order(layer)
 
     def takes(self, role, shape):
-        """Whether weights may have a shape other than that of `get`."""
+        """Tell whether weights may have a shape other than that of `get`."""
         return False
 
     def in_order(self, count):
-        """The roles of so many numbered weights; None for an unknown one."""
+        """List the roles of numbered weights; None for an unknown one."""
         return self.roles
 
     def params(self):
-        """The layer's parameters: equal for layers that share all of them."""
+        """List the parameters: equal for layers that share all of them."""
         return tuple(getattr(self.layer, name, None) for name in (
             "W", "b", "gamma", "beta", "mean", "std"))
 
@@ -210,13 +214,13 @@ class Entry:
 
 
 class LinearEntry(Entry):
-    """A dense or convolutional layer."""
+    """Read and set the weights of a dense or convolutional layer."""
 
     kind = "linear"
     roles = ("W", "b")
 
-    def __init__(self, linear, label, framework):
-        super().__init__(linear.layer, label, framework)
+    def __init__(self, linear, framework):
+        super().__init__(linear.layer, framework)
         self._linear = linear
         self._taps = linear.taps
         if isinstance(linear, NetworkInNetwork):
@@ -249,13 +253,14 @@ class LinearEntry(Entry):
             self._add(setting, "b", values["b"])
 
     def _full_shape(self, W):
-        """The shape of `W` with the axes of a single position."""
+        """Add the axes of a single position to the shape of `W`."""
         return W.shape + (1,) * (2 + len(self._taps) - W.ndim)
 
     def optional(self):
         if self._has("b"):
             return {}
-        return {"b": np.zeros(self.layer.output_shape[self._linear.channel])}
+        return {"b": np.zeros(
+            self.layer.output_shape[self._linear.channel_axis])}
 
     def takes(self, role, shape):
         # Filters of a single position may come without its axes.
@@ -264,9 +269,9 @@ class LinearEntry(Entry):
                            if axis not in self._taps)
 
     def absorbing(self, consumers, outputs):
-        """The consumers, if the running means of all can absorb a bias."""
+        """List the consumers, if the means of all can absorb a bias."""
         over = set(range(len(self.layer.output_shape)))
-        over -= {self._linear.channel}
+        over -= {self._linear.channel_axis}
         absorb = is_linear(self.layer) and self.layer not in outputs and all(
             isinstance(layer, BatchNormLayer) and set(layer.axes) == over
             for layer in consumers)
@@ -274,7 +279,7 @@ class LinearEntry(Entry):
 
 
 class BatchNormEntry(Entry):
-    """A batch normalization layer."""
+    """Read and set the weights of a batch normalization layer."""
 
     kind = "batch norm"
     roles = ("gamma", "beta", "mean", "var")
@@ -340,16 +345,17 @@ def _absorbing(entries, pairs, outputs):
 
 
 def _why_unknown(layer):
+    """Say why the weights of a layer are not known to a framework."""
     base = linear_base(layer)
     if base is None or linear_of(layer) is not None:
         return ("has parameters, but its weights are not known there. Known "
                 "are dense, network-in-network, convolutional and bnlasagne's "
                 "batch normalization layers.")
     if getattr(layer, "convolution", None) is not None:
-        return ("does not compute what Lasagne's %s computes, or its "
-                "`convolution` is a function of your own that does so in "
+        return (f"does not compute what Lasagne's {base.__name__} computes, or"
+                " its `convolution` is a function of your own that does so in "
                 "another way. Weights for that are not known there. Build the "
                 "layer with a `convolution` of Theano's or Lasagne's, or with "
-                "the default." % base.__name__)
-    return ("does not compute what Lasagne's %s computes, whose weights would "
-            "be known there. Build the layer of that class." % base.__name__)
+                "the default.")
+    return (f"does not compute what Lasagne's {base.__name__} computes, whose "
+            "weights would be known there. Build the layer of that class.")

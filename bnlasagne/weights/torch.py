@@ -120,7 +120,7 @@ def set_torch_state_dict(network, state_dict, epsilon=1e-5):
 
 
 class _TorchArray(np.ndarray):
-    """An array that PyTorch's functions take for a tensor.
+    """Hold an array that PyTorch's functions take for a tensor.
 
     ``module.load_state_dict()`` takes nothing but tensors and objects that
     make tensors of themselves in this way.
@@ -145,10 +145,10 @@ class _TorchArray(np.ndarray):
 
 
 class _Torch(Framework):
-    """PyTorch: cross-correlations, of images with channels first."""
+    """Describe PyTorch: cross-correlations, images with channels first."""
 
     what = "state_dict"
-    how = "Pass module.state_dict()."
+    how = "module.state_dict()"
     separator = "."
     names = {"W": "weight", "b": "bias", "gamma": "weight", "beta": "bias",
              "mean": "running_mean", "var": "running_var"}
@@ -167,15 +167,15 @@ class _Torch(Framework):
     def flat(self, weights):
         if any(isinstance(value, collections.abc.Mapping) or
                _has_state_dict(value) for value in weights.values()):
+            parts = " or ".join(self._paths("checkpoint", weights)) \
+                or "one of its parts that has the weights"
             raise TypeError(
-                "%s: expected a state_dict, got a checkpoint with the keys %s."
-                " Pass %s." % (self.caller, reprlib.repr(list(weights)),
-                               " or ".join(self._paths("checkpoint", weights))
-                               or "one of its parts that has the weights"))
+                f"{self.caller}: expected a state_dict, got a checkpoint with "
+                f"the keys {reprlib.repr(list(weights))}. Pass {parts}.")
         return weights
 
     def _paths(self, path, checkpoint):
-        """Expressions for the parts of a checkpoint that have weights."""
+        """Yield expressions for the parts of a checkpoint with weights."""
         for key, value in checkpoint.items():
             inner = f"{path}[{key!r}]"
             if _has_state_dict(value):

@@ -10,7 +10,10 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
+
+from bnlasagne.compat.theano import let_clang_compile
 
 import pytest
 from helpers.common import needs_compiler
@@ -488,6 +491,17 @@ module = GCC_compiler.compile_str('tiny', source, %r, hide_symbols=False)
 print(module.__file__)
 """ % str(tmp_path), ROOT))
     assert out == "{}\n".format(tmp_path / "tiny.so")
+
+
+@pytest.mark.parametrize("compiler, before, after", [
+    ("/usr/bin/clang++-14", "-O2", "-O2 -Wno-c++11-narrowing"),
+    ("clang++", "-Wno-c++11-narrowing -g", "-Wno-c++11-narrowing -g"),
+    ("/usr/bin/g++", "-O2", "-O2"), ("", "", "")])
+def test_clang_takes_theanos_own_code(compiler, before, after):
+    config = types.SimpleNamespace(
+        cxx=compiler, gcc=types.SimpleNamespace(cxxflags=before))
+    let_clang_compile(types.SimpleNamespace(config=config))
+    assert config.gcc.cxxflags == after
 
 
 # ---------------------------------------------------------------------------

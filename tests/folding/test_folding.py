@@ -260,7 +260,7 @@ def test_within_a_layer_that_is_not_known(rng, x):
     network = Caller(x, batch_norm(dense(InputLayer((None, 5)), 5)))
     folded, report = check(randomize(network, rng), rng)
     assert into(report) == [None]
-    assert "is within another layer, which may not pass" in str(report[0])
+    assert "another layer contains it, and may not pass" in str(report[0])
     assert not folded.inner.frozen
 
 

@@ -310,7 +310,13 @@ def test_pickles_name_modules_of_older_versions():
     assert new in pickled
     loaded, method = pickle.loads(pickled.replace(new, old))
     assert type(loaded) is BatchNormLayer and method.__self__ is loaded
-    assert pickle.loads(b"cbnlasagne.layer\nbatch_norm\n.") is batch_norm
+    for line, what in [
+            (b"layer\nbatch_norm", batch_norm),
+            (b"folding\nFolding", bnlasagne.folding.fold.Folding),
+            (b"folding\nfold_batch_norm", bnlasagne.fold_batch_norm),
+            (b"population\nPopulationStatistics",
+             bnlasagne.PopulationStatistics)]:
+        assert pickle.loads(b"cbnlasagne." + line + b"\n.") is what
 
 
 @pytest.mark.parametrize("missing", [

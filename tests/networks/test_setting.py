@@ -70,8 +70,8 @@ def assert_untouched(variables):
 
 def test_sets_what_was_added(variables):
     setting = Setting()
-    setting.add_all([(variable, np.arange(size)) for variable, size
-                     in zip(variables[:2], (1, 2))])
+    for variable, size in zip(variables[:2], (1, 2)):
+        setting.add(variable, np.arange(size))
     assert_untouched(variables)
     setting.carry_out()
     assert_array_equal(variables[0].get_value(), [0])
@@ -93,7 +93,7 @@ def test_value_is_the_variables_own(variables):
 def test_shape(variables, value):
     setting = Setting()
     setting.add(variables[0], [5])
-    with pytest.raises(ValueError, match=r"v3 is of shape \(3,\), got \("):
+    with pytest.raises(ValueError, match=r"v3 must have shape \(3,\), got "):
         setting.add(variables[2], value)
     assert_untouched(variables)
 

@@ -13,10 +13,10 @@ COMM = MPI.COMM_SELF
 @pytest.mark.parametrize("change, error, match", [
     ({"loss_or_grads": T.vector()}, ValueError, "loss must be a scalar"),
     ({"loss_or_grads": []}, ValueError, "0 gradients for 1 parameters"),
-    ({"loss_or_grads": 1}, TypeError, "expected a loss or a list"),
+    ({"loss_or_grads": 1}, TypeError, "must be a loss or a list"),
     ({"loss_or_grads": [1]}, TypeError, "gradients must be Theano variables"),
     ({"params": []}, ValueError, "params is empty"),
-    ({"params": [T.scalar()]}, TypeError, "params must be shared variables"),
+    ({"params": [T.scalar()]}, TypeError, "params must be a list of shared"),
     ({"comm": None}, TypeError, "comm must be a communicator"),
     ({"size": "many"}, TypeError, "size must be a number or a scalar"),
     ({"comm": 2}, TypeError, "comm must be None or a communicator"),

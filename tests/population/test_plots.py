@@ -28,6 +28,7 @@ def statistics(*names, mean=MEAN, std=STD, running=RUNNING):
         layer = BatchNormLayer((None, 3), name=name)
         found[layer] = Moments(COUNT, mean, COUNT * np.square(std))
         found.replaced[layer] = running
+        found.labels[layer] = f"BatchNormLayer (layer {len(found)})"
     return found
 
 
@@ -61,7 +62,7 @@ def test_names_and_drifts():
     figure = plot_statistics(statistics("a$b$", None))
     means, stds = "drift of means: 0.3", "drift of stds: 0.2"
     assert titles(figure) == [[r"a\$b\$", means], ["", stds],
-                              ["BatchNormLayer 2", means], ["", stds]]
+                              ["BatchNormLayer (layer 2)", means], ["", stds]]
 
 
 def test_drift_is_a_root_mean_square():

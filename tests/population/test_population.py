@@ -374,27 +374,27 @@ def test_wrong_batch(data, kind):
     (first, second), network = two_inputs()
     batch, message = {
         "too few": ((data,), "2 input layers, got 1"),
-        "too many": ((data,) * 3, "2 input layers, got 3.*no targets"),
+        "too many": ((data,) * 3, "2 input layers, got 3.*Leave out targets"),
         "shape": ((data[:, :2], data), r"'a' takes .*\(None, 3\), got \(64, "),
         "ndim": ((data[0], data), r"'a' takes .*\(None, 3\), got \(3,"),
         "dict": ({first: data}, "2 input layers as keys"),
         "unknown": ({first: data, second: data, "y": 1}, "as keys"),
     }[kind]
     before = values(network)
-    with pytest.raises(ValueError, match="Batch 1.*" + message):
+    with pytest.raises(ValueError, match="batch 1.*" + message):
         update_population_statistics(network, [(data, data), batch])
     assert_same(values(network), before)
 
 
 def test_inputs_of_unequal_length(data):
     _, network = two_inputs()
-    with pytest.raises(ValueError, match="Batch 1 does not go .*'bn'"):
+    with pytest.raises(ValueError, match="batch 1 does not go .*'bn'"):
         update_population_statistics(
             network, [(data, data), (data, data[:-1])])
 
 
 def test_targets_are_refused(data):
-    with pytest.raises(ValueError, match="no targets"):
+    with pytest.raises(ValueError, match="Leave out targets"):
         update_population_statistics(chain(1), [(data, data)])
 
 
@@ -682,7 +682,7 @@ def test_arguments_of_get_output(data):
 
 
 def test_no_batch_normalization(data):
-    with pytest.raises(ValueError, match="no batch normalization"):
+    with pytest.raises(ValueError, match="no layer to measure"):
         update_population_statistics(InputLayer((None, 3)), [data])
 
 

@@ -458,7 +458,7 @@ def test_images_of_features(float64, above):
 def test_steps_of_features(float64):
     layer = ReshapeLayer(DenseLayer(InputLayer((None, 24)), 24, name="fc"),
                          ([0], 2, 12))
-    with pytest.raises(ValueError, match="ReshapeLayer makes images"):
+    with pytest.raises(ValueError, match=r"ReshapeLayer \(layer 2\) makes "):
         get_keras_weights(lasagne.layers.Conv1DLayer(layer, 2, 1, name="conv"))
     # Steps of a sequence, with their features last.
     get_keras_weights(BatchNormLayer(layer, axes=(0, 1), name="bn"))

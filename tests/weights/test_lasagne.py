@@ -146,8 +146,8 @@ def test_lasagne_wrong_values(rng, matrix, number, value, error, expected):
 
 @pytest.mark.parametrize("values", [None, {"a": 1}])
 def test_what_is_no_list(matrix, values):
-    with pytest.raises(TypeError, match=r"^set_lasagne_values\(\): expected a "
-                                        "list of arrays as get_all_param_va"):
+    with pytest.raises(TypeError, match=r"^set_lasagne_values\(\): values must"
+                                        " be a list of arrays as get_all_pa"):
         set_lasagne_values(DenseLayer(matrix, 5), values)
 
 

@@ -403,9 +403,9 @@ def test_needs_names(framework, matrix, names, label):
     layer = matrix
     for name in names:
         layer = DenseLayer(layer, 4, name=name)
-    with pytest.raises(ValueError, match=rf"get_\w+\(\): {label}.* has no na"):
+    with pytest.raises(ValueError, match=rf"get_\w+\(\): {label}.* must have"):
         framework.get(layer)
-    with pytest.raises(ValueError, match=r"get_\w+\(\): BatchNormLayer.* has"):
+    with pytest.raises(ValueError, match=r"BatchNormLayer .*, got None\."):
         framework.get(BatchNormLayer(matrix))
 
 
