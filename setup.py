@@ -89,6 +89,10 @@ examples = [
     "platformdirs",
     "tqdm",
 ]
+# Of the benchmarks.
+report = [
+    "tabulate>=0.9",
+]
 test = [
     "pytest>=7",
     "pytest-cov",
@@ -97,6 +101,7 @@ test = [
     # Pinned: each release of ruff may find more.
     "ruff==0.17.6",
     *examples,  # the tests run them
+    *report,
     *mpi,
 ]
 # Pinned: it is what the benchmarks are about. No wheels for older Pythons.
@@ -104,6 +109,7 @@ torch = 'torch==2.13.0; python_version >= "3.10"'
 bench = [
     torch,
     *examples,  # one of them is measured
+    *report,
     *mpi,
 ]
 # What weights are exchanged with; tests that need them skip without.

@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: measure, and write the report."""
+"""Measure, and write the report: ``python -m benchmarks``."""
 
 import argparse
 import datetime
@@ -33,13 +33,13 @@ def parse_arguments(arguments=None):
     add("--rounds", type=int, default=9, metavar="N",
         help="quiet rounds to measure (default: %(default)s)")
     add("--shapes", nargs="+", choices=names, default=names, metavar="SHAPE",
-        help="of %s (default: all)" % ", ".join(names))
+        help=f"of {', '.join(names)} (default: all)")
     add("--threads", nargs="+", type=int, default=[1, 2], metavar="N",
         help="numbers of threads (default: 1 2)")
     add("--peers", nargs="+", choices=list(PEERS), metavar="PEER",
-        help="of %s (default: all that are installed)" % ", ".join(PEERS))
+        help=f"of {', '.join(PEERS)} (default: all that are installed)")
     add("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART",
-        help="of %s (default: all)" % ", ".join(PARTS))
+        help=f"of {', '.join(PARTS)} (default: all)")
     add("--layers", type=int, default=50, metavar="N",
         help="of the deep network (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the order of the peers")
@@ -65,9 +65,9 @@ def parse_arguments(arguments=None):
 
 
 def describe_machine():
-    """What the results depend on, as (name, value)."""
+    """List what the results depend on, as (name, value)."""
     versions = ["Python " + platform.python_version()]
-    versions += ["%s %s" % (module.__name__, module.__version__)
+    versions += [f"{module.__name__} {module.__version__}"
                  for module in (theano, lasagne, numpy, bnlasagne)]
     try:
         from torch import __version__
@@ -75,9 +75,9 @@ def describe_machine():
     except ImportError:
         pass
     return [("processor", _processor()), ("cores", os.cpu_count()),
-            ("system", "%s %s" % (platform.system(), platform.machine())),
+            ("system", f"{platform.system()} {platform.machine()}"),
             ("versions", ", ".join(versions)),
-            ("load when started", "%.1f" % os.getloadavg()[0]),
+            ("load when started", f"{os.getloadavg()[0]:.1f}"),
             ("date", datetime.date.today().isoformat())]
 
 
@@ -92,7 +92,7 @@ def _processor():
 
 
 def measure(args):
-    """Run the parts; returns the results and the cases."""
+    """Run the parts; return the results and the cases."""
     cases = QUICK_CASES if args.quick else [
         case for case in CASES if case.name in args.shapes]
     rounds = 1 if args.quick else args.rounds

@@ -1,9 +1,9 @@
-"""Time and memory of a step from micro-batches, and of the full batch."""
+"""Measure time and memory of a step from micro-batches, or a full batch."""
 
 import random
-import statistics
 
-from .speed import answer, environment, run_module
+from .memory import peak_of
+from .speed import answer, environment, medians_in_turns, run_module
 
 LABELS = {"full": "full batch", "accumulated": "function()",
           "exact": "exact_function()"}
@@ -13,14 +13,6 @@ MICRO_BATCHES = 8
 
 def measure(threads, rounds, depths=DEPTHS, width=512, size=1024):
     """Measure steps of networks of dense layers.
-
-    Parameters
-    ----------
-    threads, rounds : int
-    depths : list of int
-        Numbers of layers with batch normalization.
-    width, size : int
-        Of the layers, and of the batch.
 
     Returns
     -------
@@ -44,7 +36,7 @@ def measure(threads, rounds, depths=DEPTHS, width=512, size=1024):
 
 
 def _build(way, depth, width, size):
-    """A function that makes a step of the whole batch."""
+    """Return a function that makes a step of the whole batch."""
     import bnlasagne
 
     import lasagne
@@ -70,44 +62,26 @@ def _build(way, depth, width, size):
     parts = np.split(data, MICRO_BATCHES)
     if way == "exact":
         accumulate = accumulator.exact_function([x], loss)
-        accumulate_all = lambda: accumulate(parts)  # noqa: E731
     else:
         accumulate = accumulator.function([x], loss, outputs=[])
-        accumulate_all = lambda: list(map(accumulate, parts))  # noqa: E731
     step = accumulator.step_function(rule, learning_rate=0.01)
 
     def step_of_parts():
-        accumulate_all()
+        if way == "exact":
+            accumulate(parts)
+        else:
+            for part in parts:
+                accumulate(part)
         step()
     return step_of_parts
 
 
 def _measure_here(depth, width, size, rounds=None, way=None):
     if way is not None:
-        return _peak(_build(way, depth, width, size))
-
-    from .speed import time_in_turns
-
-    times, others = time_in_turns(
+        return peak_of(_build(way, depth, width, size))
+    return medians_in_turns(
         {way: _build(way, depth, width, size) for way in LABELS}, rounds,
         random.Random(0))
-    return {"others": others, "seconds": {
-        way: [statistics.median(turn) for turn in turns]
-        for way, turns in times.items()}}
-
-
-def _peak(step):
-    """Bytes that a first step adds to the peak of the process."""
-    import resource
-    import sys
-
-    from .memory import resident
-
-    before = resident()
-    step()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return max(0, resource.getrusage(
-        resource.RUSAGE_SELF).ru_maxrss * unit - before)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Whether a peer computes batch normalization: NumPy in double precision.
+"""Check that a peer computes what NumPy does in double precision.
 
 Peers add epsilon in different places, and store different statistics. Each is
 compared with what its own convention gives; what is left is rounding.
 """
 
-from collections import namedtuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,14 +18,19 @@ TOLERANCE = 2e-5
 # does to the gradient.
 UNDECIDED = 1e-4
 
-Convention = namedtuple("Convention", "epsilon, within, stored")
-Convention.__doc__ = """Where a peer adds epsilon, and what it stores.
 
-`within`: epsilon is added to the variance, under the root, rather than to the
-standard deviation. `stored`: the statistic whose average is kept, "std",
-"inv_std" or "variance"; the last is taken to be the unbiased one, for testing
-wants the population's.
-"""
+class Convention(NamedTuple):
+    """Where a peer adds epsilon, and what it stores.
+
+    `within`: epsilon is added to the variance, under the root, rather than to
+    the standard deviation. `stored`: the statistic whose average is kept,
+    "std", "inv_std" or "variance"; the last is taken to be the unbiased one,
+    for testing wants the population's.
+    """
+
+    epsilon: float
+    within: bool
+    stored: str
 
 
 class Disagreement(Exception):
@@ -33,40 +38,22 @@ class Disagreement(Exception):
 
 
 def without_undecided(data, case, conventions):
-    """Data on which no rounding decides what a rectifier lets through.
+    """Return data on which no rounding decides what a rectifier lets through.
 
     Peers round differently. A single output just below zero with one, and
     just above with another, changes the gradients by more than all other
     rounding. No gradient reaches these outputs here; one in 10,000 is near.
-
-    Parameters
-    ----------
-    data : Data
-    case : Case
-    conventions : list of Convention
-
-    Returns
-    -------
-    Data
     """
-    is_decided = np.ones(case.shape, bool)
-    for convention in conventions:
-        is_decided &= np.abs(_normalized(convention, case, data)) > UNDECIDED
+    x, _, gamma, beta = _doubles(data)[:4]
+    mean, variance = _statistics(x, case.axes)
+    is_decided = np.all([
+        abs(_normalized(convention, x, mean, variance, gamma, beta))
+        > UNDECIDED for convention in conventions], axis=0)
     return data._replace(dy=data.dy * is_decided)
 
 
 def stored_statistic(convention, variance):
-    """What a peer stores for a variance, for inference to read.
-
-    Parameters
-    ----------
-    convention : Convention
-    variance : array
-
-    Returns
-    -------
-    array
-    """
+    """Return what a peer stores for a variance, for inference to read."""
     if convention.stored == "variance":
         return variance
     if convention.stored == "std":
@@ -75,27 +62,15 @@ def stored_statistic(convention, variance):
 
 
 def check(label, program, case, data, rectify, training):
-    """Run a peer once and compare all that it computed.
+    """Run a peer once, for the first time, and check all that it computed.
 
-    Parameters
-    ----------
-    label : str
-        The peer's name, for messages.
-    program : Program
-        Not run before: its averages have their first values.
-    case : Case
-    data : Data
-    rectify, training : bool
-
-    Raises
-    ------
-    Disagreement
-        If an output or an average is off.
+    It raises a `Disagreement` with the peer's `label` if an output or a
+    running average is off.
     """
     expected = _training_step(program.convention, case, data, rectify) \
         if training else _inference(program.convention, data, rectify)
     found = dict(zip(("dx", "dgamma", "dbeta", "y") if training else ("y",),
-                     (np.asarray(array) for array in program.outputs())))
+                     program.outputs()))
     if training:
         found.update(zip(("mean", "spread"), program.averages()))
     for name, wanted in expected.items():
@@ -107,8 +82,16 @@ def _compare(label, name, found, wanted):
     error = np.abs(found - wanted).max() / np.abs(wanted).max()
     if not error <= TOLERANCE:
         raise Disagreement(
-            "%s: %s is off by %.2g of its largest value, more than %.2g."
-            % (label, name, error, TOLERANCE))
+            f"{label}: {name} is off by {error:.2g} of its largest value, "
+            f"more than {TOLERANCE:.2g}.")
+
+
+def _doubles(data):
+    return [array.astype("float64") for array in data]
+
+
+def _statistics(x, axes):
+    return x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
 
 
 def _divisor(convention, variance):
@@ -117,28 +100,22 @@ def _divisor(convention, variance):
     return np.sqrt(variance) + convention.epsilon
 
 
-def _normalized(convention, case, data):
-    x, _, gamma, beta = (array.astype("float64") for array in data[:4])
-    deviation = x - x.mean(case.axes, keepdims=True)
-    variance = np.square(deviation).mean(case.axes, keepdims=True)
-    return deviation / _divisor(convention, variance) * gamma + beta
+def _normalized(convention, x, mean, variance, gamma, beta):
+    return (x - mean) / _divisor(convention, variance) * gamma + beta
 
 
 def _inference(convention, data, rectify):
-    x, _, gamma, beta, mean, variance = (
-        array.astype("float64") for array in data)
-    y = (x - mean) / _divisor(convention, variance) * gamma + beta
+    x, _, gamma, beta, mean, variance = _doubles(data)
+    y = _normalized(convention, x, mean, variance, gamma, beta)
     return {"y": np.maximum(y, 0) if rectify else y}
 
 
 def _training_step(convention, case, data, rectify):
-    x, dy, gamma, beta = (array.astype("float64") for array in data[:4])
+    x, dy, gamma, beta = _doubles(data)[:4]
     axes, count = case.axes, data.x.size // data.gamma.size
-    mean = x.mean(axes, keepdims=True)
-    deviation = x - mean
-    variance = np.square(deviation).mean(axes, keepdims=True)
-    divisor = _divisor(convention, variance)
-    y = deviation / divisor * gamma + beta
+    mean, variance = _statistics(x, axes)
+    deviation, divisor = x - mean, _divisor(convention, variance)
+    y = _normalized(convention, x, mean, variance, gamma, beta)
     g = np.where(y > 0, dy, 0) if rectify else dy
     dgamma = (g * deviation).sum(axes, keepdims=True) / divisor
     dbeta = g.sum(axes, keepdims=True)

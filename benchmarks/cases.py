@@ -1,30 +1,43 @@
-"""What is measured: shapes, and the random arrays of a shape."""
+"""List the shapes to measure, and draw the random arrays of a shape."""
 
-from collections import namedtuple
+from typing import NamedTuple
 
 import numpy as np
 
 # Weight of the batch in every peer's running averages.
 ALPHA = 0.1
 
-Case = namedtuple("Case", "name, kind, shape, axes")
-Case.__doc__ = """A shape, and the axes to normalize over.
 
-`kind` is dense, convolutional, or sequence, which has its channels last.
-"""
+class Case(NamedTuple):
+    """A shape, and the axes to normalize over.
 
-Data = namedtuple("Data", "x, dy, gamma, beta, mean, variance")
-Data.__doc__ = """Arrays of a case.
+    `kind` is dense, convolutional, or sequence, which has its channels last.
+    """
 
-The batch and the gradient that reaches it are of the case's shape; the
-parameters and the statistics for inference of size 1 along the axes.
-"""
+    name: str
+    kind: str
+    shape: tuple
+    axes: tuple
+
+
+class Data(NamedTuple):
+    """Arrays of a case.
+
+    The batch and the gradient that reaches it are of the case's shape; the
+    parameters and the statistics for inference of size 1 along the axes.
+    """
+
+    x: np.ndarray
+    dy: np.ndarray
+    gamma: np.ndarray
+    beta: np.ndarray
+    mean: np.ndarray
+    variance: np.ndarray
 
 
 def _case(kind, *shape):
     axes = {"dense": (0,), "convolutional": (0, 2, 3), "sequence": (0, 1, 2)}
-    name = "x".join(str(size) for size in shape)
-    return Case(name, kind, shape, axes[kind])
+    return Case("x".join(map(str, shape)), kind, shape, axes[kind])
 
 
 CASES = [
@@ -40,24 +53,10 @@ CASES = [
 QUICK_CASES = [_case("dense", 8, 16), _case("convolutional", 4, 3, 5, 5)]
 
 
-def channels_of(case):
-    """The number of channels of a case."""
-    return int(np.prod([size for axis, size in enumerate(case.shape)
-                        if axis not in case.axes]))
-
-
 def random_data(case, seed=0):
-    """Draw the arrays of a case.
+    """Draw the arrays of a case, in single precision.
 
-    Parameters
-    ----------
-    case : Case
-    seed : int
-
-    Returns
-    -------
-    Data
-        In single precision. Each channel has its own mean and scale.
+    Each channel has its own mean and scale.
     """
     rng = np.random.RandomState(seed)
     of_parameters = [1 if axis in case.axes else size

@@ -1,10 +1,9 @@
-"""Time per training step of the example ``examples/cnn.py``."""
+"""Measure the time of a training step of ``examples/cnn.py``."""
 
 import random
-import statistics
 import sys
 
-from .speed import ROOT, answer, environment, run_module
+from .speed import ROOT, answer, environment, medians_in_turns, run_module
 
 LABELS = {"without": "no batch norm", "plain": "plain_expressions()",
           "kernels": "kernels"}
@@ -12,10 +11,6 @@ LABELS = {"without": "no batch norm", "plain": "plain_expressions()",
 
 def measure(threads, rounds):
     """Measure the network's variants, in turns.
-
-    Parameters
-    ----------
-    threads, rounds : int
 
     Returns
     -------
@@ -31,8 +26,6 @@ def _steps(rounds):
 
     import numpy as np
 
-    from .speed import time_in_turns
-
     sys.path.insert(0, str(ROOT / "examples"))
     import cnn as example
 
@@ -45,10 +38,7 @@ def _steps(rounds):
         trains["plain"] = example.compile_network(True, 0.05)[0]
     calls = {name: lambda train=train: train(x, y)
              for name, train in trains.items()}
-    times, others = time_in_turns(calls, rounds, random.Random(0))
-    return {"others": others, "seconds": {
-        name: [statistics.median(turn) for turn in turns]
-        for name, turns in times.items()}}
+    return medians_in_turns(calls, rounds, random.Random(0))
 
 
 if __name__ == "__main__":

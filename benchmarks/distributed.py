@@ -8,14 +8,14 @@ import argparse
 import math
 import re
 import statistics
-from collections import namedtuple
-from operator import truediv
+from operator import sub, truediv
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from .ranks import CHANNELS, GLOBAL_BATCH, RANK_BATCH, measure
-from .report import _table
+from .report import milliseconds, table
 from .speed import ENOUGH, ROOT, is_quiet
 
 PAGE = ROOT / "benchmarks" / "distributed.md"
@@ -23,14 +23,27 @@ RANKS = [2, 8, 32, 128, 512]
 # Statistics of so many examples count as good enough.
 WANTED = 32
 
-Line = namedtuple("Line", "alpha, beta")
-Line.__doc__ = """What takes `alpha` seconds, and `beta` more for each byte."""
+
+class Line(NamedTuple):
+    """What takes `alpha` seconds, and `beta` more for each byte."""
+
+    alpha: float
+    beta: float
+
+
 # Assumed, not measured.
 LINKS = {"InfiniBand": Line(2e-6, 1 / 12.5e9),
          "10 Gbit Ethernet": Line(30e-6, 1 / 1.25e9)}
 
-Network = namedtuple("Network", "channels, parameters, image")
-Network.__doc__ = """Channels of each layer, parameters, seconds per image."""
+
+class Network(NamedTuple):
+    """Channels of each layer, number of parameters, seconds per image."""
+
+    channels: list
+    parameters: int
+    image: float
+
+
 RESNET_CHANNELS = [64]
 for _width, _blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
     RESNET_CHANNELS += [_width, _width, 4 * _width] * _blocks + [4 * _width]
@@ -46,14 +59,7 @@ OWN_PARAMETERS = 9 * (3 * 16 + 16 * 32 + 32 * 64) + 2 * 112 + 10 * 1025
 def fit(seconds):
     """Fit a line to times by least squares of the relative errors.
 
-    Parameters
-    ----------
-    seconds : dict
-        Bytes, as text → seconds.
-
-    Returns
-    -------
-    Line
+    `seconds` is a dict from bytes, as text, to seconds.
     """
     values = np.array(list(seconds.values()), float)
     sizes = np.array(list(seconds), float)
@@ -113,17 +119,10 @@ def group_size(images, ranks, wanted=WANTED):
 # The tables
 
 def tables(found, machine):
-    """Make all tables of the page.
+    """Make all tables of the page, as a dict from names to Markdown.
 
-    Parameters
-    ----------
-    found : dict
-        For each number of ranks, as text, what `measure` returned.
-    machine : list of (name, value)
-
-    Returns
-    -------
-    dict of str to str
+    `found` holds, for each number of ranks as text, what `measure` returned;
+    `machine` is a list of (name, value).
     """
     sums = {name: statistics.median(times) for name, times
             in found["2"]["messages"].items() if name != "agree"}
@@ -150,7 +149,7 @@ def tables(found, machine):
 def _run(found, machine):
     quiet = [sum(map(is_quiet, run["others"])) for run in found.values()]
     one = found["1"]["rows"]
-    return _table(["machine", ""], [*machine, (
+    return table(["machine", ""], [*machine, (
         "rounds, and those that other jobs left alone, by ranks",
         f"{len(found['1']['others'])}; " + ", ".join(map(str, quiet))), (
         "the times of 1 and 2 ranks are settled",
@@ -178,27 +177,23 @@ def _steps(found):
                 ratios = map(truediv, row["sync"], row["local"])
                 rows.append([
                     f"{kind} ({len(channels)} batch norms)", scaling, ranks,
-                    batch, *_milliseconds(row["local"], row["sync"]),
-                    f"{statistics.median(ratios):.2f}",
+                    batch, *map(milliseconds, (row["local"], row["sync"])),
+                    statistics.median(ratios),
                     row["messages"]["local"], row["messages"]["sync"]])
-    return _table(
+    return table(
         ["network", "scaling", "ranks", "images per rank", "local, ms",
          "sync, ms", "sync / local", "messages, local", "sync"],
         rows)
-
-
-def _milliseconds(*times):
-    return [f"{1e3 * statistics.median(seconds):.2f}" for seconds in times]
 
 
 def _messages(found):
     names = list(found["2"]["messages"])
     sizes = [f"{int(name)} B" if int(name) < 1024 else
              f"{int(name) // 1024} KiB" for name in names[1:]]
-    return _table(["ranks", "agreement", *sizes], [
-        [ranks] + [f"{1e6 * statistics.median(run['messages'][name]):.1f}"
+    return table(["ranks", "agreement", *sizes], [
+        [ranks] + [1e6 * statistics.median(run["messages"][name])
                    for name in names]
-        for ranks, run in found.items() if run["messages"]])
+        for ranks, run in found.items() if run["messages"]], ".1f")
 
 
 def _lines(links, merge, sums):
@@ -208,16 +203,17 @@ def _lines(links, merge, sums):
     lines = dict(links, **{"one merge of moments": merge})
     remarks = {"shared memory": f"measured; errors up to {100 * error:.0f} %",
                "one merge of moments": "measured, without a message"}
-    return _table(["", "α, µs", "β, ns per byte", ""], [
-        [name, f"{1e6 * line.alpha:.1f}", f"{1e9 * line.beta:.3f}",
-         remarks.get(name, "assumed")] for name, line in lines.items()])
+    return table(["", "α, µs", "β, ns per byte", ""], [
+        [name, 1e6 * line.alpha, 1e9 * line.beta,
+         remarks.get(name, "assumed")] for name, line in lines.items()],
+        ("", ".1f", ".3f", ""))
 
 
 def _model(networks, links, cost):
     rows = []
     for name, network in networks.items():
         for label, link in links.items():
-            row = [name, f"{1e3 * network.image:.2f}", label]
+            row = [name, 1e3 * network.image, label]
             for ranks in RANKS:
                 sync = cost(network, ranks, link)
                 rest = exchange_seconds(network.parameters, ranks, link)
@@ -230,17 +226,17 @@ def _model(networks, links, cost):
 
 
 def _by_ranks(head, label, rows):
-    return _table([*head, f"{label}, P = {RANKS[0]}", *RANKS[1:]], rows)
+    return table([*head, f"{label}, P = {RANKS[0]}", *RANKS[1:]], rows)
 
 
 def _check(found, link, merge):
     rows = []
     for kind, channels in CHANNELS.items():
         row = _row(found, "2", kind, RANK_BATCH)
-        rows.append([kind] + _milliseconds(
-            [synchronization_seconds(channels, 2, link, merge)],
-            [sync - local for sync, local in zip(row["sync"], row["local"])]))
-    return _table(["network", "model", "measured, sync − local"], rows)
+        rows.append([
+            kind, 1e3 * synchronization_seconds(channels, 2, link, merge),
+            milliseconds(map(sub, row["sync"], row["local"]))])
+    return table(["network", "model", "measured, sync − local"], rows)
 
 
 def _choice(networks, links, cost):
@@ -264,27 +260,19 @@ def _groups(networks, cost):
                 "%.1f" % (100 * cost(networks[name], ranks, LINKS[label])
                           / (images * networks[name].image))
                 for ranks in (group, RANKS[-1])) for name, label in chosen])
-    return _table(["images per rank", "errors of mean, std", "G"] + [
+    return table(["images per rank", "errors of mean, std", "G"] + [
         f"{name}, {label}: G, 512" for name, label in chosen], rows)
 
 
 def fill(page, made):
     """Put tables in a page, each between its marks.
 
-    Parameters
-    ----------
-    page : str
-        With the marks ``<!-- NAME -->`` and ``<!-- end -->``.
-    made : dict of str to str
-
-    Returns
-    -------
-    str
+    The marks are ``<!-- NAME -->`` and ``<!-- end -->``.
     """
-    for name, table in made.items():
+    for name, text in made.items():
         page, count = re.subn(
             rf"(<!-- {name} -->\n).*?(?=<!-- end -->)",
-            lambda match, table=table: match[1] + "\n" + table + "\n",
+            lambda match, text=text: match[1] + "\n" + text + "\n",
             page, flags=re.DOTALL)
         if count != 1:
             raise ValueError(f"The page must have one place for the table "

@@ -1,26 +1,31 @@
-"""What was wanted of the library's speed, and what was reached."""
+"""Compare the library's speed with what was wanted of it."""
 
-import math
 import statistics
-from collections import namedtuple
+from typing import NamedTuple, Optional
 
 from .speed import ENOUGH, is_quiet
 
-Goal = namedtuple("Goal", "text, wanted, reached, at_least, settled")
-Goal.__doc__ = """A goal, a bound on a ratio, and the ratio.
 
-`reached` is None where nothing was measured. `settled` is False where other
-jobs were running: the ratio then says nothing.
-"""
+class Goal(NamedTuple):
+    """A goal, a bound on a ratio, and the ratio.
+
+    `reached` is None where nothing was measured. `settled` is False where
+    other jobs were running: the ratio then says nothing.
+    """
+
+    text: str
+    wanted: float
+    reached: Optional[float]
+    at_least: bool
+    settled: bool
 
 
 class Times:
-    """Times of a measurement, looked up by case.
+    """Look up the times of a measurement by case.
 
-    Parameters
-    ----------
-    rows : list of dict
-        See :func:`benchmarks.speed.measure`.
+    `rows` are those of :func:`benchmarks.speed.measure`. A key is the number
+    of threads, training, rectify, the name of the case, and the peer. A cell
+    is a key without the peer.
     """
 
     def __init__(self, rows):
@@ -31,7 +36,7 @@ class Times:
         return threads, training, rectify, case, peer
 
     def rounds(self, *key):
-        """Seconds of the rounds that count, and whether they are enough.
+        """Return the rounds' seconds that count, and whether they are enough.
 
         Without any quiet round, all are given, for want of better.
         """
@@ -43,25 +48,17 @@ class Times:
         return quiet or row["seconds"], len(quiet) >= ENOUGH
 
     def median(self, *key):
-        """Median of a peer's rounds, or None."""
+        """Return the median of a peer's rounds, or None."""
         seconds, _ = self.rounds(*key)
         return seconds and statistics.median(seconds)
 
     def fastest(self, *key):
-        """The fastest call of all, or None."""
+        """Return the time of the fastest call of all, or None."""
         row = self._rows.get(key)
         return row and row["fastest"]
 
     def ratio(self, cell, above, below):
-        """Median over rounds of one peer's time by another's, or None.
-
-        Parameters
-        ----------
-        cell : tuple
-            Threads, training, rectify, case.
-        above, below : str
-            Peers.
-        """
+        """Return the median ratio of two peers' times in a round, or None."""
         seconds, _ = self.rounds(*cell, above)
         others, _ = self.rounds(*cell, below)
         if not seconds or not others:
@@ -69,28 +66,12 @@ class Times:
         return statistics.median(a / b for a, b in zip(seconds, others))
 
     def is_settled(self, cell):
-        """Whether enough rounds of a cell were quiet."""
+        """Tell whether enough rounds of a cell were quiet."""
         return self.rounds(*cell, "ours")[1]
 
 
-def geometric_mean(values):
-    """Of a list that is not empty."""
-    return math.exp(sum(map(math.log, values)) / len(values))
-
-
 def speed_goals(times, cases, threads):
-    """The goals for training steps and inference.
-
-    Parameters
-    ----------
-    times : Times
-    cases : list of Case
-    threads : list of int
-
-    Returns
-    -------
-    list of Goal
-    """
+    """List the goals for training steps and inference."""
     goals = []
 
     def goal(text, wanted, count, training, rectify, above, below, merge,
@@ -100,9 +81,8 @@ def speed_goals(times, cases, threads):
         ratios = [times.ratio(cell, above, below) for cell in cells]
         known = bool(ratios) and None not in ratios
         goals.append(Goal(
-            "%s%s, %s, threads: %d" % (
-                "training" if training else "inference",
-                " + rectifier" if rectify else "", text, count),
+            f"{'training' if training else 'inference'}"
+            f"{' + rectifier' if rectify else ''}, {text}, threads: {count}",
             wanted, merge(ratios) if known else None, below == "ours",
             known and all(map(times.is_settled, cells))))
 
@@ -119,10 +99,10 @@ def speed_goals(times, cases, threads):
             torch = count, True, rectify, "torch", "ours"
             goal("PyTorch eager / ours, every shape", 1.5, *torch, min)
             goal("PyTorch eager / ours, geometric mean",
-                 2.8 if rectify else 2.2, *torch, geometric_mean)
+                 2.8 if rectify else 2.2, *torch, statistics.geometric_mean)
             limit = count, True, rectify, "ours", "limit-twice"
             goal("ours / limit (x twice), geometric mean",
-                 1.5 if rectify else 1.3, *limit, geometric_mean)
+                 1.5 if rectify else 1.3, *limit, statistics.geometric_mean)
             goal("ours / limit (x twice), every shape", 2, *limit, max)
             goal("ours / limit, every shape", 1.2, count, False, rectify,
                  "ours", "limit-once", max)
@@ -132,17 +112,7 @@ def speed_goals(times, cases, threads):
 
 
 def startup_goals(startup):
-    """The goals for the time to the first step.
-
-    Parameters
-    ----------
-    startup : dict
-        See :func:`benchmarks.startup.measure`.
-
-    Returns
-    -------
-    list of Goal
-    """
+    """List the goals for the time to the first step."""
     ours, gist = startup["ours"], startup["gist"]
     cold = ours["cold"] and ours["cold"] / gist["cold"]
     warm = statistics.median(
@@ -155,11 +125,11 @@ def startup_goals(startup):
 
 
 def verdict(goal):
-    """Whether a goal is reached; if not, by how much it is missed."""
+    """Tell whether a goal is reached, or by how much it is missed."""
     if goal.reached is None:
         return "not measured"
     if not goal.settled:
         return "not settled: other jobs were running"
     short = goal.wanted / goal.reached if goal.at_least \
         else goal.reached / goal.wanted
-    return "yes" if short <= 1 else "**missed** by a factor of %.2f" % short
+    return "yes" if short <= 1 else f"**missed** by a factor of {short:.2f}"

@@ -1,4 +1,4 @@
-"""The limit: a loop in C++ with the memory traffic of batch normalization."""
+"""Run a loop in C++ with the memory traffic of batch normalization."""
 
 import ctypes
 import functools
@@ -17,7 +17,7 @@ SOURCE = Path(__file__).resolve().parent / "limit.cpp"
 
 @functools.lru_cache(maxsize=None)
 def _library():
-    """The compiled loops; as many threads as OMP_NUM_THREADS says."""
+    """Compile the loops; they take as many threads as OMP_NUM_THREADS."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "limit.so")
         subprocess.run([theano.config.cxx, *FLAGS, str(SOURCE), "-o", path],
@@ -26,27 +26,18 @@ def _library():
 
 
 def training(data, times):
-    """The traffic of a training step.
+    """Return a function with the traffic of a training step.
 
-    Parameters
-    ----------
-    data : Data
-    times : str
-        "once": forward, x is read and y written; backward, x and dy are read
-        and dx written. "twice": before each of the two, what it reads is
-        read a first time, for the sums.
-
-    Returns
-    -------
-    function
-        Without arguments and result.
+    `times` is "once": forward, x is read and y written; backward, x and dy are
+    read and dx written; or "twice": before each of the two, what it reads is
+    read a first time, for the sums.
     """
     return _call("training_" + times, [data.x, data.dy],
                  [np.ones_like(data.x), np.ones_like(data.x)])
 
 
 def inference(data):
-    """The traffic of inference: x is read and y written."""
+    """Return a function with the traffic of inference: read x, write y."""
     return _call("inference", [data.x], [np.ones_like(data.x)])
 
 

@@ -1,4 +1,8 @@
-"""Peak memory of one training step, in sizes of its input."""
+"""Measure the peak memory of a training step, in sizes of its input."""
+
+import os
+import resource
+import sys
 
 from .speed import answer, environment, run_module
 
@@ -10,17 +14,8 @@ SHAPE = (128, 64, 56, 56)
 def measure(peers, shape=SHAPE):
     """Measure peers, each in a process of its own.
 
-    Parameters
-    ----------
-    peers : list of str
-    shape : tuple of int
-        Of a convolutional layer.
-
-    Returns
-    -------
-    dict of str to float
-        What a step takes at its peak beyond x, dy and the parameters, as a
-        multiple of the size of x; y and dx are two of it.
+    Returns, for each peer, what a step takes at its peak beyond x, dy and the
+    parameters, as a multiple of the size of x; y and dx are two of it.
     """
     # With glibc's own way of giving memory back.
     env = environment(1, keep_freed=False)
@@ -29,9 +24,6 @@ def measure(peers, shape=SHAPE):
 
 
 def _peak(peer, shape):
-    import resource
-    import sys
-
     from .cases import Case, random_data
     from .peers import PEERS as KNOWN
 
@@ -42,23 +34,28 @@ def _peak(peer, shape):
         name: getattr(small, name).repeat(shape[0] // 2, axis=0)
         for name in ("x", "dy")})
     program = KNOWN[peer].build(case, data, False, True)
-    before = resident()
-    program.call()
+    return peak_of(program.call) / data.x.nbytes
+
+
+def peak_of(call):
+    """Return the bytes that a first call adds to the process at its peak."""
+    before = _resident()
+    call()
+    return max(0, _peak_so_far() - before)
+
+
+def _peak_so_far():
     unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return (peak - before) / data.x.nbytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def resident():
-    """Bytes of this process in memory now."""
-    import os
-    import resource
-
+def _resident():
+    """Return the bytes of this process that are in memory now."""
     try:
         with open("/proc/self/statm") as statm:
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:  # Not Linux: the peak so far, in bytes on macOS.
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    except OSError:  # Not Linux: the peak so far.
+        return _peak_so_far()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The peers: batch normalization by ours and by others, ready to be called.
+"""Make batch normalization by ours and by others, ready to be called.
 
 All are treated alike. Inputs lie in memory before the call and are not
 copied: shared variables, and tensors on the same memory. No peer may
@@ -10,7 +10,7 @@ PyTorch's inference without its bookkeeping for gradients.
 """
 
 import functools
-from collections import namedtuple
+from typing import Callable, NamedTuple, Optional
 
 from bnlasagne import BatchNormLayer
 
@@ -24,13 +24,20 @@ from . import limit
 from .agreement import Convention, stored_statistic
 from .cases import ALPHA
 
-Program = namedtuple("Program", "call, convention, outputs, averages")
-Program.__doc__ = """What is timed, and what it takes to check it.
 
-`call` does the work. `outputs` does it too and returns NumPy arrays,
-`averages` the running averages (mean, and what `convention` says). The
-limit, which computes nothing, has only a `call`.
-"""
+class Program(NamedTuple):
+    """What is timed, and what it takes to check it.
+
+    `call` does the work. `outputs` does it too and returns NumPy arrays,
+    `averages` the running averages (mean, and what `convention` says). The
+    limit, which computes nothing, has only a `call`.
+    """
+
+    call: Callable
+    convention: Optional[Convention] = None
+    outputs: Optional[Callable] = None
+    averages: Optional[Callable] = None
+
 
 OURS = Convention(0.01, within=False, stored="std")
 LASAGNE = Convention(1e-4, within=True, stored="inv_std")
@@ -77,7 +84,7 @@ def _rectified(y, rectify):
 
 
 def ours(case, data, rectify, training):
-    """:class:`bnlasagne.BatchNormLayer`."""
+    """Apply a :class:`bnlasagne.BatchNormLayer`."""
     variables = _Variables(case, data, OURS, training)
     layer = BatchNormLayer(
         case.shape, axes=case.axes, epsilon=OURS.epsilon, alpha=ALPHA,
@@ -89,7 +96,7 @@ def ours(case, data, rectify, training):
 
 
 def _follow(average, batch):
-    """A batch's statistic that has functions update its running average.
+    """Have functions of a batch's statistic update its running average.
 
     The average enters the graph as a clone on the same memory, times zero.
     """
@@ -100,22 +107,10 @@ def _follow(average, batch):
 
 def gist_output(x, gamma, beta, mean, std, axes, training,
                 epsilon=OURS.epsilon):
-    """The graph of the gist that bnlasagne goes back to.
+    """Build the graph of the gist that bnlasagne goes back to.
 
-    Parameters
-    ----------
-    x, gamma, beta : Theano variables
-    mean, std : Theano shared variables
-        Running averages.
-    axes : tuple of int
-    training : bool
-        Whether to normalize by the batch, and update the averages.
-    epsilon : float
-        Added to the standard deviation.
-
-    Returns
-    -------
-    Theano variable
+    The averages are shared variables. In training, it normalizes by the batch
+    and updates them.
     """
     if training:
         mean = _follow(mean, x.mean(axes, keepdims=True))
@@ -132,7 +127,7 @@ def gist(case, data, rectify, training):
 
 
 def later_lasagne(case, data, rectify, training):
-    """The graph of the layer in Lasagne's development version."""
+    """Build the graph of the `BatchNormLayer` of Lasagne 0.2."""
     variables = _Variables(case, data, LASAGNE, training)
     x, mean, inv_std = variables.x, variables.mean, variables.spread
     if training:
@@ -145,7 +140,7 @@ def later_lasagne(case, data, rectify, training):
 
 
 def theano_bn(case, data, rectify, training):
-    """Theano's own functions, in :mod:`theano.tensor.nnet.bn`."""
+    """Call Theano's own functions, in :mod:`theano.tensor.nnet.bn`."""
     variables = _Variables(case, data, THEANO, training)
     parameters = variables.x, variables.gamma, variables.beta
     averages = variables.mean, variables.spread
@@ -201,12 +196,12 @@ def _torch(case, data, rectify, training, compiled=False, inplace=False):
 
 
 def _channels_second(tensor, case):
-    """As PyTorch wants it; channels that are last stay so in memory."""
+    """Move channels to the second axis; in memory, they stay in place."""
     return tensor.permute(0, 3, 1, 2) if case.kind == "sequence" else tensor
 
 
 def _as_in(case, tensor):
-    """Back from what PyTorch wants."""
+    """Move the channels of a batch back."""
     is_batch = tensor.ndim == len(case.shape) and case.kind == "sequence"
     return tensor.permute(0, 2, 3, 1) if is_batch else tensor
 
@@ -215,36 +210,36 @@ def _as_in(case, tensor):
 
 def _limit(case, data, rectify, training, times):
     call = limit.training(data, times) if training else limit.inference(data)
-    return Program(call, None, None, None)
+    return Program(call)
 
 
-Peer = namedtuple("Peer", "label, build, measures")
-Peer.__doc__ = """A label for the report, and a function that makes a Program.
+class Peer(NamedTuple):
+    """A label for the report, and a function that makes a Program.
 
-`measures(rectify, training)` says what the peer is measured in.
-"""
+    `measures(rectify, training)` says what the peer is measured in.
+    """
 
-
-def _always(rectify, training):
-    return True
+    label: str
+    build: Callable
+    measures: Callable = lambda rectify, training: True
 
 
 PEERS = {
-    "ours": Peer("bnlasagne", ours, _always),
-    "gist": Peer("gist's graph", gist, _always),
-    "theano": Peer("Theano's bn", theano_bn, _always),
-    "lasagne": Peer("later Lasagne's graph", later_lasagne, _always),
-    "torch": Peer("PyTorch eager", _torch, _always),
+    "ours": Peer("bnlasagne", ours),
+    "gist": Peer("gist's graph", gist),
+    "theano": Peer("Theano's bn", theano_bn),
+    "lasagne": Peer("later Lasagne's graph", later_lasagne),
+    "torch": Peer("PyTorch eager", _torch),
     "torch-inplace": Peer(
         "PyTorch eager, relu in place",
         functools.partial(_torch, inplace=True),
         lambda rectify, training: rectify),
     "torch-compile": Peer(
-        "torch.compile", functools.partial(_torch, compiled=True), _always),
+        "torch.compile", functools.partial(_torch, compiled=True)),
     # Without and with the rectifier, traffic is the same.
     "limit-twice": Peer(
         "limit (x twice)", functools.partial(_limit, times="twice"),
         lambda rectify, training: training),
     "limit-once": Peer(
-        "limit (x once)", functools.partial(_limit, times="once"), _always),
+        "limit (x once)", functools.partial(_limit, times="once")),
 }

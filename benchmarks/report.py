@@ -1,10 +1,12 @@
-"""The report: a page of Markdown, and a bar chart."""
+"""Write the report: a page of Markdown, and a bar chart."""
 
 import statistics
 from operator import truediv
 
+from tabulate import tabulate
+
 from . import accumulation, cnn, startup
-from .goals import geometric_mean, speed_goals, startup_goals, verdict
+from .goals import speed_goals, startup_goals, verdict
 from .peers import PEERS
 from .speed import ENOUGH, QUIET, is_quiet
 
@@ -17,10 +19,9 @@ are in place before the call. All peers agreed with NumPy in double precision
 on a step before they were timed, each by its own convention of epsilon. The
 limit is a loop in C++ with the same memory traffic, into memory that it has.
 
-A round counts if other jobs used no more than %.1f cores during it. A result
-with fewer than %d such rounds is marked "?" and settles no goal.
-""" % (QUIET, ENOUGH)
-
+A round counts if other jobs used no more than QUIET cores during it. A result
+with fewer than ENOUGH such rounds is marked "?" and settles no goal.
+""".replace("QUIET", str(QUIET)).replace("ENOUGH", str(ENOUGH))
 
 MISSED = """\
 Where goals were missed on two cores of an AMD EPYC with 32 MiB of last-level
@@ -47,14 +48,14 @@ cache, and why:
 
 
 def markdown(results, cases, times):
-    """The whole report.
+    """Write the whole report.
 
     Parameters
     ----------
     results : dict
         ``machine``: list of (name, value); ``threads``: list of int;
-        ``peers``: list of str; and what ``startup``, ``memory`` and ``cnn``
-        found, where they ran.
+        ``peers``: list of str; and what ``startup``, ``memory``, ``cnn`` and
+        ``accumulation`` measured, if they ran.
     cases : list of Case
     times : benchmarks.goals.Times
 
@@ -62,8 +63,8 @@ def markdown(results, cases, times):
     -------
     str
     """
-    parts = ["# Speed of bnlasagne\n", "Made by `%s`.\n" % results["command"],
-             _table(["machine", ""], results["machine"]), METHOD,
+    parts = ["# Speed of bnlasagne\n", f"Made by `{results['command']}`.\n",
+             table(["machine", ""], results["machine"]), METHOD,
              "## Goals\n", _goals(results, cases, times), MISSED]
     for threads in results["threads"] if cases else []:
         for training in (True, False):
@@ -77,46 +78,47 @@ def markdown(results, cases, times):
     return "\n".join(parts)
 
 
-def _table(head, rows):
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| %s |" % " | ".join(map(str, line))
-                     for line in lines) + "\n"
+def table(head, rows, floatfmt=".2f"):
+    """Write a table; what was not measured is a dash in it."""
+    return tabulate(rows, head, "github", floatfmt, missingval="–") + "\n"
+
+
+def milliseconds(seconds):
+    """Return the median of some seconds, in milliseconds."""
+    return 1e3 * statistics.median(seconds)
 
 
 def _goals(results, cases, times):
     goals = speed_goals(times, cases, results["threads"])
     if "startup" in results:
         goals += startup_goals(results["startup"])
-    return _table(["goal", "wanted", "measured", "reached"], [
-        [goal.text, "%s %.3g" % ("≥" if goal.at_least else "≤", goal.wanted),
-         "–" if goal.reached is None else "%.2f" % goal.reached,
-         verdict(goal)] for goal in goals])
+    return table(["goal", "wanted", "measured", "reached"], [
+        [goal.text, f"{'≥' if goal.at_least else '≤'} {goal.wanted:.3g}",
+         goal.reached, verdict(goal)] for goal in goals])
 
 
 def _speed(peers, cases, times, threads, training, rectify):
     cells = [(threads, training, rectify, case.name) for case in cases]
     peers = [peer for peer in peers if PEERS[peer].measures(rectify, training)]
-    head = "## %s%s, threads: %d\n" % (
-        "Training step" if training else "Inference",
-        " + rectifier" if rectify else "", threads)
-    milliseconds = [
-        [_name(times, cell)] + ["%.3f (%.3f)" % (
-            1e3 * times.median(*cell, peer), 1e3 * times.fastest(*cell, peer))
-            for peer in peers] for cell in cells]
+    head = (f"## {'Training step' if training else 'Inference'}"
+            f"{' + rectifier' if rectify else ''}, threads: {threads}\n")
+    calls = [
+        [_name(times, cell)] + [
+            f"{1e3 * times.median(*cell, peer):.3f} "
+            f"({1e3 * times.fastest(*cell, peer):.3f})" for peer in peers]
+        for cell in cells]
     columns = [(peer, "ours") for peer in peers
                if peer != "ours" and not peer.startswith("limit")]
     columns += [("ours", peer) for peer in peers if peer.startswith("limit")]
     ratios = [[times.ratio(cell, *column) for column in columns]
               for cell in cells]
-    rows = [[_name(times, cell)] + ["%.2f" % ratio for ratio in row]
-            for cell, row in zip(cells, ratios)]
-    rows.append(["geometric mean"] + [
-        "%.2f" % geometric_mean(column) for column in zip(*ratios)])
-    labels = ["%s / %s" % tuple(
-        "ours" if peer == "ours" else PEERS[peer].label for peer in column)
-        for column in columns]
-    return [head, _table(["shape"] + [PEERS[peer].label for peer in peers],
-                         milliseconds), _table(["shape"] + labels, rows)]
+    rows = [[_name(times, cell), *row] for cell, row in zip(cells, ratios)]
+    rows.append(["geometric mean",
+                 *map(statistics.geometric_mean, zip(*ratios))])
+    labels = [" / ".join("ours" if peer == "ours" else PEERS[peer].label
+                         for peer in column) for column in columns]
+    return [head, table(["shape"] + [PEERS[peer].label for peer in peers],
+                        calls), table(["shape", *labels], rows)]
 
 
 def _name(times, cell):
@@ -126,63 +128,53 @@ def _name(times, cell):
 def _startup(found):
     return ["## A deep network's first step\n",
             "Seconds from `theano.function` to the first result; warm, the "
-            "median of %d.\n" % len(found["ours"]["warm"]),
-            _table(["", "nodes", "empty cache", "warm cache"], [
-                [startup.LABELS[peer], row["nodes"],
-                 "–" if row["cold"] is None else "%.1f" % row["cold"],
-                 "%.2f" % statistics.median(row["warm"])]
-                for peer, row in found.items()])]
+            f"median of {len(found['ours']['warm'])}.\n",
+            table(["", "nodes", "empty cache", "warm cache"], [
+                [startup.LABELS[peer], row["nodes"], row["cold"],
+                 statistics.median(row["warm"])]
+                for peer, row in found.items()], ("", "", ".1f", ".2f"))]
 
 
 def _memory(found):
     return ["## Peak memory of a training step\n",
             "Beyond x, dy and the parameters, in sizes of x; y and dx are "
             "two of it.\n",
-            _table(["", "sizes of x"], [
-                [PEERS[peer].label, "%.2f" % sizes]
-                for peer, sizes in found.items()])]
+            table(["", "sizes of x"], [[PEERS[peer].label, sizes]
+                                       for peer, sizes in found.items()])]
 
 
 def _cnn(found):
     quiet = sum(map(is_quiet, found["others"]))
     return ["## A step of examples/cnn.py\n",
-            "%d of %d rounds were quiet.\n" % (quiet, len(found["others"])),
-            _table(["", "ms"], [
-                [label, "%.2f" % (1e3 * statistics.median(
-                    found["seconds"][name]))]
-                for name, label in cnn.LABELS.items()])]
+            f"{quiet} of {len(found['others'])} rounds were quiet.\n",
+            table(["", "ms"], [[label, milliseconds(found["seconds"][name])]
+                               for name, label in cnn.LABELS.items()])]
 
 
 def _accumulation(found):
     ways = accumulation.LABELS
-    table = []
+    rows = []
     for row in found:
         settled = sum(map(is_quiet, row["others"])) >= ENOUGH
-        table.append(["%d%s" % (row["depth"], "" if settled else " ?")] + [
-            "%.1f (%.2f)" % (
-                1e3 * statistics.median(row["seconds"][way]),
-                statistics.median(map(truediv, row["seconds"][way],
-                                      row["seconds"]["full"])))
-            for way in ways] + [
-            "%.1f" % (row["memory"][way] / 2 ** 20) for way in ways])
-    return ["## A step from %d micro-batches\n" % accumulation.MICRO_BATCHES,
+        seconds = row["seconds"]
+        ratios = {way: statistics.median(
+            map(truediv, seconds[way], seconds["full"])) for way in ways}
+        rows.append([
+            f"{row['depth']}{'' if settled else ' ?'}",
+            *(f"{milliseconds(seconds[way]):.1f} ({ratios[way]:.2f})"
+              for way in ways),
+            *(row["memory"][way] / 2 ** 20 for way in ways)])
+    return [f"## A step from {accumulation.MICRO_BATCHES} micro-batches\n",
             "Of a network of dense layers, 512 wide, with batch normalization "
             "and a batch of 1024. Milliseconds, and in brackets the ratio to "
             "the full batch; and the MiB that the first step takes.\n",
-            _table(["layers"] + ["%s, ms" % label for label in ways.values()]
-                   + ["%s, MiB" % label for label in ways.values()], table)]
+            table(["layers"] + [f"{label}, ms" for label in ways.values()]
+                  + [f"{label}, MiB" for label in ways.values()], rows,
+                  ".1f")]
 
 
 def chart(path, results, cases, times):
-    """Save a bar chart of the training steps' ratios.
-
-    Parameters
-    ----------
-    path : str or Path
-        Of the PNG.
-    results, cases, times
-        As for :func:`markdown`.
-    """
+    """Save a bar chart of the training steps' ratios, a PNG."""
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -205,8 +197,8 @@ def chart(path, results, cases, times):
         axis.set_yscale("log")
         axis.axhline(1, color="black", linewidth=0.8)
         axis.set_ylabel("time / ours")
-        axis.set_title("Training step, threads: %d (? = not settled, other "
-                       "jobs were running)" % threads, fontsize=10)
+        axis.set_title(f"Training step, threads: {threads} (? = not settled, "
+                       "other jobs were running)", fontsize=10)
     figure.tight_layout(rect=(0, 0.06, 1, 1))
     figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8,
                   ncol=len(peers), loc="lower center")

@@ -1,4 +1,4 @@
-"""Times of training steps and of inference, paired, in random order.
+"""Time training steps and inference, paired, in random order.
 
 Run as a program it is one process of the measurement, with one number of
 threads: ``python -m benchmarks.speed`` with a JSON object of options as its
@@ -40,22 +40,13 @@ ENVIRONMENT = {
 
 
 def environment(threads, keep_freed=True, **others):
-    """The environment of a process that measures.
+    """Return the environment of a process that measures.
 
-    Parameters
-    ----------
-    threads : int
-    keep_freed : bool
-        Whether memory that is freed is kept for the next call.
-    **others : str
-        Theano's flags to set.
-
-    Returns
-    -------
-    dict
+    With `keep_freed`, memory that is freed is kept for the next call. `others`
+    are Theano's flags.
     """
     flags = [os.environ.get("THEANO_FLAGS", ""), "floatX=float32"]
-    flags += ["%s=%s" % item for item in others.items()]
+    flags += [f"{name}={value}" for name, value in others.items()]
     kept = ENVIRONMENT if keep_freed else {}
     return dict(os.environ, **kept, OMP_NUM_THREADS=str(threads),
                 MKL_NUM_THREADS=str(threads),
@@ -64,22 +55,10 @@ def environment(threads, keep_freed=True, **others):
 
 
 def run_module(name, options, env, launcher=()):
-    """Run a module of this package as a program.
+    """Run a module of this package as a program; return what it returned.
 
-    Parameters
-    ----------
-    name : str
-        Of the module.
-    options : JSON object
-        Its argument.
-    env : dict
-    launcher : list of str
-        A command that starts the program, such as ``mpiexec``.
-
-    Returns
-    -------
-    JSON object
-        What the module returned; on one of the ranks, if there are several.
+    Its options and its result are JSON objects. `launcher` is a command that
+    starts the program, such as ``mpiexec``; of several ranks, one answers.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "result.json")
@@ -90,7 +69,7 @@ def run_module(name, options, env, launcher=()):
 
 
 def answer(function):
-    """Be such a program: the options go to `function`, its result back."""
+    """Be such a program: call `function` with the options."""
     result = function(**json.loads(sys.argv[1]))
     if result is not None:
         Path(sys.argv[2]).write_text(json.dumps(result))
@@ -98,15 +77,6 @@ def answer(function):
 
 def measure(cases, peers, threads, rounds, seed):
     """Time peers in all cases.
-
-    Parameters
-    ----------
-    cases : list of str
-    peers : list of str
-    threads : int
-    rounds : int
-    seed : int
-        Of the order of the peers.
 
     Returns
     -------
@@ -146,30 +116,16 @@ def _measure_here(cases, peers, threads, rounds, seed):
                 "threads": threads, "peer": peer,
                 "seconds": [statistics.median(turn) for turn in turns],
                 "fastest": min(map(min, turns)), "others": others})
-        print("%s, %s%s, threads: %d (%.0f s)" % (
-            name, "training" if training else "inference",
-            " + rectifier" if rectify else "", threads,
-            time.perf_counter() - start), file=sys.stderr)
+        print(f"{name}, {'training' if training else 'inference'}"
+              f"{' + rectifier' if rectify else ''}, threads: {threads} "
+              f"({time.perf_counter() - start:.0f} s)", file=sys.stderr)
     return rows
 
 
 def build(case, peers, rectify, training):
     """Make the peers' programs, and check that they agree.
 
-    Parameters
-    ----------
-    case : Case
-    peers : list of str
-    rectify, training : bool
-
-    Returns
-    -------
-    dict of str to Program
-
-    Raises
-    ------
-    Disagreement
-        If one computes something else.
+    It raises a `Disagreement` if one of them computes something else.
     """
     from .agreement import check, without_undecided
     from .cases import random_data
@@ -219,13 +175,24 @@ def time_in_turns(calls, rounds, order):
     return times, others
 
 
+def medians_in_turns(calls, rounds, order):
+    """Time functions in turns; give their ``seconds``, and ``others``.
+
+    See :func:`measure`. ``seconds`` is a dict from functions to lists.
+    """
+    times, others = time_in_turns(calls, rounds, order)
+    return {"others": others, "seconds": {
+        name: [statistics.median(turn) for turn in turns]
+        for name, turns in times.items()}}
+
+
 def is_quiet(others):
-    """Whether a round counts; where nothing is known, it does."""
+    """Tell whether a round counts; where nothing is known, it does."""
     return others is None or others <= QUIET
 
 
 def _cpu_clock():
-    """Now, CPU seconds of the machine, and those of this process."""
+    """Return the time now, CPU seconds of the machine, and of this process."""
     try:
         with open("/proc/stat") as stat:
             fields = [int(field) for field in stat.readline().split()[1:]]

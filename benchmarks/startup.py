@@ -1,4 +1,4 @@
-"""Seconds until a deep network has made its first step, and its graph's size.
+"""Measure when a deep network has made its first step, and its graph's size.
 
 From the call of :func:`theano.function` to the first result, without imports;
 with an empty cache of compiled code, and with a full one.
@@ -16,13 +16,8 @@ LABELS = {"ours": "bnlasagne", "gist": "gist's graph"}
 def measure(layers, rounds, cold):
     """Measure both networks, each time in a process of its own.
 
-    Parameters
-    ----------
-    layers : int
-    rounds : int
-        Of measurements with a full cache.
-    cold : bool
-        Whether to measure with an empty cache. If not, the user's is used.
+    `rounds` are measurements with a full cache. Only if `cold` is set, one
+    with an empty cache comes first; otherwise, the user's cache is used.
 
     Returns
     -------
@@ -35,7 +30,7 @@ def measure(layers, rounds, cold):
         def run(peer):
             flags = {}
             if cold:
-                flags["base_compiledir"] = "%s/%s" % (folder, peer)
+                flags["base_compiledir"] = f"{folder}/{peer}"
             return run_module("startup", {"peer": peer, "layers": layers},
                               environment(1, **flags))
 
@@ -76,7 +71,7 @@ def _first_step(peer, layers):
 
 
 def _gist_layer(incoming):
-    """A layer with the gist's graph, on a layer without bias."""
+    """Return a layer with the gist's graph, on a layer without bias."""
     import lasagne
 
     from .peers import gist_output
