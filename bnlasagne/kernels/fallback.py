@@ -7,6 +7,8 @@ over.
 
 import numpy as np
 
+from .moments import Moments
+
 __all__ = ["LEAST_VALUES", "Standardized", "move_average", "statistics"]
 
 # A batch with fewer values per channel moves no average.
@@ -15,14 +17,11 @@ LEAST_VALUES = 2
 
 def statistics(x, axes):
     """Compute the mean and the biased standard deviation of a batch."""
-    count = _count(x, axes)
     unit = _unit_of(np.abs(x).max(axes, initial=0, keepdims=True))
-    x = x * unit
-    mean = x.sum(axes, keepdims=True) / count
-    # The deviations tell by how much the mean was rounded.
-    mean = mean + (x - mean).sum(axes, keepdims=True) / count
-    m2 = np.square(x - mean).sum(axes, keepdims=True)
-    return mean / unit, np.sqrt(m2 / count) / unit
+    moments = Moments.of(x * unit, axes)
+    if not moments.count:
+        return (np.full_like(moments.mean, np.nan),) * 2
+    return moments.mean / unit, moments.std() / unit
 
 
 class Standardized:
@@ -89,10 +88,6 @@ def move_average(average, alpha, count, statistics):
     if alpha == 1:
         return statistics[0].copy()
     return (1 - alpha) * average + alpha * statistics[0]
-
-
-def _count(x, axes):
-    return np.prod([x.shape[axis] for axis in axes])
 
 
 def _unit_of(sizes):

@@ -85,12 +85,10 @@ class Moments:
                               for axis, size in enumerate(values.shape)])
         with np.errstate(invalid="ignore", over="ignore"):
             mean = values.mean(axes, dtype=np.float64, keepdims=True)
-            deviation = values - mean
             # The deviations tell by how much the mean was rounded.
-            rest = deviation.mean(axes, keepdims=True)
-            m2 = np.square(deviation).sum(axes, keepdims=True)
-            return cls(count, mean + rest,
-                       np.maximum(m2 - count * np.square(rest), 0))
+            mean = mean + (values - mean).mean(axes, keepdims=True)
+            m2 = np.square(values - mean).sum(axes, keepdims=True)
+            return cls(count, mean, m2)
 
     def merge(self, other):
         """Merge with the moments of other values.
