@@ -41,8 +41,7 @@ def matrix():
 
 # --- names ------------------------------------------------------------------
 
-@both
-@pytest.mark.parametrize("layers, modules, expected", [
+CASES = [
     ([None, None, None], ["a", "b", "c"], [0, 1, 2]),
     ([None, None, None], ["c", "a", "b"], [0, 1, 2]),
     (["a", "b", "c"], ["c", "a", "b"], [1, 2, 0]),
@@ -67,17 +66,27 @@ def matrix():
     (["model|a", "model|b|a"], ["model|b|a", "model|a"], [1, 0]),
     (["net|model|a", "net|model|b"], ["ema|model|a", "ema|model|b"], [0, 1]),
     (["model|a", "model|b"], ["backbone|a", "head|b"], [0, 1]),
-])
-def test_names(float64, framework, layers, modules, expected):
-    layers = chain(*[name and name.replace("|", framework.separator)
-                     for name in layers])
-    weights = numbered(framework, modules)
-    framework.set(layers[-1], weights)
-    assert numbers_in(layers) == expected
-    found = framework.get(layers[-1], like=weights)
-    assert list(found) == list(weights)
-    for key, value in weights.items():
-        assert_array_equal(found[key], value)
+    # Orders that are not those of a file.
+    ([None, None], ["a9", "a10"], [0, 1]),
+    ([None, None], ["a10", "b2"], [0, 1]),
+    ([None, None, None], ["b10", "b9", "a"], [0, 1, 2]),
+    ([None, None], ["d|1", "d|a"], [0, 1]),
+    ([None, None, None], ["d", "d_1", "d_2"], [0, 1, 2]),
+]
+
+
+@both
+def test_names(float64, framework):
+    for names, modules, expected in CASES:
+        layers = chain(*[name and name.replace("|", framework.separator)
+                         for name in names])
+        weights = numbered(framework, modules)
+        framework.set(layers[-1], weights)
+        assert numbers_in(layers) == expected, (names, modules)
+        found = framework.get(layers[-1], like=weights)
+        assert list(found) == list(weights)
+        for key, value in weights.items():
+            assert_array_equal(found[key], value)
 
 
 NAMES = st.lists(st.lists(st.sampled_from(["a", "b", "conv1", "0"]),
@@ -105,18 +114,17 @@ def test_each_layer_finds_its_name(framework, names, start, end, data):
 
 
 @both
-@pytest.mark.parametrize("layers, modules", [
-    (["x", None, "a"], ["a", "b", "c"]),
-    (["x", "x", "a"], ["a", "x", "y"]),
-    (["A", "b ", "c"], ["a", "c", "b"]),
-    # Those that Keras gives, one off.
-    (["dense_1", "dense_2"], ["dense", "dense_1"]),
-])
-def test_some_names_of_several(float64, framework, layers, modules):
+def test_some_names_of_several(float64, framework):
     """Of layers that were named, none gets other weights in order."""
-    network = chain(*layers)[-1]
-    with refused(network, r"\n! -  (.|\n)*\n! \w.*  -"):
-        framework.set(network, numbered(framework, modules))
+    for layers, modules in [
+            (["x", None, "a"], ["a", "b", "c"]),
+            (["x", "x", "a"], ["a", "x", "y"]),
+            (["A", "b ", "c"], ["a", "c", "b"]),
+            # Those that Keras gives, one off.
+            (["dense_1", "dense_2"], ["dense", "dense_1"])]:
+        network = chain(*layers)[-1]
+        with refused(network, r"\n! -  (.|\n)*\n! \w.*  -"):
+            framework.set(network, numbered(framework, modules))
 
 
 @both
@@ -182,16 +190,6 @@ def test_order_of_the_alphabet(float64, framework, modules):
     assert numbers_in(named_ones) == list(range(len(modules)))
     # Other orders are those of a model.
     framework.set(network[-1], dict(reversed(list(weights.items()))))
-
-
-@both
-@pytest.mark.parametrize("modules", [
-    ["a9", "a10"], ["a10", "b2"], ["b10", "b9", "a"], ["d|1", "d|a"],
-    ["d", "d_1", "d_2"]])
-def test_orders_that_are_not_those_of_a_file(float64, framework, modules):
-    network = chain(*[None] * len(modules))
-    framework.set(network[-1], numbered(framework, modules))
-    assert numbers_in(network) == list(range(len(modules)))
 
 
 # --- what does not fit ------------------------------------------------------
@@ -290,8 +288,7 @@ OF_KERAS = {"fc0.weight": "fc0/kernel", "out.weight": "out/kernel",
             "fc1_bn.running_var": "fc1_bn/moving_variance"}
 
 
-@both
-@pytest.mark.parametrize("key, value, row", [
+MISFITS = [
     ("fc0.weight", None, r"-  +DenseLayer 'fc0', W: \({W}\)"),
     ("fc0.weight", (3, 3), r"{key}: \(3, 3\)  +DenseLayer 'fc0', W: \({W}\)"),
     ("fc0.weight", (20,), r"{key}: \(20,\)  +DenseLayer 'fc0', W: \({W}\)"),
@@ -309,8 +306,16 @@ OF_KERAS = {"fc0.weight": "fc0/kernel", "out.weight": "out/kernel",
     ("out.scale", (2,), r"{key}: \(2,\)  +-"),
     ("more.weight", (2, 2), r"{key}: \(2, 2\)  +-"),
     ("weight", (2, 2), r"{key}: \(2, 2\)  +-"),
-])
-def test_misfits(rng, floatX, framework, network, key, value, row):
+]
+
+
+@both
+def test_misfits(rng, framework, network):
+    for case in MISFITS:
+        check_misfit(rng, framework, network, *case)
+
+
+def check_misfit(rng, framework, network, key, value, row):
     weights = weights_for(rng, framework)
     if framework is KERAS:
         key = OF_KERAS.get(key, key.replace(".", "/"))
@@ -344,27 +349,24 @@ def test_nothing_fits(rng, framework, network):
 
 
 @both
-@pytest.mark.parametrize("value", [
-    np.array(["a", "b"]), np.array([None, None]), np.array([True, False]),
-    np.array([1j, 2]), "text"],
-    ids=["str", "object", "bool", "complex", "text"])
-def test_not_numeric(rng, framework, network, value):
+def test_not_numeric(rng, framework, network):
     weights = weights_for(rng, framework)
-    weights[f"out{framework.separator}bias"] = value
-    for function in (framework.set, framework.get):
-        with refused(network, "out.bias must be an array of numbers, got ",
-                     TypeError):
-            function(network, weights)
+    for value in (np.array(["a", "b"]), np.array([None, None]),
+                  np.array([True, False]), np.array([1j, 2]), "text"):
+        weights[f"out{framework.separator}bias"] = value
+        for function in (framework.set, framework.get):
+            with refused(network, "out.bias must be an array of numbers, got ",
+                         TypeError):
+                function(network, weights)
 
 
 @both
-@pytest.mark.parametrize("function", ["set", "get"])
-def test_no_network(framework, function):
-    function = getattr(framework, function)
-    for network in ("network", [InputLayer((3, 4)), 5]):
-        with pytest.raises(TypeError, match=r"\w+\(\): network must be a "
-                                            "Layer or a list of them"):
-            function(network, {})
+def test_no_network(framework):
+    for function in (framework.set, framework.get):
+        for network in ("network", [InputLayer((3, 4)), 5]):
+            with pytest.raises(TypeError, match=r"\w+\(\): network must be a "
+                                                "Layer or a list of them"):
+                function(network, {})
 
 
 @both
