@@ -54,13 +54,7 @@ class MicroBatch:
         return self.inputs[0].shape[0]
 
     def gradients(self, params, channel):
-        """Take the gradients of the parameters that the loss depends on.
-
-        Returns
-        -------
-        dict
-            Parameter → its gradient times the size.
-        """
+        """Map parameters that the loss depends on to gradients times size."""
         roots = set(theano.gof.graph.inputs([self.loss]))
         params = [param for param in params if param in roots]
         loss, is_weighted = self.loss, is_synchronized([self.loss])

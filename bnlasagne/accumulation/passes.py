@@ -61,12 +61,9 @@ class Passes:
                              "micro_batches.")
 
     def run(self, function):
-        """Call a function with each micro-batch that is not empty.
+        """Yield a function's values and the size for each micro-batch.
 
-        Yields
-        ------
-        values, size
-            What the function returned, and the size of the micro-batch.
+        Those that are empty are left out.
         """
         for state, value in self._random:
             state.set_value(value)

@@ -21,10 +21,6 @@ __all__ = ["StepMoments", "Term", "applied", "mean_gradients"]
 class Term:
     """Sum the gradients of one loss over micro-batches, weighted by size.
 
-    Parameters
-    ----------
-    name : str or int
-
     Attributes
     ----------
     size : Theano shared variable
@@ -56,11 +52,7 @@ class Term:
     def after(self, gradients, size):
         """Return the updates that add a micro-batch.
 
-        Parameters
-        ----------
-        gradients : dict
-            Parameter → its gradient times the size.
-        size : Theano variable
+        `gradients` maps parameters to their gradients times the size.
         """
         updates = collections.OrderedDict([(self.size, self.size + size)])
         for param, gradient in gradients.items():
@@ -73,16 +65,8 @@ class Term:
 def mean_gradients(terms, channel):
     """Average gradients over micro-batches, and add them up over terms.
 
-    Parameters
-    ----------
-    terms : list of Term
-    channel : Channel or None
-        To ranks that are averaged over as well, all in one message.
-
-    Returns
-    -------
-    dict
-        Parameter → gradient; zero without any micro-batch.
+    If there is a channel, its ranks are averaged over as well, all in one
+    message. Gradients are zero without any micro-batch.
     """
     states = [[T.cast(term.size, next(iter(term.sums.values())).dtype),
                *term.sums.values()] for term in terms]
@@ -109,18 +93,10 @@ def _over_ranks(lists, channel, what):
 
 
 def applied(moves):
-    """Find the applications that moves are of.
+    """Map the statistics of applications to one of their moves.
 
-    Parameters
-    ----------
-    moves : dict
-        Running average → list of moves.
-
-    Returns
-    -------
-    dict
-        The statistics of an application → one of its moves. Its mean and its
-        standard deviation have a move each.
+    `moves` maps running averages to lists of moves: the mean and the standard
+    deviation of an application have a move each.
     """
     return {tuple(move.statistics): move
             for taken in moves.values() for move in taken}

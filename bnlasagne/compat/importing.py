@@ -9,14 +9,10 @@ __all__ = ["repair_on_import"]
 def repair_on_import(during, afterwards):
     """Have modules repaired as they are imported, whoever imports them.
 
-    Parameters
-    ----------
-    during : dict of str to list of callable
-        By the names of modules: functions that return a context manager. The
-        module's code is executed within all of these, the first outermost.
-    afterwards : dict of str to list of callable
-        Functions that take the module when its code has been executed. A
-        module that is imported already is repaired at once.
+    Both arguments map names of modules to lists of functions. Those of
+    `during` return context managers, within all of which the module's code is
+    executed, the first outermost. Those of `afterwards` then take the module.
+    A module that is imported already is repaired at once.
     """
     for finder in sys.meta_path[:]:
         # By name: it may be that of another copy of this module.

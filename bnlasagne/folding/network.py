@@ -22,12 +22,7 @@ class LeftInPlace(Exception):
 
 
 class Network:
-    """Copy a network, and remove layers from the copy.
-
-    Parameters
-    ----------
-    outputs : list of Layer
-        The output layers of the original.
+    """Copy a network from its output layers; remove layers from the copy.
 
     Attributes
     ----------

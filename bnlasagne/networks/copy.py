@@ -19,20 +19,11 @@ _STREAMS = (MRG_RandomStreams, RandomStreams)
 
 
 def copy_network(layers):
-    """Copy a network, with all parameters and layers within layers.
+    """Copy a network; map its layers to their copies.
 
-    Parameters
-    ----------
-    layers : list of Layer
-        The output layers.
+    `layers` are the output layers. The copies come in the order of
+    :func:`referred_layers`, layers within layers included.
 
-    Returns
-    -------
-    dict of Layer to Layer
-        From layers to their copies, in the order of :func:`referred_layers`.
-
-    Notes
-    -----
     The copies of two layers share what the two layers share: parameters, and
     parts of parameters that are expressions. The copy shares its input layers
     with the original, so that ``get_output(copy, {l_in: x})`` works for both.

@@ -13,19 +13,11 @@ def label(layer):
 
 
 def numbered_labels(layers):
-    """Name each layer of a network so that it is told from the others.
+    """Map each layer of a network to a label that tells it from the others.
 
-    Parameters
-    ----------
-    layers : list of Layer
-        In an order that the user knows: that of
-        :func:`lasagne.layers.get_all_layers`.
-
-    Returns
-    -------
-    dict of Layer to str
-        Labels. Layers without a name, or with the same label as others, have
-        their number in the list as well, from 0.
+    Layers without a name, or with the same label as others, have their number
+    in the list as well, from 0. The order should be one that the user knows:
+    that of :func:`lasagne.layers.get_all_layers`.
     """
     labels = [label(layer) for layer in layers]
     counts = collections.Counter(labels)

@@ -68,10 +68,7 @@ def all_or_nothing():
 class Setting:
     """Collect values, and set all of them or, on an error, none.
 
-    Parameters
-    ----------
-    caller : str or None
-        The function that the user called, for messages.
+    Messages start with `caller`, the function that the user called.
     """
 
     def __init__(self, caller=None):

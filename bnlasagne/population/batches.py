@@ -43,16 +43,9 @@ def into_network(batch, place=""):
 
 
 class Batches:
-    """Iterate over the user's batches, and check each.
+    """Iterate over the user's batches, in so many passes, and check each.
 
-    Parameters
-    ----------
-    batches : iterable or callable
-        See :func:`update_population_statistics`.
-    inputs : dict
-        Input layer → its variable.
-    passes : int
-        How often the batches will be iterated.
+    `inputs` maps the input layers to their variables.
     """
 
     def __init__(self, batches, inputs, passes):

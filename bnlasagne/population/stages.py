@@ -72,13 +72,7 @@ class Group:
 class MeasuredNetwork:
     """Find the applications of batch normalization layers in a network.
 
-    Parameters
-    ----------
-    outputs : list of Layer
-    one_pass : bool
-        Whether layers normalize by the statistics of the batch.
-    kwargs : dict
-        Passed on to :func:`lasagne.layers.get_output`.
+    With `one_pass`, layers normalize by the statistics of the batch.
 
     Attributes
     ----------

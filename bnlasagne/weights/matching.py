@@ -35,11 +35,8 @@ def match(framework, entries, weights):
 
     A layer that shares all parameters with an earlier layer is a second
     application of the same module; unless there are weights for each of them.
-
-    Returns
-    -------
-    list of Pair
-        One for each layer, and then those with the weights that are left.
+    Return a list with a `Pair` for each layer, and then with the weights that
+    are left.
     """
     groups = _groups(framework, weights)
     if len(groups) < len(entries):
@@ -266,17 +263,9 @@ def _hints(framework, entry, missing, extra, keys):
 def compare(caller, what, rows, hints=()):
     """Raise a ValueError that lists both sides, unless all rows fit.
 
-    Parameters
-    ----------
-    caller : str
-        The function that the user called.
-    what : str
-        The thing that has the weights, such as a file.
-    rows : iterable of pairs of (str, tuple of int)
-        Names and shapes: the one found, and the one that the network needs;
-        None for nothing. They fit if the shapes are the same.
-    hints : iterable of str
-        Sentences that say what to do, for the end of the message.
+    A row is a pair of (name, shape): the one found, and the one that the
+    network needs; None for nothing. It fits if the shapes are the same. `what`
+    has the weights, such as a file. `hints` are sentences that say what to do.
     """
     rows = list(rows)
     fits = [None not in row and row[0][1] == row[1][1] for row in rows]
