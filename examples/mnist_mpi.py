@@ -1,35 +1,32 @@
-"""Digits on several processes: each step's batch is shared out among them.
+"""Train on digits in several processes, which share each batch.
 
-Trains the network of ``mnist.py``, with batch norm, on as many processes as
-``mpiexec`` starts, the ranks; on as many machines, too::
+Trains the network of ``mnist.py``, with batch norm, in as many processes as
+``mpiexec`` starts, the ranks; on several machines, too::
 
     mpiexec -n 2 python -m mpi4py examples/mnist_mpi.py
 
-(``python -m mpi4py`` ends all of them where one ends with an error.) Each rank
-computes with one part of the batch. What the ranks exchange are the sums that
-batch norm's statistics are made of, and the gradients: all make the step that
-one process would make with the whole batch. In the end, they find the
-statistics of all training digits together, each from its own share of these,
-and test the network, again each with its share.
+(``python -m mpi4py`` ends all ranks if one ends with an error.) Each rank
+computes one part of the batch. The ranks exchange the moments of their parts
+and the gradients, so they make the step that one process would make with the
+whole batch. In the end, they compute the statistics of all training digits
+together, each rank from its share of the digits. They also share the test.
 
-Then rank 0 makes the first steps once more, alone and with whole batches, and
-compares: if that leads to other weights than the ranks came to together, the
-program ends with an error.
+Then rank 0 makes the first steps once more, alone and with whole batches. If
+this leads to other weights, the program ends with an error.
 
-Where ranks share a machine, each should keep to one core: set OMP_NUM_THREADS
-to 1. A network this small is no faster on two cores than on one.
+If ranks share a machine, each should use one core: set OMP_NUM_THREADS to 1. A
+network this small is no faster on two cores than on one.
 """
 
 import argparse
 import sys
-from collections import namedtuple
+from typing import Callable, NamedTuple
 
 import options  # isort: skip  # First: it has Ctrl-C end in one line.
 
 # First: repairs imports.
 from bnlasagne import (  # isort: skip
     average_gradients,
-    batch_norm,
     broadcast_params,
     update_population_statistics,
     world,
@@ -40,71 +37,44 @@ import lasagne
 import numpy as np
 import theano
 import theano.tensor as T
-from mnist import ALPHA, CHUNK_SIZE, batches, chunks_of, steps_to_test
+from network import (
+    CHUNK_SIZE,
+    are_right,
+    batches,
+    build_network,
+    chunks_of,
+    steps_to_test,
+    training_loss,
+)
 from tqdm import tqdm
 
-# After so many steps, the ranks must have come to what one process comes to.
+# After so many steps, the ranks must have the weights of one process.
 # Rounding errors grow with every step.
 CHECK_STEPS = 20
 TOLERANCE = 1e-4
 
-Network = namedtuple("Network", "output train count_right")
-Network.__doc__ = """A network's output layer, and its two functions."""
 
+class Network(NamedTuple):
+    """The output layer of a network, and functions of images and labels.
 
-def build_network(x, seed, comm):
-    """Build 784-100-100-100-10, with batch norm.
-
-    Parameters
-    ----------
-    x : Theano tensor4
-        This rank's images, shape (its part of the batch, 1, 28, 28).
-    seed : int
-        Of the weights.
-    comm : mpi4py communicator or None
-        The ranks that share each batch; None for one process alone.
-
-    Returns
-    -------
-    lasagne.layers.Layer
-        The output layer, with 10 units.
+    They take those of this rank. `train` makes a step, together with the other
+    ranks, and returns the loss of the whole batch. `count_right` returns how
+    many of this rank's images the network names right.
     """
-    lasagne.random.set_rng(np.random.RandomState(seed))
-    weights = lasagne.init.Normal(0.1)
-    network = lasagne.layers.InputLayer((None, 1, 28, 28), x)
-    for number in 1, 2, 3:
-        network = batch_norm(lasagne.layers.DenseLayer(
-            network, 100, W=weights, name=f"hidden{number}",
-            nonlinearity=lasagne.nonlinearities.sigmoid,
-        ), alpha=ALPHA, comm=comm)
-    return lasagne.layers.DenseLayer(
-        network, 10, W=weights, nonlinearity=lasagne.nonlinearities.softmax)
+
+    output: lasagne.layers.Layer
+    train: Callable
+    count_right: Callable
 
 
 def compile_network(learning_rate, seed, comm):
-    """Compile the functions that train and test a network.
+    """Build a network, and compile the functions that train and test it.
 
-    Parameters
-    ----------
-    learning_rate : float
-    seed : int
-        Of the weights.
-    comm : mpi4py communicator or None
-        See `build_network`.
-
-    Returns
-    -------
-    Network
-        Both functions take this rank's images and labels. `train` makes a
-        step, together with the other ranks, and returns the loss of the whole
-        batch; `count_right` returns how many of this rank's images the network
-        names right.
+    `comm` are the ranks that share each batch; None for one process alone.
     """
     x, y = T.tensor4("x"), T.ivector("y")
-    network = build_network(x, seed, comm)
-
-    prediction = lasagne.layers.get_output(network)
-    loss = lasagne.objectives.categorical_crossentropy(prediction, y).mean()
+    network = build_network(x, seed, comm=comm)
+    loss = training_loss(network, y)
     params = lasagne.layers.get_all_params(network, trainable=True)
     if comm is None:
         gradients = theano.grad(loss, params)
@@ -114,23 +84,22 @@ def compile_network(learning_rate, seed, comm):
     updates = lasagne.updates.sgd(gradients, params, learning_rate)
     train = theano.function([x, y], loss, updates=updates)
 
-    prediction = lasagne.layers.get_output(network, deterministic=True)
-    right = T.sum(T.eq(T.argmax(prediction, axis=1), y))
-    return Network(network, train, theano.function([x, y], right))
+    right = theano.function([x, y], are_right(network, y).sum())
+    return Network(network, train, right)
 
 
 def part_of(batch, comm):
-    """This rank's part of a batch; parts differ in size by one at most."""
+    """Take this rank's part of a batch; parts differ by one digit at most."""
     return [np.array_split(array, comm.size)[comm.rank] for array in batch]
 
 
 def share_of(array, comm):
-    """This rank's share of all digits: every so many'th, from its own."""
+    """Take this rank's share of all digits."""
     return array[comm.rank::comm.size]
 
 
 def values_of(network):
-    """All parameters of a network, running averages included."""
+    """List all parameters of a network, running averages included."""
     return lasagne.layers.get_all_param_values(network.output)
 
 
@@ -144,51 +113,30 @@ def accuracy(network, data, comm):
 def train(network, data, args, comm):
     """Train a network on all ranks; print the loss and the test accuracy.
 
-    Parameters
-    ----------
-    network : Network
-    data : digits.Digits
-        All of them, alike on all ranks.
-    args : argparse.Namespace
-        The command line.
-    comm : mpi4py communicator
-
-    Returns
-    -------
-    list of array
-        The parameters after `CHECK_STEPS` steps, or the last.
+    Returns the parameters after `CHECK_STEPS` steps, or the last step.
     """
     # All ranks draw the same batches, by the same seed.
     stream = batches(data.x_train, data.y_train, args.batch_size, args.seed)
     stops = set(steps_to_test(args.steps))
-    with tqdm(total=args.steps, unit=" steps",
-              disable=args.quiet or comm.rank > 0) as bar:
-        for step in range(1, args.steps + 1):
-            loss = network.train(*part_of(next(stream), comm))
-            bar.update()
-            if step == min(args.steps, CHECK_STEPS):
-                checked = values_of(network)
-            if step in stops:
-                # Not on rank 0 only: testing takes all ranks.
-                right = accuracy(network, data, comm)
-                if comm.rank == 0:
-                    bar.write(f"{step:7d}   {float(loss):13.4f}   "
-                              f"{right:13.4f}")
+    for step in tqdm(range(1, args.steps + 1), unit=" steps",
+                     disable=args.quiet or comm.rank > 0):
+        loss = network.train(*part_of(next(stream), comm))
+        if step == min(args.steps, CHECK_STEPS):
+            checked = values_of(network)
+        if step in stops:
+            # Not on rank 0 only: testing takes all ranks.
+            right = accuracy(network, data, comm)
+            if comm.rank == 0:
+                options.say(f"{step:7d}   {float(loss):13.4f}   "
+                            f"{right:13.4f}")
     return checked
 
 
 def check(found, data, args):
-    """Make the first steps in one process, and compare; for rank 0 alone.
+    """Make the first steps in one process, and compare; on rank 0 alone.
 
-    Nothing in here may take other ranks: they are not there.
-
-    Parameters
-    ----------
-    found : list of list of array
-        The parameters that each rank came to.
-    data : digits.Digits
-    args : argparse.Namespace
-        The command line.
+    `found` are the parameters that each rank has come to. Nothing in here may
+    send messages: the other ranks are not there.
     """
     steps = min(args.steps, CHECK_STEPS)
     network = compile_network(args.learning_rate, args.seed, None)
@@ -209,9 +157,9 @@ def check(found, data, args):
 
 
 def on_rank_0(comm, function, *arguments):
-    """Call a function on rank 0 only, where all ranks wait for its result.
+    """Call a function on rank 0 only; all ranks wait for its result.
 
-    If it exits, so do all ranks. Any other error ends the job.
+    If it exits, all ranks exit. Any other error ends the job.
     """
     result = code = None
     if comm.rank == 0:
@@ -220,7 +168,7 @@ def on_rank_0(comm, function, *arguments):
         except SystemExit as error:
             code = error.code or 0
             if isinstance(code, str):
-                # Now, for when another rank has ended it may be too late.
+                # Now: once another rank has ended, it may be too late.
                 print(code, file=sys.stderr, flush=True)
                 code = 1
     result, code = comm.bcast((result, code))
@@ -231,13 +179,7 @@ def on_rank_0(comm, function, *arguments):
 
 def load(args, n_ranks):
     """Load the digits, and check that there are enough for a batch."""
-    try:
-        data = digits.load(args.data)
-    except digits.DataError as error:
-        sys.exit(f"mnist_mpi.py: error: {error}")
-    if args.batch_size > len(data.x_train):
-        sys.exit(f"mnist_mpi.py: error: --batch-size is {args.batch_size}, "
-                 f"but there are {len(data.x_train)} digits to train on")
+    data = digits.load_or_exit(args.data, {"--batch-size": args.batch_size})
     if args.batch_size < n_ranks:
         sys.exit(f"mnist_mpi.py: error: --batch-size is {args.batch_size}, "
                  f"but each of {n_ranks} processes is to have a digit")
@@ -249,13 +191,8 @@ def parse_arguments():
     parser = argparse.ArgumentParser(
         description="Train a network with batch normalization on digits, on "
         "several processes: mpiexec -n 2 python -m mpi4py %(prog)s")
-    parser.add_argument(
-        "--steps", type=options.at_least(1), default=1000, metavar="N",
-        help="train for N steps (default: %(default)s)")
-    parser.add_argument(
-        "--batch-size", type=options.BATCH_SIZE, default=60, metavar="N",
-        help="digits in a batch, of all processes together "
-        "(default: %(default)s)")
+    options.add_steps(parser, 1000)
+    options.add_batch_size(parser, 60, ", of all processes together")
     options.add_learning_rate(parser, 0.1, "gradient descent")
     options.add_seed(parser)
     options.add_data(parser)
@@ -268,7 +205,7 @@ def main():
         comm = world()
     except ImportError as error:
         sys.exit(f"mnist_mpi.py: error: {error}")
-    # Also what it prints if it is wrong, and files that are to be fetched.
+    # On one rank only: messages are printed once, and files fetched once.
     args = on_rank_0(comm, parse_arguments)
     data = on_rank_0(comm, load, args, comm.size)
     if comm.rank == 0:
@@ -278,7 +215,7 @@ def main():
         options.announce_compiling(args.quiet)
         print("  steps   training loss   test accuracy", flush=True)
 
-    # Ranks may start from different weights: those of rank 0 are everyone's.
+    # Ranks may start from different weights: all take those of rank 0.
     seed = (args.seed + comm.rank) % 2 ** 32
     network = compile_network(args.learning_rate, seed, comm)
     broadcast_params(network.output, comm)

@@ -1,24 +1,34 @@
-"""What the examples share: options, what they say first, and how they end.
+"""Read the options of examples, announce compiling, and end by Ctrl-C.
 
 Importing this module has Ctrl-C end a program in one line, with the status
 130 that a shell reports for it, while it imports or compiles as well.
 """
 
 import argparse
+import contextlib
 import math
 import os
 import sys
 
+from tqdm import tqdm
+
 __all__ = [
-    "BATCH_SIZE",
+    "INTERRUPTED",
+    "add_batch_size",
     "add_data",
     "add_learning_rate",
     "add_output",
     "add_seed",
+    "add_steps",
     "announce_compiling",
     "at_least",
     "has_compiler",
+    "say",
+    "steps_of",
 ]
+
+# What a shell reports for a program that Ctrl-C ended.
+INTERRUPTED = 130
 
 
 def _end_in_one_line(kind, error, trace, show=sys.excepthook):
@@ -26,14 +36,14 @@ def _end_in_one_line(kind, error, trace, show=sys.excepthook):
     if not issubclass(kind, KeyboardInterrupt):
         return show(kind, error, trace)
     print("Interrupted.", file=sys.stderr, flush=True)
-    raise SystemExit(130)
+    raise SystemExit(INTERRUPTED)
 
 
 sys.excepthook = _end_in_one_line
 
 
 def has_compiler():
-    """Whether Theano has a C++ compiler."""
+    """Tell whether Theano has a C++ compiler."""
     # Not at the top: the package repairs this import.
     import theano
 
@@ -41,13 +51,7 @@ def has_compiler():
 
 
 def announce_compiling(quiet):
-    """Say what the program does before it prints anything else.
-
-    Parameters
-    ----------
-    quiet : bool
-        Whether to say nothing.
-    """
+    """Say what the program does before it prints anything else."""
     if not quiet:
         print("Compiling; about a minute the first time, a few seconds from "
               "then on." if has_compiler() else
@@ -57,20 +61,35 @@ def announce_compiling(quiet):
               file=sys.stderr, flush=True)
 
 
+@contextlib.contextmanager
+def steps_of(args):
+    """Yield the numbers of the steps to make, 1 to `args.steps`.
+
+    There is a progress bar. Ctrl-C ends the ``with`` statement early.
+    """
+    made = 0
+
+    def numbers():
+        nonlocal made
+        for number in tqdm(range(1, args.steps + 1), unit=" steps",
+                           disable=args.quiet):
+            yield number
+            made = number
+
+    try:
+        yield numbers()
+    except KeyboardInterrupt:
+        say(f"Interrupted after {made} steps.")
+
+
+# Print a line above the progress bar.
+say = tqdm.write
+
+
 def at_least(least, reason=""):
-    """The type of an option that takes a whole number.
+    """Return the type of an option that takes a whole number from `least` on.
 
-    Parameters
-    ----------
-    least : int
-        The smallest that is allowed.
-    reason : str
-        For the message.
-
-    Returns
-    -------
-    function
-        For the parameter `type` of ``add_argument()``.
+    It goes to ``add_argument(type=...)``. `reason` is part of the message.
     """
     def convert(text):
         number = int(text)
@@ -80,9 +99,6 @@ def at_least(least, reason=""):
         return number
     convert.__name__ = "int"  # argparse names it: "invalid int value"
     return convert
-
-
-BATCH_SIZE = at_least(2, ", for one digit has no variance")
 
 
 def _positive(text):
@@ -108,6 +124,21 @@ def _png(text):
 
 
 _positive.__name__, _seed.__name__ = "float", "int"
+
+
+def add_steps(parser, default, more=""):
+    """Add ``--steps``."""
+    parser.add_argument(
+        "--steps", type=at_least(1), default=default, metavar="N",
+        help=f"train for N steps (default: %(default)s{more})")
+
+
+def add_batch_size(parser, default, of=""):
+    """Add ``--batch-size``."""
+    parser.add_argument(
+        "--batch-size", type=at_least(2, ", for one digit has no variance"),
+        default=default, metavar="N",
+        help=f"digits in a batch{of} (default: %(default)s)")
 
 
 def add_learning_rate(parser, default, rule):

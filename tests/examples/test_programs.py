@@ -1,4 +1,4 @@
-"""The examples' programs, mostly run in this process, on made-up digits."""
+"""Run the examples' programs, mostly in this process, on made-up digits."""
 
 import contextlib
 import os
@@ -104,7 +104,8 @@ def test_mnist_quiet_and_interrupted(npz, tmp_path):
     assert process.returncode == 130, errors
     assert "steps/s" not in errors
     assert table("".join(before))[0].step == 100
-    assert re.search(r"Interrupted after \d+ steps\.", after)
+    [steps] = re.findall(r"Interrupted after (\d+) steps\.", after)
+    assert int(steps) >= 100
     assert_shows_two_curves(tmp_path / "a.png")
 
 
@@ -144,7 +145,7 @@ def test_mnist_says_what_it_takes(example, monkeypatch, capsys, cxx, steps,
     ([[0.9, 0.8, 0.8], [0.6, 0.6, 0.8]], "the running averages do not win"),
 ])
 def test_mnist_concludes(example, rows, says):
-    conclusion = example("mnist").conclusion_from(rows)
+    conclusion = example("compare_statistics").conclusion_from(rows)
     assert says in conclusion
     assert max(map(len, conclusion.splitlines())) < 80
 
@@ -236,25 +237,28 @@ def test_mnist_batch_larger_than_the_data(example, npz):
 @pytest.mark.parametrize("steps, exits", [("1", True), ("0", False)])
 def test_mnist_few_data_for_the_statistics(example, digits, npz, steps, exits):
     module = example("mnist", "--batch-size", "2", "--statistics-steps", steps)
-    data = digits.load(str(npz))
-    data = data._replace(x_train=data.x_train[:59], y_train=data.y_train[:59])
-    args = module.parse_arguments()
+    with np.load(str(npz)) as arrays:
+        np.savez(str(npz), **{name: array[:59]
+                              for name, array in arrays.items()})
+    sizes = module.batch_sizes(module.parse_arguments())
     if exits:
         with pytest.raises(SystemExit, match="60, but there are 59 digits"):
-            module.check_enough(data, args)
+            digits.load_or_exit(npz, sizes)
     else:
-        module.check_enough(data, args)
+        digits.load_or_exit(npz, sizes)
 
 
 def test_mnist_statistics_are_those_of_all_digits(
         example, digits, npz, quick):
     mnist = example("mnist", "--quiet", "--statistics-steps", "3")
+    comparison = example("compare_statistics")
     data, args = digits.load(str(npz)), mnist.parse_arguments()
-    network = mnist.train_in_batches_of(4, data, args)
+    network = mnist.compile_network(True, args)
+    comparison.train_in_batches_of(4, network, data, args)
     layers = [layer for layer in get_all_layers(network.output)
               if isinstance(layer, BatchNormLayer)]
     averages = [layer.std.get_value() for layer in layers]
-    row, found = mnist.test_statistics(network, 4, data, args)
+    row, found = comparison.test_statistics(network, 4, data, args)
     assert len(row) == 3
     assert [layer.name for layer in found] == [
         "hidden1_bn", "hidden2_bn", "hidden3_bn"]
@@ -263,28 +267,28 @@ def test_mnist_statistics_are_those_of_all_digits(
         assert_array_equal(found.replaced[layer][1], average)
 
 
-def test_mnist_statistics_interrupted(example, monkeypatch, capsys):
-    mnist = example("mnist", "--quiet")
+def test_mnist_statistics_interrupted(example, capsys):
+    args = example("mnist", "--quiet").parse_arguments()
 
-    def interrupt(*_):
+    def interrupt():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(mnist, "train_in_batches_of", interrupt)
-    assert mnist.compare_statistics(None, mnist.parse_arguments()) is False
+    compare = example("compare_statistics").compare_statistics
+    assert compare(interrupt, None, args) is False
     assert capsys.readouterr().out.endswith("\nInterrupted.\n")
 
 
 @pytest.mark.parametrize("output, expected", [
     ("a.png", "a_statistics.png"), ("a.b/c.PNG", "a.b/c_statistics.PNG")])
 def test_mnist_statistics_path(example, output, expected):
-    assert example("mnist").statistics_path(output) == expected
+    assert example("compare_statistics").statistics_path(output) == expected
 
 
-def test_mnist_networks_start_alike(example):
-    mnist = example("mnist")
+def test_networks_start_alike(example):
+    build_network = example("network").build_network
     weights = []
     for normalize in False, True:
-        network = mnist.build_network(T.tensor4(), normalize, seed=3)
+        network = build_network(T.tensor4(), 3, normalize)
         weights.append([param.get_value() for param in get_all_params(network)
                         if param.name.split(".")[-1] == "W"])
     assert [w.shape for w in weights[0]] == [
@@ -293,22 +297,23 @@ def test_mnist_networks_start_alike(example):
         assert_array_equal(without, with_)
 
 
-@pytest.mark.parametrize("name", ["mnist", "cnn"])
+@pytest.mark.parametrize("name", ["network", "cnn"])
 @pytest.mark.parametrize("normalize, expected", [(True, 3), (False, 0)])
 def test_layers_that_are_normalized(example, name, normalize, expected):
-    arguments = {"mnist": {"seed": 1}, "cnn": {}}[name]
-    network = example(name).build_network(T.tensor4(), normalize, **arguments)
+    arguments = {"network": {"seed": 1}, "cnn": {}}[name]
+    network = example(name).build_network(T.tensor4(), normalize=normalize,
+                                          **arguments)
     layers = get_all_layers(network)
     normalized = [isinstance(layer, BatchNormLayer) for layer in layers]
     assert sum(normalized) == expected
     assert network.output_shape == (None, 10)
 
 
-def test_mnist_batches(example, arrays):
-    mnist = example("mnist")
+def test_batches(example, arrays):
+    batches = example("network").batches
     x, y = np.arange(50), arrays["y_test"]
-    stream = mnist.batches(x, y, 20, seed=4)
-    again = mnist.batches(x, y, 20, seed=4)
+    stream = batches(x, y, 20, seed=4)
+    again = batches(x, y, 20, seed=4)
     epochs = []
     for _ in range(2):
         pairs = [next(stream), next(stream)]
@@ -328,8 +333,8 @@ def test_mnist_batches(example, arrays):
     (1000, [100, 200, 300, 500, 700, 1000]),
     (4000, [100, 200, 300, 500, 700, 1000, 2000, 3000, 4000]),
 ])
-def test_mnist_steps_to_test(example, steps, expected):
-    assert example("mnist").steps_to_test(steps) == expected
+def test_steps_to_test(example, steps, expected):
+    assert example("network").steps_to_test(steps) == expected
 
 
 @needs_compiler  # for 700 steps take minutes without
