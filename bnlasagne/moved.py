@@ -3,24 +3,29 @@
 import sys
 import types
 
-from . import folding, population
+from .averages.schedules import CumulativeAverage
 from .folding.fold import Folding, fold_batch_norm
-from .kernels import moments
+from .kernels.moments import Moments
+from .layers.conventions import Statistics
 from .layers.layer import BatchNormLayer
 from .layers.wrapping import batch_norm
-from .parallel import channel
+from .parallel.channel import RanksDisagree, channel_of_world
 from .population.population import PopulationStatistics
 
 __all__ = []
 
-vars(folding).update(Folding=Folding, fold_batch_norm=fold_batch_norm)
-population.PopulationStatistics = PopulationStatistics
+_MOVED = {
+    "communication": [RanksDisagree, channel_of_world],
+    "conventions": [Statistics],
+    "folding": [Folding, fold_batch_norm],
+    "layer": [BatchNormLayer, batch_norm],
+    "moments": [Moments],
+    "population": [PopulationStatistics],
+    "schedules": [CumulativeAverage],
+}
 
-_layer = types.ModuleType("bnlasagne.layer")
-vars(_layer).update(BatchNormLayer=BatchNormLayer, batch_norm=batch_norm)
-
-sys.modules.update({
-    "bnlasagne.communication": channel,
-    "bnlasagne.layer": _layer,
-    "bnlasagne.moments": moments,
-})
+for _name, _objects in _MOVED.items():
+    _name = "bnlasagne." + _name
+    _module = sys.modules.setdefault(_name, types.ModuleType(_name))
+    for _object in _objects:
+        setattr(_module, _object.__name__, _object)
