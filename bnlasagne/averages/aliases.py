@@ -14,14 +14,8 @@ import copy
 import theano
 from theano.compile.sharedvalue import SharedVariable
 
-__all__ = [
-    "Alias",
-    "UpdatedAverage",
-    "aliases_among",
-    "application_of",
-    "average_of",
-    "new_alias",
-]
+__all__ = ["Alias", "UpdatedAverage", "aliases_among", "application_of",
+           "average_of", "new_alias"]
 
 
 class UpdatedAverage(theano.Op):

@@ -12,22 +12,12 @@ from ..theano_tools.needed import needed
 from .marker import Marker, Parts
 from .moves import Move, ScheduledMove, are_equal
 
-__all__ = [
-    "Application",
-    "applications_in",
-    "lifted",
-    "markers_in",
-    "without_markers",
-]
+__all__ = ["Application", "applications_in", "lifted", "markers_in",
+           "without_markers"]
 
 
 class Application:
-    """Read an application of a layer from its marker.
-
-    Parameters
-    ----------
-    node : Theano node
-        With a `Marker`.
+    """Read an application of a layer from the node of its marker.
 
     Attributes
     ----------
@@ -62,11 +52,7 @@ class Application:
         self.alpha, self.count, *self.statistics = parts.batch or (None, None)
 
     def moves(self):
-        """List each alias with its move.
-
-        Those of the running averages come first, then those of variables
-        that a schedule of their weight moves on.
-        """
+        """List each alias with its move, those of schedules last."""
         scheduled = zip(self._parts.scheduled, self._parts.next_values)
         return [(average, Move(index, self.input, self.alpha, self.count,
                                self.statistics, self._fused))
@@ -79,11 +65,7 @@ class Application:
         return [self.input, *itertools.chain(*self._parts[1:])]
 
     def unmarked(self, computed):
-        """Return the output without its marker.
-
-        `computed` are the variables whose values are
-        :func:`~bnlasagne.theano_tools.needed.needed`.
-        """
+        """Return the output without its marker; see `needed`."""
         if self.output not in computed and (
                 self.input.type == self.output.type):
             # Only the shape is asked for, and that is the input's.
@@ -92,10 +74,9 @@ class Application:
 
 
 def applications_in(outputs):
-    """List the applications of layers whose values variables depend on.
+    """List the applications whose values variables depend on, in order.
 
-    They are in order of application. Those in loops, say, are among them; see
-    :func:`markers_in`.
+    Those in loops, say, are among them; see :func:`markers_in`.
     """
     found = {}
     for application in map(Application, markers_in(outputs)):
@@ -128,10 +109,7 @@ def markers_in(outputs, kinds=(Scan, theano.OpFromGraph)):
 
 
 def lifted(marker, constants):
-    """Copy a marker from a graph within a node to the graph outside.
-
-    `constants` maps variables within to variables outside.
-    """
+    """Copy a marker from a graph within a node to the graph outside."""
     output, *rest = marker.inputs
     copies = clone_get_equiv([], rest, memo=dict(constants))
     return marker.clone_with_new_inputs(
@@ -139,10 +117,7 @@ def lifted(marker, constants):
 
 
 def without_markers(variables, inputs=()):
-    """Copy variables without the markers in what they depend on.
-
-    `inputs` are variables to stop at, which stay as they are.
-    """
+    """Copy variables, without the markers between them and `inputs`."""
     copies = Copies()
     for node in io_toposort(inputs, variables):
         if isinstance(node.op, Marker):

@@ -34,11 +34,9 @@ __all__ = ["resolve"]
 class ResolveAverages(toolbox.Feature):
     """Resolve the running averages of each function's graph as it is made.
 
-    Theano attaches it to the graph of every function before it optimizes, in
-    all modes, also those without any optimization.
+    Theano attaches it to every graph before it optimizes, in all modes.
     """
 
-    # Whatever the user asks Theano to check in the user's own expressions.
     @quiet_checks()
     def on_attach(self, fgraph):
         # For a test value, Theano compiles the iteration of a loop by itself:
@@ -47,7 +45,7 @@ class ResolveAverages(toolbox.Feature):
                    for variable in fgraph.inputs}
         aliases.update(aliases_among(fgraph.inputs))
         resolve(fgraph, aliases)
-        # What was to do is done, nothing is left to listen for.
+        # Nothing is left to listen for.
         raise toolbox.AlreadyThere("running averages are resolved")
 
 
@@ -55,15 +53,10 @@ function_module.std_fgraph.features.append(ResolveAverages)
 
 
 def resolve(fgraph, aliases):
-    """Replace all placeholders in a graph, and remove the markers.
+    """Replace all placeholders in a graph, in place, and remove the markers.
 
-    Parameters
-    ----------
-    fgraph : FunctionGraph
-        The graph, which is changed in place.
-    aliases : dict
-        For the graph's inputs that may stand for a stored variable, their
-        `Alias`.
+    `aliases` maps inputs that may stand for a stored variable to their
+    `Alias`.
     """
     loops = [_replace_loop(fgraph, node, aliases)
              for node in fgraph.toposort() if is_marked_loop(node)]
@@ -100,12 +93,8 @@ def _replace_loop(fgraph, node, aliases):
 class _Updates:
     """Set the new values of a graph's inputs.
 
-    Attributes
-    ----------
-    outputs : dict
-        Input → index of the output that updates it.
-    placeholders : dict
-        Alias → placeholder for its new value.
+    `outputs` maps an input to the index of the output that updates it,
+    `placeholders` an alias to the placeholder for its new value.
     """
 
     def __init__(self, fgraph, nodes):
@@ -118,9 +107,6 @@ class _Updates:
 
     def __contains__(self, variable):
         return variable in self.outputs or variable in self.placeholders
-
-    def new_value(self, variable):
-        return self.fgraph.outputs[self.outputs[variable]]
 
     def set(self, variable, value):
         if variable in self.placeholders:
@@ -153,7 +139,8 @@ def _update_as_one(updates, group, chains, moved):
     moves = [move for move in chains.of(updated)
              if not isinstance(move, ScheduledMove)
              or moved.intersection(move.averages)]
-    value = updates.new_value(average) if given else chain(average, moves)
+    value = updates.fgraph.outputs[updates.outputs[average]] if given \
+        else chain(average, moves)
     for alias in group:
         updates.set(alias, value)
         # Now Theano can tell that what overwrites the one overwrites the

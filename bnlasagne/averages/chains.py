@@ -10,23 +10,10 @@ __all__ = ["Chains", "chain", "out_of_reach"]
 class Chains:
     """Find the moves of each stored variable in a graph.
 
-    Parameters
-    ----------
-    nodes : list of Theano nodes
-        Those of the graph.
-    loops : list of Loop
-    computed : set of Theano variables
-        See :func:`bnlasagne.theano_tools.needed.needed`. Applications and
-        loops that are not among them move nothing.
-    aliases : dict
-        For the variables that may stand for a stored one, their `Alias`.
-
-    Attributes
-    ----------
-    applications : list of Application
-    moves : dict
-        Alias → list of moves. A move's method ``advance(value)`` takes the
-        value before and returns the value after.
+    `moves` maps an alias to a list of moves, of which ``advance(value)``
+    returns the value after. Applications and loops that are not `computed`
+    move nothing. `aliases` maps the variables that may stand for a stored one
+    to their `Alias`.
     """
 
     def __init__(self, nodes, loops, computed, aliases):
@@ -53,11 +40,10 @@ class Chains:
                 raise out_of_reach(alias)
 
     def groups(self):
-        """List the aliases of each stored variable that moves, in groups.
+        """Group each stored variable that moves with its aliases.
 
-        All are in order of application. The stored variable is in its group,
-        too. Variables in schedules of weights come last: whether they move
-        depends on the averages.
+        All are in order of application; but variables in schedules of weights
+        come last, as whether they move depends on the averages.
         """
         groups = {id(self.aliases[alias].container): []
                   for alias in self.moves if alias in self.aliases}

@@ -22,14 +22,8 @@ from .chains import Chains, chain
 from .loops import Loop, LoopMoves, is_marked_loop
 from .moves import ScheduledMove, are_equal
 
-__all__ = [
-    "check_applied",
-    "combined",
-    "find_moves",
-    "get_batch_norm_updates",
-    "scheduled_updates",
-    "wanted_averages",
-]
+__all__ = ["check_applied", "combined", "find_moves",
+           "get_batch_norm_updates", "scheduled_updates", "wanted_averages"]
 
 
 def get_batch_norm_updates(outputs, layers=None, combine="chain"):
@@ -91,15 +85,19 @@ def get_batch_norm_updates(outputs, layers=None, combine="chain"):
     [mean, std]
     >>> train = theano.function([x], output, updates=updates)
     """
-    if combine not in ("chain", "pool", "error"):
-        raise ValueError("get_batch_norm_updates(): combine must be 'chain', "
-                         f"'pool' or 'error', got {combine!r}.")
     caller = "get_batch_norm_updates()"
+    if combine not in ("chain", "pool", "error"):
+        raise ValueError(f"{caller}: combine must be 'chain', 'pool' or "
+                         f"'error', got {combine!r}.")
     wanted = wanted_averages(layers, caller)
     moves = find_moves(_checked_outputs(outputs, caller), wanted)
     check_applied(wanted, moves, caller)
     if wanted is None and not moves:
-        warnings.warn(_NO_APPLICATION, stacklevel=2)
+        warnings.warn(
+            f"{caller}: there is nothing to update, as no training output of "
+            "a batch normalization layer is part of `outputs`. Pass "
+            "get_output(network), or a loss computed from it, built without "
+            "deterministic=True.", stacklevel=2)
     updates = collections.OrderedDict(
         (average, combined(average, own, combine))
         for average, own in moves.items())
@@ -108,18 +106,10 @@ def get_batch_norm_updates(outputs, layers=None, combine="chain"):
     return updates
 
 
-_NO_APPLICATION = (
-    "get_batch_norm_updates(): there is nothing to update, as no training "
-    "output of a batch normalization layer is part of `outputs`. Pass "
-    "get_output(network), or a loss computed from it, built without "
-    "deterministic=True.")
-
-
 def find_moves(outputs, wanted=None):
-    """Map each running average that moves in a graph to its moves.
+    """Map each running average that moves in a graph to its moves, in order.
 
-    They are in order of application. `wanted` is what :func:`wanted_averages`
-    returned; None: all averages.
+    `wanted` are the :func:`wanted_averages`; None: all.
     """
     aliases = aliases_among(inputs(outputs))
     originals = {alias: average_of(alias) for alias in aliases}
@@ -157,8 +147,7 @@ def _chains(outputs, aliases, originals, wanted):
 def scheduled_updates(moves):
     """Return the updates of variables that move on with the averages.
 
-    `moves` are those that :func:`find_moves` returned. Updates of loops
-    include what moves on in them.
+    Updates of loops include what moves on in them.
     """
     return {variable: next_value(variable)
             for own in moves.values() for move in own
@@ -179,7 +168,6 @@ def check_applied(wanted, moves, caller):
 
 
 def _checked_outputs(outputs, caller):
-    """Return outputs as a list."""
     outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [
         outputs]
     for output in outputs:
@@ -220,11 +208,7 @@ def _has_averages(layer):
 
 
 def combined(average, moves, combine):
-    """Return the value of an average after its moves.
-
-    `moves` are those that :func:`find_moves` returned; for `combine`, see
-    :func:`get_batch_norm_updates`.
-    """
+    """Return the value of an average after its moves."""
     if len(moves) > 1 and combine == "error":
         raise ValueError(
             f"The running average {average} is to be updated by {len(moves)} "

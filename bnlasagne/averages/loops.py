@@ -28,23 +28,11 @@ __all__ = ["Loop", "LoopMoves", "is_marked_loop"]
 
 
 class Loop:
-    """Make a loop like another, with the averages resolved in it.
+    """Make a loop like that of a node, with the averages resolved in it.
 
-    Parameters
-    ----------
-    node : Theano node
-        The loop as the user built it.
-    aliases : dict
-        For the variables that may stand for a stored one, their `Alias`.
-    resolve : callable
-        Resolves the averages in the graph of an iteration; see
-        :func:`bnlasagne.averages.automatic.resolve`.
-    substitute : callable
-        See `LoopMoves`.
-
-    Attributes
-    ----------
-    outputs : list of Theano variables
+    `aliases` maps the variables that may stand for a stored one to their
+    `Alias`; ``resolve(iteration, aliases)`` is
+    :func:`bnlasagne.averages.automatic.resolve`.
     """
 
     def __init__(self, node, aliases, resolve, substitute):

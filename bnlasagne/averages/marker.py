@@ -49,40 +49,19 @@ def last_application():
     return _numbers.last
 
 
+# Statistics that a layer took of a batch, each of `count` values, a scalar;
+# and whether the layer normalized by them.
 TakenStatistics = collections.namedtuple(
     "TakenStatistics", "mean std count normalizes")
-TakenStatistics.__doc__ = """Statistics that a layer took of a batch.
-
-Parameters
-----------
-mean, std : Theano variables
-count : Theano variable
-    Number of values in each statistic; a scalar.
-normalizes : bool
-    Whether the layer normalized by them.
-"""
 
 
 def mark(output, layer, x, taken=None, update=False):
-    """Mark an application of a layer.
+    """Mark a layer's output as that of one application, to `x`.
 
-    Parameters
-    ----------
-    output, x : Theano variables
-        What came out of the layer, and what it was applied to.
-    layer : BatchNormLayer
-    taken : TakenStatistics or None
-        Those of `x`, if they are known.
-    update : bool or 'explicit'
-        Whether functions that compute `output`, or anything that depends on
-        it, or a gradient through it, move the layer's running averages by
-        themselves. 'explicit': the updates have to be collected.
-
-    Returns
-    -------
-    Theano variable
-        `output`, marked. Each call is one application, with its place in the
-        order in which moves of one average are chained.
+    `taken` are the `TakenStatistics` of `x`, None if not known. `update`
+    tells whether functions that compute the output, or anything that depends
+    on it, or a gradient through it, move the layer's running averages by
+    themselves; 'explicit': the updates have to be collected.
     """
     number = _numbers.next()
     if taken is None:
@@ -105,23 +84,13 @@ def mark(output, layer, x, taken=None, update=False):
     return marker(output, x, *itertools.chain(*parts))
 
 
+# Lists of the variables that a marker holds: `gamma` and `beta`, as far as
+# they are not None; aliases of the running averages to move; aliases of what a
+# schedule of the weight moves on, and what these become; and of the batch, if
+# known, its weight, the number of its values, and the statistics.
 Parts = collections.namedtuple(
     "Parts", "params averages scheduled next_values batch",
     defaults=[0] * 5)
-Parts.__doc__ = """Variables that a marker holds, in lists by their purpose.
-
-Parameters
-----------
-params
-    In the place of `gamma` and `beta`, those that are not None.
-averages
-    Aliases of the running averages to move, if any.
-scheduled, next_values
-    Aliases of the variables that a schedule of the weight moves on, and what
-    they become.
-batch
-    Weight of the batch, number of its values, and the statistics, if known.
-"""
 _NO_PARTS = Parts()
 
 
@@ -145,23 +114,10 @@ class Marker(theano.Op):
     """Return the first input, a layer's output or its gradient.
 
     The second input is what the layer was applied to; the further ones are
-    the parts. Unlike ``output + 0 * average``, the marker involves them in no
-    arithmetic, so nothing that is stored in an average can reach the output.
-
-    Parameters
-    ----------
-    number : int
-        Number of the application.
-    layer : Layer
-        What was applied.
-    sizes : Parts of int
-        Numbers of the parts' variables.
-    normalizes : bool
-        Whether the layer normalized by the statistics of the batch.
-    fused : bool
-        Whether the fused Op moves the averages.
-    of_gradient : bool
-        Whether the first input is a gradient with respect to the output.
+    the parts, as many of each as `sizes` tells. Unlike ``output + 0 *
+    average``, the marker involves them in no arithmetic, so nothing that is
+    stored in an average can reach the output. `fused` tells whether the fused
+    Op moves the averages.
     """
 
     __props__ = ("identity", "sizes", "normalizes", "fused", "of_gradient")

@@ -14,19 +14,9 @@ class Move(collections.namedtuple(
         "Move", "index input alpha count statistics fused")):
     """Move a running average by one batch.
 
-    Parameters
-    ----------
-    index : int
-        Which of the statistics the average follows.
-    input : Theano variable
-        What the layer was applied to.
-    alpha, count : Theano variables
-        Weight of the batch, and number of its values; scalars.
-    statistics : list of Theano variables
-        Mean and standard deviation of the batch.
-    fused : bool
-        Whether the fused Op moves the average; decided when the layer is
-        applied.
+    `index` tells which of the `statistics`, mean and standard deviation, the
+    average follows; `alpha` is the weight of the batch, and `count` the number
+    of its values. `fused`: whether the fused Op moves the average.
     """
 
     __slots__ = ()
@@ -50,9 +40,7 @@ class Move(collections.namedtuple(
         return self._replace(alpha=ops.double(alpha))
 
     def is_copy_of(self, other):
-        """Tell whether another move is of the same application.
-
-        Users get such copies by cloning a graph.
+        """Tell whether a move is of the same application, in a cloned graph.
         """
         return isinstance(other, Move) and are_equal(
             self.input, other.input) and are_equal(self.alpha, other.alpha)
@@ -63,12 +51,7 @@ class ScheduledMove(collections.namedtuple(
     """Move a variable in a layer's `alpha` to its next value.
 
     That happens once in a function, however many layers have the weight.
-
-    Parameters
-    ----------
-    next_value : Theano variable
-    averages : list of Theano variables
-        Aliases of the running averages that have the weight.
+    `averages` are aliases of the running averages that have it.
     """
 
     __slots__ = ()

@@ -14,21 +14,11 @@ from theano.scan_module.scan_op import Scan
 __all__ = ["all_nodes", "inner_graph"]
 
 
+# For each input of the node, `inputs` has the variable that stands for its
+# value, or for slices of it; None where there is not exactly one, as for a
+# state of a loop. `constants` maps variables to inputs of the node with the
+# same value whenever the graph is computed.
 InnerGraph = collections.namedtuple("InnerGraph", "outputs inputs constants")
-InnerGraph.__doc__ = """Hold the graph within a node.
-
-Attributes
-----------
-outputs : list of Theano variables
-    What is computed there.
-inputs : list of Theano variables or None
-    For each input of the node, the variable that stands for it there: for
-    all of its value, or for slices of it. None where there is not
-    exactly one, as for a state of a loop.
-constants : dict
-    Variable there → input of the node, where the two have the same value
-    whenever the graph is computed.
-"""
 
 
 def inner_graph(node):
@@ -47,7 +37,6 @@ def inner_graph(node):
 
 
 def _iteration(node):
-    """Return the graph of one iteration of a loop."""
     op, inputs = node.op, [None] * len(node.inputs)
     for outer, inner in ((op.outer_seqs, op.inner_seqs),
                          (op.outer_non_seqs, op.inner_non_seqs)):
@@ -61,7 +50,7 @@ def _iteration(node):
 def all_nodes(outputs):
     """Yield all nodes that variables depend on, those within nodes as well.
 
-    The nodes of each graph come in an order in which they can be computed.
+    The order in each graph is one to compute in.
     """
     seen, graphs = set(), [outputs]
     while graphs:

@@ -7,20 +7,7 @@ __all__ = ["Switch"]
 
 
 class Switch:
-    """Switch something on within ``with switch():``.
-
-    Each thread has its own; ``with`` statements may be nested.
-
-    Examples
-    --------
-    >>> from bnlasagne.theano_tools.switches import Switch
-    >>> switch = Switch("an example")
-    >>> with switch():
-    ...     switch.is_on
-    True
-    >>> switch.is_on
-    False
-    """
+    """Be on within ``with switch():``, for this thread; may be nested."""
 
     def __init__(self, name):
         self._on = contextvars.ContextVar(name, default=False)
