@@ -12,12 +12,13 @@ from .speed import ENOUGH, QUIET, is_quiet
 
 METHOD = """\
 Times are in milliseconds, the median over rounds of the round's median call;
-in brackets the fastest call. In each round every peer has a turn, in random
-order; ratios are taken within a round, and their median is given. Every peer
+in brackets the fastest call. In each round, every peer has a turn, in random
+order. Ratios are taken within a round, and their median is given. Every peer
 allocates its outputs in each call, with freed memory kept by malloc; inputs
-are in place before the call. All peers agreed with NumPy in double precision
-on a step before they were timed, each by its own convention of epsilon. The
-limit is a loop in C++ with the same memory traffic, into memory that it has.
+are in place before the call. Before they were timed, all peers agreed on a
+step with NumPy in double precision, each with its own convention of epsilon.
+The limit is a loop in C++ with the same memory traffic, into memory that is
+allocated before.
 
 A round counts if other jobs used no more than QUIET cores during it. A result
 with fewer than ENOUGH such rounds is marked "?" and settles no goal.
@@ -27,23 +28,24 @@ MISSED = """\
 Where goals were missed on two cores of an AMD EPYC with 32 MiB of last-level
 cache, and why:
 
-- 128x512, a quarter of a megabyte, is over in so short a time that calling a
-  Theano function and allocating its outputs count; the limit pays for
-  neither. It is worked on by one thread, as two take longer to meet than to
-  share it: on two threads its limit is half of what one can reach.
+- 128x512, a quarter of a megabyte, takes so little time that calling a Theano
+  function and allocating its outputs count; the limit needs neither. One
+  thread does all of it, because two threads would wait for each other longer
+  than they would save. So on two threads, its limit is half of what one
+  thread can reach.
 - 1024x2048 fits in the last-level cache, which is nearly as fast as the
-  arithmetic. There, what belongs to a column takes as many loads as x does,
-  and strides of 8 KiB collide in the caches: a loop that does nothing but
-  subtract a number of its own from each column misses the goal as well.
+  arithmetic. There, the constants of the columns take as many loads as x
+  does, and strides of 8 KiB collide in the caches. A loop that only subtracts
+  a constant from each column misses the goal as well.
 - Inference on 32x64x56x56 and 64x128x28x28: PyTorch is at the limit, too, and
-  nothing that reads x and writes y through the caches can be 1.2 times as
-  fast. Stores that bypass them could be, at the expense of the layer that
-  reads y next; they are not used.
+  no loop that reads x and writes y through the caches can be 1.2 times as
+  fast. Stores that bypass the caches could be, but they slow down the layer
+  that reads y next; they are not used.
 - Training on 32x56x56x64: PyTorch, whose channels are last in memory as well,
   needs 1.3 to 1.4 times the limit, so that 1.5 times its speed is the limit
-  itself or less. What one thread finds there twice, it reads from memory
-  twice, for no part of the channels lies together.
-- On two threads, what is left is the time that they wait for each other.
+  itself or less. A thread that reads x twice reads it from memory twice,
+  because no part of the channels lies together.
+- Two threads also wait for each other.
 """
 
 
