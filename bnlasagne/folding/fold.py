@@ -17,10 +17,7 @@ from .network import LeftInPlace, Network
 from .params import Registry
 from .plans import is_batch_norm, plan_for
 
-__all__ = [
-    "Folding",
-    "fold_batch_norm",
-]
+__all__ = ["Folding", "fold_batch_norm"]
 
 _log = logging.getLogger(__package__)
 

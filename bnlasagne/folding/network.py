@@ -22,18 +22,11 @@ class LeftInPlace(Exception):
 
 
 class Network:
-    """Copy a network from its output layers; remove layers from the copy.
+    """Copy a network, given its output layers, and remove layers from it.
 
-    Attributes
-    ----------
-    outputs : list of Layer
-        Here and below, layers are those of the copy.
-    originals : dict of Layer to Layer
-        From a layer to that of the original.
-    labels : dict of Layer to str
-        For messages.
-    consumers : dict of Layer to list of Layer
-        The layers that take the output of a layer, once for each time.
+    All attributes name layers of the copy: its `outputs`; its `originals`, a
+    dict to the layers of the original; their `labels`, for messages; and the
+    `consumers` of a layer, once for each time that they take its output.
     """
 
     def __init__(self, outputs):

@@ -17,8 +17,8 @@ def set_params(layer, W, b):
     dtype = layer.W.dtype
     params = collections.OrderedDict()
     for name, value in ("W", W), ("b", b):
-        old, new = getattr(layer, name), _shared(layer, name, value, dtype)
-        params[new] = _tags(layer, old)
+        new = _shared(layer, name, value, dtype)
+        params[new] = _tags(layer, getattr(layer, name))
         setattr(layer, name, new)
     # Some of the old ones may be used elsewhere; see Registry.
     for param, tags in layer.params.items():
@@ -30,8 +30,7 @@ def _shared(layer, name, value, dtype):
     """Make a shared variable in the place of a parameter of a layer."""
     old = getattr(layer, name)
     pattern = getattr(old, "broadcastable", ())
-    given = old.name if isinstance(
-        old, theano.compile.SharedVariable) else None
+    given = isinstance(old, theano.compile.SharedVariable) and old.name
     return theano.shared(
         np.array(value, dtype), given or full_name(layer, name),
         broadcastable=[each and size == 1 for each, size

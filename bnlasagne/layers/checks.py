@@ -13,13 +13,8 @@ import theano.tensor as T
 from ..networks.labels import label
 
 __all__ = [
-    "check_flags",
-    "check_incoming",
-    "check_params",
-    "checked_axes",
-    "checked_input",
-    "checked_nonlinearity",
-    "checked_scalar",
+    "check_flags", "check_incoming", "check_params", "checked_axes",
+    "checked_input", "checked_nonlinearity", "checked_scalar",
     "unknown_arguments_explained",
 ]
 
@@ -135,10 +130,7 @@ _FLAGS = "batch_norm_use_averages", "batch_norm_update_averages"
 
 
 def check_flags(layer, deterministic, use, update, others):
-    """Raise an error for flags that are misspelled, or of a wrong type.
-
-    They would change nothing, or the wrong thing, and nobody would notice.
-    """
+    """Raise an error for flags that are misspelled, or of a wrong type."""
     for name in others:
         meant = _meant_by(name)
         if meant:
@@ -167,8 +159,7 @@ def _meant_by(name):
 
 
 def _is_flag(value):
-    return value is None or isinstance(
-        value, (bool, np.bool_, numbers.Integral))
+    return value is None or isinstance(value, (np.bool_, numbers.Integral))
 
 
 def checked_input(layer, input):
@@ -185,10 +176,9 @@ def checked_input(layer, input):
 
 
 def check_params(layer, update):
-    """Raise an error if an output cannot be built of the parameters.
+    """Raise an error if parameters do not go with the layer's axes.
 
-    They have to go with the layer's axes. With `update`, the running averages
-    must be variables that functions can update.
+    Or, with `update`, if functions cannot update the running averages.
     """
     for param in (layer.mean, layer.std, layer.beta, layer.gamma):
         if isinstance(param, theano.compile.SharedVariable):

@@ -24,52 +24,32 @@ import numpy as np
 from ..networks.labels import label
 
 __all__ = [
-    "Statistics",
-    "divisor_of",
-    "errors_of",
-    "statistics_of",
-    "stored_std",
+    "Statistics", "divisor_of", "errors_of", "statistics_of", "stored_std",
 ]
 
 Statistics = collections.namedtuple("Statistics", "mean, std, var, inv_std")
-Statistics.__doc__ = """Statistics of a layer, in all conventions.
-
-Attributes
-----------
-mean, std, var, inv_std : arrays
-    Means; standard deviations, variances and inverse standard deviations.
-"""
+Statistics.__doc__ = "Hold the statistics of a layer, in all conventions."
 
 
 def divisor_of(name, value, epsilon, own_epsilon):
-    """Compute what a layer divides by.
+    """Compute what a layer divides by, from its 'std', 'var' or 'inv_std'.
 
-    Parameters
-    ----------
-    name : 'std', 'var' or 'inv_std'
-    value : float64 array
-    epsilon : number or None
-        Epsilon of the layer that the values come from. Not used with
-        `inv_std`, which includes it. None: they are statistics of data.
-    own_epsilon : float
-        Added to the standard deviations of data, which may be zero.
+    `epsilon` is that of the layer that the values come from. It is not used
+    with `inv_std`, which includes it. If it is None, the values are statistics
+    of data: `own_epsilon` is added to the standard deviations.
     """
     _check_epsilon(epsilon)
     if name == "inv_std":
         _check(name, value, value > 0, "positive")
         return 1 / value
-    of_data, added = epsilon is None, epsilon
-    if of_data:
-        added = own_epsilon if name == "std" else 0
-    total = value + added
     # A layer that divides by less than its epsilon stores a negative std.
-    fits, expected = total > 0, f"positive with epsilon={epsilon} added"
-    if of_data:
-        fits, expected = fits | (value == 0), "zero or more"
-    _check(name, value, fits, expected)
-    if name == "std":
-        return total
-    return np.sqrt(total) + (own_epsilon if of_data else 0)
+    if epsilon is None:
+        least = value + own_epsilon if name == "std" else value
+        _check(name, value, (least > 0) | (value == 0), "zero or more")
+        return (value if name == "std" else np.sqrt(value)) + own_epsilon
+    total = value + epsilon
+    _check(name, value, total > 0, f"positive with epsilon={epsilon} added")
+    return total if name == "std" else np.sqrt(total)
 
 
 def stored_std(divisor, own_epsilon, dtype):
@@ -101,10 +81,8 @@ def statistics_of(mean, std, own_epsilon, epsilon):
     _check_epsilon(epsilon)
     wide = np.asarray(std, "float64")
     divisor = wide + own_epsilon
-    if epsilon is None:
-        std, var = wide, np.square(wide)
-    else:
-        std, var = divisor - epsilon, np.square(divisor) - epsilon
+    std, var = (wide, np.square(wide)) if epsilon is None else (
+        divisor - epsilon, np.square(divisor) - epsilon)
     with np.errstate(divide="ignore"):
         inv_std = 1 / divisor
     return Statistics(mean, *(value.astype(mean.dtype)

@@ -193,7 +193,8 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
         self.nonlinearity = checks.checked_nonlinearity(self, nonlinearity)
         self.channel = channel_of(comm, label(self))
         if inv_std is not None:
-            if std is not _default("std"):
+            parameters = inspect.signature(BatchNormLayer).parameters
+            if std is not parameters["std"].default:
                 raise ValueError(f"{label(self)}: std and inv_std cannot both "
                                  "be given. Leave out one.")
             std = std_from(self, inv_std)
@@ -287,8 +288,9 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
                 output = self._output_by(self.mean, self.std, x, self.gamma,
                                          self.beta)
                 if update:
-                    taken = TakenStatistics(*self._batch_statistics(x),
-                                            normalizes=False)
+                    taken = TakenStatistics(*synchronized.statistics(
+                        x, self.axes, *self._channel_and_name()),
+                        normalizes=False)
             else:
                 output, *statistics = self._output_and_statistics(x)
                 taken = TakenStatistics(*statistics, normalizes=True)
@@ -343,11 +345,6 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
             x, self.gamma, self.beta, self.epsilon, self.axes,
             self._rectifies(), correction, *self._channel_and_name())
 
-    def _batch_statistics(self, x):
-        """Return mean, std and count of the batch."""
-        return synchronized.statistics(x, self.axes,
-                                       *self._channel_and_name())
-
     def _channel_and_name(self):
         """Return the channel to use, if any, and the name for messages.
 
@@ -360,7 +357,3 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
         """Tell whether the fused Ops apply the nonlinearity in passing."""
         return self.nonlinearity in (lasagne.nonlinearities.rectify,
                                      T.nnet.relu)
-
-
-def _default(argument):
-    return inspect.signature(BatchNormLayer).parameters[argument].default

@@ -8,12 +8,8 @@ from ..networks.values import as_numbers, value_of
 from .conventions import divisor_of, errors_of, stored_std
 
 __all__ = [
-    "full_name",
-    "in_full_shape",
-    "shape_without_axes",
-    "shared_param",
-    "std_from",
-    "value_in",
+    "full_name", "in_full_shape", "shape_without_axes", "shared_param",
+    "std_from", "value_in",
 ]
 
 
@@ -52,30 +48,25 @@ def _shared_std(layer, inv_std):
     if other is None or other.epsilon is not layer.epsilon and (
             other.epsilon != layer.epsilon):
         raise ValueError(
-            f"{label(layer)}: inv_std must be {_EXPECTED['inv_std']} with the "
+            f"{label(layer)}: inv_std must be {_EXPECTED_INV_STD} with the "
             f"same epsilon, got {inv_std}. To share or give a standard "
             "deviation, pass std=.")
     return other.std
 
 
 # What a parameter can be made from.
-_EXPECTED = {
-    "inv_std": "an array, a number, a callable that returns an array, or the "
-               "inv_std of another BatchNormLayer",
-}
-_EXPECTED_OTHERWISE = ("an array, a number, a callable that returns an array, "
-                       "or a Theano shared variable")
+_EXPECTED = "an array, a number, a callable that returns an array, or "
+_EXPECTED_INV_STD = _EXPECTED + "the inv_std of another BatchNormLayer"
 
 
 def _initial_value(layer, name, initial, dtype=None):
     """Return the initial value of a parameter, in its full shape."""
-    value = initial
-    if callable(initial):
-        value = initial(layer.param_shape())
+    value = initial(layer.param_shape()) if callable(initial) else initial
     try:
         value = as_numbers(name, value)
     except TypeError:
-        expected = _EXPECTED.get(name, _EXPECTED_OTHERWISE)
+        expected = _EXPECTED_INV_STD if name == "inv_std" \
+            else _EXPECTED + "a Theano shared variable"
         raise TypeError(f"{label(layer)}: {name} must be {expected}, got "
                         f"{initial!r}.") from None
     return in_full_shape(layer, name, value, dtype or theano.config.floatX)
@@ -88,9 +79,7 @@ def in_full_shape(layer, name, value, dtype="float64"):
     if value.shape not in (shape, short, ()):
         raise ValueError(f"{label(layer)}: {name} must have shape {shape} or "
                          f"{short}, got {value.shape}.")
-    if value.ndim == 0:
-        return np.full(shape, value)
-    return value.reshape(shape)
+    return value.reshape(shape) if value.ndim else np.full(shape, value)
 
 
 def shape_without_axes(layer):

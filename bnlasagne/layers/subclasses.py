@@ -26,6 +26,6 @@ def uses_stored_statistics(layer):
         used = needed([output_of(frozen, deterministic=False)])
     except Exception:  # A user's method may raise any.
         return False
-    moves_averages = any(average_of(variable) is not variable
-                         for variable in used)
-    return {layer.mean, layer.std} <= used and not moves_averages
+    # None of the averages may be moved.
+    return {layer.mean, layer.std} <= used and all(
+        average_of(variable) is variable for variable in used)

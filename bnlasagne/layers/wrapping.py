@@ -74,7 +74,10 @@ def batch_norm(layer, **kwargs):
         kwargs["name"] = name + "_bn"
     # It checks all arguments, before the layer is changed.
     wrapper = BatchNormLayer(layer, **kwargs)
-    _remove_bias(layer)
+    bias = getattr(layer, "b", None)
+    if bias is not None and bias in layer.params:
+        del layer.params[bias]
+        layer.b = None
     nonlinearity = _remove_nonlinearity(layer, wrapper)
     if "nonlinearity" not in kwargs:
         wrapper.nonlinearity = nonlinearity
@@ -101,13 +104,6 @@ def _check(layer):
             f"wrapped before, by {wrapper}. Use that layer in its place; or "
             "stack another BatchNormLayer(layer, nonlinearity=...) on the "
             "layer.")
-
-
-def _remove_bias(layer):
-    bias = getattr(layer, "b", None)
-    if bias is not None and bias in layer.params:
-        del layer.params[bias]
-        layer.b = None
 
 
 def _remove_nonlinearity(layer, wrapper):

@@ -19,14 +19,12 @@ _STREAMS = (MRG_RandomStreams, RandomStreams)
 
 
 def copy_network(layers):
-    """Copy a network; map its layers to their copies.
+    """Map the layers of a network to copies, given its output layers.
 
-    `layers` are the output layers. The copies come in the order of
-    :func:`referred_layers`, layers within layers included.
-
-    The copies of two layers share what the two layers share: parameters, and
-    parts of parameters that are expressions. The copy shares its input layers
-    with the original, so that ``get_output(copy, {l_in: x})`` works for both.
+    The layers are in the order of :func:`referred_layers`. Their copies share
+    what they share: parameters, and parts of parameters that are expressions.
+    The copy shares its input layers with the original, so that
+    ``get_output(copy, {l_in: x})`` works for both.
 
     A function that refers to layers or parameters of the network is copied as
     well, and so is an object that can be called. Layers and parameters that
@@ -57,12 +55,10 @@ class _Copier:
                   for source in inputs(list(layer.params))}
         for layer in new:
             if _stays(layer):
-                self._layers[layer] = layer
                 self._keep(layer.input_var, params)
-            else:
-                self._layers[layer] = copy.copy(layer)
+            self._layers[layer] = layer if _stays(layer) else copy.copy(layer)
         for layer in new:
-            if self._layers[layer] is not layer:
+            if not _stays(layer):
                 self._fill(layer, self._layers[layer])
         return {layer: self._layers[layer] for layer in layers}
 
@@ -139,8 +135,7 @@ class _Copier:
     def _shared(self, variable):
         memory = variable.container
         if memory not in self._owned:
-            new = self._variables[variable] = variable
-            return new
+            return self._variables.setdefault(variable, variable)
         if memory in self._in_memory:
             # An alias, such as the clone of a running average that an
             # application has.

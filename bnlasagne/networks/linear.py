@@ -11,28 +11,18 @@ import numpy as np
 from .outputs import computes_like, overrides
 
 __all__ = [
-    "Dense",
-    "Linear",
-    "LocallyConnected",
-    "NetworkInNetwork",
-    "TransposedConvolution",
-    "is_linear",
-    "linear_base",
-    "linear_of",
+    "Dense", "Linear", "LocallyConnected", "NetworkInNetwork",
+    "TransposedConvolution", "is_linear", "linear_base", "linear_of",
 ]
 
 
 class Linear:
     """Describe the linear part of a layer, and change its weights.
 
-    Attributes
-    ----------
-    channel_axis : int
-        The axis of the layer's output that has one index per unit or filter.
-    outputs, inputs : int
-        The axes of `W` with the output's and the input's channels.
-    taps : tuple of int
-        The axes of `W` with the positions in a filter.
+    `channel_axis` is the axis of the layer's output that has one index per
+    unit or filter. `outputs` and `inputs` are the axes of `W` with the
+    output's and the input's channels, and `taps` those with the positions in a
+    filter.
     """
 
     channel_axis = 1
@@ -46,17 +36,12 @@ class Linear:
         return tuple(range(2, 2 + len(self.layer.filter_size)))
 
     def flips(self):
-        """Tell whether this is a convolution, and no cross-correlation.
-
-        Cross-correlations, such as those of other frameworks, do not flip
-        filters.
-        """
+        """Tell whether filters are flipped, as no other framework does."""
         # Lasagne 0.1 has no such option, and always flips them.
         return bool(getattr(self.layer, "flip_filters", True))
 
     def outputs_share(self):
-        """List axes of the output, from 1 on, along which weights are shared.
-        """
+        """List the axes of the output, from 1 on, that share weights."""
         return [axis for axis in range(1, len(self.layer.output_shape))
                 if axis != self.channel_axis]
 
@@ -69,8 +54,7 @@ class Linear:
         return W * _along(scale, self.outputs, W.ndim)
 
     def why_not_inputs(self):
-        """Return the reason why inputs cannot be scaled and shifted, or None.
-        """
+        """Say why inputs cannot be scaled and shifted; None if they can."""
         pad = getattr(self.layer, "pad", ())
         if pad in ("full", "same"):
             pad = [size - 1 for size in self.layer.filter_size]
@@ -79,8 +63,7 @@ class Linear:
         return None
 
     def inputs_share(self):
-        """List axes of the input, from 1 on, along which weights are shared.
-        """
+        """List the axes of the input, from 1 on, that share weights."""
         return range(2, len(self.layer.input_shape))
 
     def scale_inputs(self, W, scale):
@@ -205,20 +188,16 @@ def linear_of(layer):
     Lasagne that it belongs to.
     """
     base = linear_base(layer)
-    if base is None or not _is_known(layer, base):
+    # A property may be set, and then have another value.
+    if base is None or any(
+            isinstance(getattr(type(layer), name, None), property)
+            for name in ("W", "b", "nonlinearity")) or overrides(
+                layer, base, "get_output_shape_for", "get_W_shape",
+                "get_params") or not computes_like(layer, base):
         return None
     linear = _KINDS[base.__name__](layer)
     # A dense layer may take all its input for one example.
     return linear if linear.channel_axis else None
-
-
-def _is_known(layer, base):
-    # A property may be set, and then have another value.
-    plain = not any(isinstance(getattr(type(layer), name, None), property)
-                    for name in ("W", "b", "nonlinearity"))
-    return plain and not overrides(
-        layer, base, "get_output_shape_for", "get_W_shape", "get_params"
-    ) and computes_like(layer, base)
 
 
 def linear_base(layer):
@@ -226,10 +205,8 @@ def linear_base(layer):
 
     The layer may compute something else: see :func:`linear_of`.
     """
-    for base in type(layer).__mro__:
-        if base.__module__.startswith("lasagne.") and base.__name__ in _KINDS:
-            return base
-    return None
+    return next((base for base in type(layer).__mro__ if base.__name__ in
+                 _KINDS and base.__module__.startswith("lasagne.")), None)
 
 
 def is_linear(layer):

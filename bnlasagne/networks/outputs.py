@@ -10,12 +10,7 @@ from theano.scan_module.scan_utils import equal_computations
 from ..theano_tools.quiet_checks import quiet_checks
 from .parts import of_library
 
-__all__ = [
-    "computes_like",
-    "have_equal_graphs",
-    "output_of",
-    "overrides",
-]
+__all__ = ["computes_like", "have_equal_graphs", "output_of", "overrides"]
 
 
 def computes_like(layer, base):

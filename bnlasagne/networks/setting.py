@@ -21,9 +21,8 @@ def settable(variable, name):
 class Changes(contextlib.ExitStack):
     """Change values and attributes, and put all of them back in the end.
 
-    Use it as a context manager; :func:`all_or_nothing` keeps the changes
-    unless there is an error. ``callback()`` adds what else has to be undone.
-    What was changed last is put back first.
+    What was changed last is put back first. ``callback()`` adds what else has
+    to be undone.
     """
 
     def keep_values(self, variables):
@@ -45,21 +44,7 @@ class Changes(contextlib.ExitStack):
 
 @contextlib.contextmanager
 def all_or_nothing():
-    """Keep all changes of a block or, on any error, none of them.
-
-    Examples
-    --------
-    >>> import theano
-    >>> from bnlasagne.networks.setting import all_or_nothing
-    >>> variable = theano.shared(1.)
-    >>> with all_or_nothing() as changes:
-    ...     changes.set_value(variable, 2)
-    ...     raise ValueError("no")
-    Traceback (most recent call last):
-    ValueError: no
-    >>> variable.get_value()
-    array(1.)
-    """
+    """Keep all changes of a block or, on any error, none of them."""
     with Changes() as changes:
         yield changes
         changes.pop_all()

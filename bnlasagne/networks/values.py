@@ -41,7 +41,6 @@ def _as_array(value):
         return np.asarray(value.float())
 
 
-_EXPECTED = {"b": "truth values", "f": "numbers", "c": "numbers"}
 # The kinds of values that a type of each kind can hold.
 _HELD = {"b": "b", "i": "iuf", "u": "iuf", "f": "iuf", "c": "iufc"}
 
@@ -49,10 +48,10 @@ _HELD = {"b": "b", "i": "iuf", "u": "iuf", "f": "iuf", "c": "iufc"}
 def converted(name, value, dtype):
     """Copy a value to another type, if that type can hold it.
 
-    Raises a ValueError if the type cannot hold one of the numbers: a fraction,
-    or a number that is not finite or out of range, in a type of integers; a
-    number that becomes infinite in a narrower type of floats; a complex number
-    in a type of real ones. Rounding is no reason.
+    Raises a ValueError if it cannot: a fraction, or a number that is not
+    finite or out of range, in a type of integers; a number that becomes
+    infinite in a narrower type of floats; a complex number in a type of real
+    ones. Rounding is no reason.
     """
     value, dtype = np.asarray(value), np.dtype(dtype)
     limits = np.iinfo(dtype) if dtype.kind in "iu" else None
@@ -64,7 +63,7 @@ def converted(name, value, dtype):
         found = _too_large(value, dtype)
     if found is not None:
         expected = f"whole numbers from {limits.min} to {limits.max}" \
-            if limits else _EXPECTED[dtype.kind]
+            if limits else "truth values" if dtype.kind == "b" else "numbers"
         raise ValueError(f"{name} must be an array of {expected}, which its "
                          f"type {dtype} can hold, got {found}.")
     return np.array(value, dtype=dtype)
@@ -72,10 +71,9 @@ def converted(name, value, dtype):
 
 def _no_integer(value, limits):
     """Find a number that is not whole, or beyond the limits; or None."""
-    if value.dtype.kind == "f":
-        whole = np.isfinite(value) & (np.floor(value) == value)
-        if not np.all(whole):
-            return value[~whole][0]
+    whole = np.isfinite(value) & (np.floor(value) == value)
+    if not np.all(whole):
+        return value[~whole][0]
     if not value.size:
         return None
     # Python compares integers of any size.
@@ -86,8 +84,6 @@ def _no_integer(value, limits):
 
 def _too_large(value, dtype):
     """Find a finite number that is infinite in a type; or None."""
-    if dtype.kind == "b":
-        return None
     with np.errstate(over="ignore"):
         lost = np.isinf(value.astype(dtype)) & ~np.isinf(value)
     return value[lost][0] if np.any(lost) else None

@@ -9,18 +9,9 @@ import theano
 from .parts import Replacement, of_library, values_in
 
 __all__ = [
-    "all_layers",
-    "attributes_of",
-    "checked_layers",
-    "inputs_of",
-    "layers_in",
-    "methods_of",
-    "references_of",
-    "referred_layers",
-    "replace_layer",
-    "shared_in",
-    "variables_in",
-    "variables_of",
+    "all_layers", "attributes_of", "checked_layers", "inputs_of", "layers_in",
+    "methods_of", "references_of", "referred_layers", "replace_layer",
+    "shared_in", "variables_in", "variables_of",
 ]
 
 
@@ -72,7 +63,7 @@ def _with_inner(layers, inner_of):
 
 
 def inputs_of(layer):
-    """List the layers that a layer takes its inputs from, one for each input.
+    """List the layers that a layer takes its inputs from, one per input.
 
     Inputs that are no layers are left out.
     """
@@ -85,15 +76,14 @@ def inputs_of(layer):
 def layers_in(layer):
     """List the layers that a layer refers to other than as its inputs.
 
-    A layer is listed once for each reference. References from within functions
-    are left out.
+    Once for each reference, without those from within functions.
     """
     return _instances(lasagne.layers.Layer,
                       values_in(attributes_of(layer), False))
 
 
 def references_of(layer):
-    """List the same as :func:`layers_in`, and the references from functions.
+    """List references as :func:`layers_in`, and those from functions.
 
     The methods of a user's class are such functions.
     """
@@ -102,11 +92,8 @@ def references_of(layer):
 
 
 def variables_of(layer):
-    """List the Theano variables that a layer and its functions refer to.
-
-    Those of `params` are left out: a parameter may be registered without being
-    used.
-    """
+    """List the Theano variables that a layer and its functions refer to."""
+    # Without `params`: a parameter may be registered without being used.
     return variables_in(attributes_of(layer, ["params"]) +
                         list(methods_of(layer).values()))
 
@@ -117,10 +104,7 @@ def variables_in(values):
 
 
 def shared_in(*values):
-    """List the shared variables that expressions depend on, in order.
-
-    Values that are no Theano variables are left out.
-    """
+    """List the shared variables in expressions; skip other values."""
     return [source for source in theano.gof.graph.inputs(
         [value for value in values if isinstance(value, theano.Variable)])
         if isinstance(source, theano.compile.SharedVariable)]

@@ -25,10 +25,7 @@ from ..networks.values import converted
 from ..networks.walk import all_layers, checked_layers, shared_in
 from .matching import compare
 
-__all__ = [
-    "load_network",
-    "save_network",
-]
+__all__ = ["load_network", "save_network"]
 
 
 def save_network(network, file):
@@ -104,9 +101,8 @@ def save_network(network, file):
 def _checked_file(file, method, caller):
     """Return a file object, or else the path of a file as text."""
     if hasattr(file, method) and not isinstance(file, io.TextIOBase):
-        is_open = getattr(file, {"read": "readable", "write": "writable"}[
-            method], None)
-        if is_open is None or is_open():
+        able = {"read": "readable", "write": "writable"}[method]
+        if getattr(file, able, lambda: True)():
             return file
     if isinstance(file, (str, bytes, os.PathLike)):
         return os.fsdecode(file)
@@ -326,9 +322,8 @@ def _array(archive, member):
 def _named(network, caller):
     """Name all parameters and all schedules of averages, each differently.
 
-    The parameters come in Lasagne's order. A layer whose `alpha` is no
-    :class:`CumulativeAverage` has None for its schedule. Layers that share one
-    have the same object.
+    The parameters come in Lasagne's order. The schedule of a layer is None if
+    its `alpha` is no :class:`CumulativeAverage`; layers may share a schedule.
     """
     outputs = checked_layers(network, caller)
     prefixes = _prefixes(all_layers(outputs), caller)
@@ -355,14 +350,11 @@ def _named(network, caller):
 
 def _prefixes(layers, caller):
     """Name layers in a file, each differently."""
-    counts = collections.Counter(_name_of(layer, caller) for layer in layers)
-    prefixes = {}
-    for number, layer in enumerate(layers):
-        name = _name_of(layer, caller)
-        if name is None or counts[name] > 1:
-            name = f"{number}.{name or type(layer).__name__}"
-        prefixes[layer] = name
-    return prefixes
+    names = {layer: _name_of(layer, caller) for layer in layers}
+    counts = collections.Counter(names.values())
+    return {layer: name if name is not None and counts[name] == 1
+            else f"{number}.{name or type(layer).__name__}"
+            for number, (layer, name) in enumerate(names.items())}
 
 
 def _name_of(layer, caller):
@@ -388,7 +380,7 @@ def _params_of(layer):
         name = attributes.get(param, f"param{number}")
         if isinstance(param, theano.compile.SharedVariable):
             yield name, param
-            continue
-        # An expression: its shared variables are saved.
-        for index, source in enumerate(shared_in(param)):
-            yield f"{name}.{index}", source
+        else:
+            # An expression: its shared variables are saved.
+            for index, source in enumerate(shared_in(param)):
+                yield f"{name}.{index}", source

@@ -15,10 +15,7 @@ from ..networks.linear import Dense, linear_of
 from ..networks.walk import inputs_of
 from .table import Framework
 
-__all__ = [
-    "get_keras_weights",
-    "set_keras_weights",
-]
+__all__ = ["get_keras_weights", "set_keras_weights"]
 
 
 def get_keras_weights(network, like=None, epsilon=1e-3, data_format=None):
@@ -145,20 +142,16 @@ class _Keras(Framework):
         return _mapped(lambda path, _: found[path], like)
 
     def feature_order(self, layer):
-        """Find the number here of each feature of a layer's input there.
-
-        Lasagne has channels second, so that images are flattened channel by
-        channel. Where channels are last, they are flattened pixel by pixel.
-        None if the order is the same.
-        """
+        # Lasagne flattens images channel by channel. Where channels are last,
+        # they are flattened pixel by pixel.
         if self._data_format == "channels_first":
             return None
         linear, below = linear_of(layer), inputs_of(layer)
         if isinstance(linear, Dense) and len(linear.features()) > 1:
             # With several leading axes, axis 1 is not among the features.
-            return self._of_flattened(layer, linear.features()) \
-                if len(linear.features()) == len(layer.input_shape) - 1 \
-                else None
+            if len(linear.features()) != len(layer.input_shape) - 1:
+                return None
+            return self._of_flattened(layer, linear.features())
         return self._of_output(below[0]) if len(below) == 1 else None
 
     def _of_output(self, layer):
@@ -226,10 +219,8 @@ class _Keras(Framework):
             "'channels_first'.")
 
     def check(self, layers):
-        """Refuse images of features computed by weights.
-
-        Where channels are last, these features make other images.
-        """
+        # Where channels are last, features computed by weights make other
+        # images.
         if self._data_format == "channels_first":
             return
         for layer in layers:

@@ -17,10 +17,7 @@ from ..networks.values import as_numbers
 from ..networks.walk import all_layers, checked_layers
 from .matching import compare
 
-__all__ = [
-    "get_lasagne_values",
-    "set_lasagne_values",
-]
+__all__ = ["get_lasagne_values", "set_lasagne_values"]
 
 
 def get_lasagne_values(network):

@@ -11,32 +11,24 @@ import reprlib
 
 from ..networks.values import as_numbers
 
-__all__ = [
-    "Pair",
-    "check_pairs",
-    "compare",
-    "distinct",
-    "match",
-]
+__all__ = ["Pair", "check_pairs", "compare", "distinct", "match"]
 
 _log = logging.getLogger(__name__)
 
 Pair = collections.namedtuple("Pair", "entry, weights, others")
-Pair.__doc__ = """Hold a layer, and the weights that go to it.
+Pair.__doc__ = """Hold a layer, or None, and the weights that go to it.
 
-`entry` is None for weights that go to no layer. `weights` are dicts of (key,
-array) by roles: the names of the layer's parameters. `others` is a list of
-those that the layer has no parameters for.
+`weights` are (key, array) by roles: the names of the layer's parameters.
+`others` lists those that the layer has no parameters for.
 """
 
 
 def match(framework, entries, weights):
-    """Find the weights for each layer, by names and then in order.
+    """Pair each layer with its weights, by names and then in order.
 
-    A layer that shares all parameters with an earlier layer is a second
-    application of the same module; unless there are weights for each of them.
-    Return a list with a `Pair` for each layer, and then with the weights that
-    are left.
+    Pairs with the weights that are left come last. A layer that shares all
+    parameters with an earlier layer is a second application of the same
+    module; unless there are weights for each of them.
     """
     groups = _groups(framework, weights)
     if len(groups) < len(entries):
@@ -232,9 +224,8 @@ def _row(entry, role, found, expected):
     theirs = None if found is None else (found[0], found[1].shape)
     if expected is None:
         return theirs, None
-    shape = expected.shape
-    if found is not None and entry.takes(role, found[1].shape):
-        shape = found[1].shape
+    shape = theirs[1] if theirs and entry.takes(role, theirs[1]) \
+        else expected.shape
     return theirs, (f"{entry.label}, {role}", shape)
 
 

@@ -31,10 +31,6 @@ class Framework:
 
     Attributes
     ----------
-    caller : str
-        The function that the user called, for messages.
-    epsilon : number
-        Epsilon of the framework's batch normalization, added to the variance.
     what, how : str
         Its word for a dict of weights, and an expression that makes one.
     separator : str
@@ -67,16 +63,12 @@ class Framework:
         """Put the axes of `W` in the framework's order.
 
         `channels` are the axes with the output's and the input's channels; of
-        transposed convolutions, with the input's and the output's. `taps` are
-        the axes with the positions in a filter.
+        transposed convolutions, the other way round. `taps` are as in Linear.
         """
         raise NotImplementedError
 
     def feature_order(self, layer):
-        """Find the number here of each feature of a layer's input there.
-
-        None if the order is the same.
-        """
+        """Number the features of a layer's input there as here, or None."""
 
     def split(self, key):
         """Split a key into the full name of a layer and that of weights."""
@@ -169,17 +161,8 @@ class Entry:
     parameters here, which are their roles. ``set(setting, values, bias)`` has
     the layer set to such values; `bias` is what the layer before it adds there
     and not here. ``optional()`` returns values of weights that the layer does
-    without, and that change nothing there.
-
-    Attributes
-    ----------
-    kind : str
-        'linear' or 'batch norm'.
-    layer : Layer
-    label : str
-        For messages.
-    names : dict of str to str
-        The framework's names of the weights, by their roles.
+    without, and that change nothing there. `names` are the framework's names
+    of the weights, by roles.
     """
 
     def __init__(self, layer, framework):
@@ -237,9 +220,7 @@ class LinearEntry(Entry):
             else W[self._order]
         W = np.flip(W, self._linear.taps) if self._linear.flips() else W
         found = {"W": np.ascontiguousarray(W.transpose(self._axes))}
-        if self._has("b"):
-            found["b"] = self._value("b")
-        return found
+        return {**found, "b": self._value("b")} if self._has("b") else found
 
     def set(self, setting, values, bias):
         W = self._value("W")
@@ -257,10 +238,8 @@ class LinearEntry(Entry):
         return W.shape + (1,) * (2 + len(self._taps) - W.ndim)
 
     def optional(self):
-        if self._has("b"):
-            return {}
-        return {"b": np.zeros(
-            self.layer.output_shape[self._linear.channel_axis])}
+        size = self.layer.output_shape[self._linear.channel_axis]
+        return {} if self._has("b") else {"b": np.zeros(size)}
 
     def takes(self, role, shape):
         # Filters of a single position may come without its axes.

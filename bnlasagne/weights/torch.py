@@ -10,10 +10,7 @@ import numpy as np
 
 from .table import Framework
 
-__all__ = [
-    "get_torch_state_dict",
-    "set_torch_state_dict",
-]
+__all__ = ["get_torch_state_dict", "set_torch_state_dict"]
 
 
 def get_torch_state_dict(network, like=None, epsilon=1e-5):
