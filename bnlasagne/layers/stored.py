@@ -1,7 +1,6 @@
 """Read and set the statistics and parameters that a layer stores."""
 
 import numpy as np
-import theano
 import theano.tensor as T
 
 from ..networks.labels import label
@@ -137,11 +136,8 @@ class StoredValues:
 
         See :meth:`set_statistics`.
         """
-        for name, param in (("mean", self.mean), ("std", self.std)):
-            if not isinstance(param, theano.compile.SharedVariable):
-                raise ValueError(
-                    f"{label(self)}: {name} is an expression and cannot be "
-                    "set. Set the shared variables in it instead.")
+        for name in ("mean", "std"):
+            settable(getattr(self, name), f"{label(self)}: {name}")
         given = {name: in_full_shape(self, name, value) for name, value in
                  (("mean", mean), ("std", std), ("var", var),
                   ("inv_std", inv_std)) if value is not None}

@@ -13,8 +13,7 @@ __all__ = ["uses_stored_statistics"]
 def uses_stored_statistics(layer):
     """Tell whether a layer normalizes by its running averages for testing.
 
-    A layer of a subclass may not, whatever its flags are. If it does, it does
-    so in training as well once it is frozen.
+    If it does, it does so in training as well once it is frozen.
     """
     if not overrides(layer, BatchNormLayer, *dir(BatchNormLayer)):
         return True

@@ -201,10 +201,7 @@ def linear_of(layer):
 
 
 def linear_base(layer):
-    """Return the class of Lasagne's linear layers that a layer has, or None.
-
-    The layer may compute something else: see :func:`linear_of`.
-    """
+    """Return the linear class of Lasagne that a layer extends, or None."""
     return next((base for base in type(layer).__mro__ if base.__name__ in
                  _KINDS and base.__module__.startswith("lasagne.")), None)
 

@@ -25,17 +25,12 @@ def computes_like(layer, base):
 
 
 def have_equal_graphs(*layers):
-    """Tell whether two layers compute the same for testing.
-
-    They do not if an output cannot be built.
-    """
-    # Both layers are to have the same input.
+    """Tell whether two layers compute the same for testing."""
     x = _input_of(layers[0])
-    # A method of the user's may raise anything: the layer is not known then.
     try:
         return equal_computations(*([output_of(layer, x)]
                                     for layer in layers))
-    except Exception:
+    except Exception:  # A user's method may raise any.
         return False
 
 

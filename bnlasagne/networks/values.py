@@ -10,10 +10,9 @@ __all__ = ["NotConstant", "as_numbers", "converted", "value_of"]
 
 
 def as_numbers(name, value):
-    """Return a value as an array of real numbers.
+    """Return a value as an array of real numbers, or raise a TypeError.
 
-    Raises a TypeError if it is something else, such as text, truth values or
-    objects. `name` is for messages, here and below.
+    `name` is for messages, here and below.
     """
     try:
         with warnings.catch_warnings():
@@ -96,9 +95,8 @@ class NotConstant(ValueError):
 def value_of(variable, name):
     """Return a copy of the value of a number, array, variable or expression.
 
-    Raises NotConstant if it is an expression that depends on an input of the
-    network, or on something that functions update by themselves, such as
-    random numbers.
+    Raises NotConstant if it depends on an input of the network, or on what
+    functions update by themselves, such as random numbers.
     """
     if not isinstance(variable, theano.Variable):
         return np.array(variable)

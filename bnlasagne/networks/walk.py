@@ -16,11 +16,7 @@ __all__ = [
 
 
 def checked_layers(network, caller):
-    """List the output layers that a user gave: a layer or a list of layers.
-
-    Raises a TypeError for anything else. `caller` is the function that the
-    user called, for its message.
-    """
+    """List the layers that a user gave to `caller`, or raise a TypeError."""
     layers = network if isinstance(network, (list, tuple)) else [network]
     for layer in layers:
         if not isinstance(layer, lasagne.layers.Layer):
@@ -63,10 +59,7 @@ def _with_inner(layers, inner_of):
 
 
 def inputs_of(layer):
-    """List the layers that a layer takes its inputs from, one per input.
-
-    Inputs that are no layers are left out.
-    """
+    """List the layers among a layer's inputs, once for each input."""
     below = getattr(layer, "input_layers", None)
     if below is None:
         below = [getattr(layer, "input_layer", None)]

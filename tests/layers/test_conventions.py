@@ -326,8 +326,8 @@ def test_expressions(float64):
     for name in ("mean", "std"):
         layer = BatchNormLayer((None, 3), name="norm", **{name: source / 2})
         assert_array_equal(getattr(layer.get_statistics(), name), [2, 2, 2])
-        with pytest.raises(ValueError, match="'norm': %s is an expression and "
-                           "cannot be set. Set the shared variables" % name):
+        with pytest.raises(ValueError, match="'norm': %s is an expression, "
+                           "which has no place for a value" % name):
             layer.set_statistics(0, std=1)
         other = layer.std if name == "mean" else layer.mean
         assert_array_equal(other.get_value(), np.full((1, 3), name == "mean"))
