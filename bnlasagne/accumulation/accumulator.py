@@ -287,12 +287,11 @@ class GradientAccumulator:
             variable.set_value(np.zeros_like(variable.get_value()))
 
     def _state(self):
-        """Return all shared variables that accumulate."""
         return [variable for term in self._terms.values()
                 for variable in term.state()] + self._moments.state()
 
     def _accumulated(self, micro_batch):
-        """Find what a function accumulates: weighted gradients, and moves."""
+        """Find the weighted gradients and the moves that are accumulated."""
         caller = micro_batch.caller
         if self._has_step:
             raise ValueError(
@@ -318,8 +317,7 @@ class GradientAccumulator:
         return term.extended(params), self._moments.extended(moves)
 
     def _keep(self, term, moments):
-        self._terms[term.name] = term
-        self._moments = moments
+        self._terms[term.name], self._moments = term, moments
 
     def _mean_gradients(self):
         """Return the step's gradients in the order of the parameters."""

@@ -22,6 +22,9 @@ Three functions serve all passes. Of the first two, each pass has only those
 outputs computed that it wants.
 """
 
+import collections
+import itertools
+
 import numpy as np
 import theano
 import theano.tensor as T
@@ -42,10 +45,8 @@ class ExactFunction:
     """
 
     def __init__(self, micro_batch, params, moves, term, moments):
-        self._micro_batch = micro_batch
-        self._averaged = applied(moves)
-        self._term = term
-        self._moments = moments
+        self._micro_batch, self._averaged = micro_batch, applied(moves)
+        self._term, self._moments = term, moments
         graph = ExactGraph(
             [micro_batch.loss, micro_batch.size] + micro_batch.outputs,
             self._averaged)
@@ -64,7 +65,6 @@ class ExactFunction:
         self._compile(params, *graph.outputs)
 
     def _compile(self, params, loss, size, *outputs):
-        """Make the functions of the passes."""
         compile = self._micro_batch.compile
         cost = loss * T.cast(size / self._total, loss.dtype) + sum(
             application.contribution() for application in self._normalizing)
@@ -129,7 +129,6 @@ class ExactFunction:
         return (loss, outputs) if self._micro_batch.has_outputs else loss
 
     def _accumulate(self, passes):
-        """Make all passes."""
         passes.find_sizes(self._size)
         self._total.set_value(np.asarray(passes.total, "float64"))
         for depth in self._depths:
@@ -146,28 +145,24 @@ class ExactFunction:
 
     def _find_moments(self, passes, depth):
         """Make a pass that pools the moments of the layers at a depth."""
-        chosen, wanted = _at_depth(self._applications, depth, 3)
         found = {}
-        for values, _ in passes.run(partial(self._forward, wanted)):
-            for application, own in zip(chosen, _grouped(values, 3)):
-                moments = moments_by_std(*own)
-                if application in found:
-                    moments = found[application].merge(moments)
-                found[application] = moments
+        for application, own in _at_depth(
+                depth, passes, self._forward, self._applications, 3):
+            moments = moments_by_std(*own)
+            if application in found:
+                moments = found[application].merge(moments)
+            found[application] = moments
         for application, moments in found.items():
             application.found = moments
             set_values(application.statistics, [moments.mean, moments.std()])
 
     def _find_derivatives(self, passes, depth):
         """Make a pass that sums derivatives by the statistics at a depth."""
-        chosen, wanted = _at_depth(self._normalizing, depth, 2)
-        if not chosen:
-            return
-        sums = [0] * len(wanted)
-        for values, _ in passes.run(partial(self._backward, wanted)):
-            sums = [total + np.asarray(value, "float64")
-                    for total, value in zip(sums, values)]
-        for application, own in zip(chosen, _grouped(sums, 2)):
+        sums = collections.defaultdict(int)
+        for application, own in _at_depth(
+                depth, passes, self._backward, self._normalizing, 2):
+            sums[application] += np.asarray(own, "float64")
+        for application, own in sums.items():
             application.set_derivatives(*own)
 
     def _store_moments(self, changes):
@@ -182,15 +177,16 @@ class ExactFunction:
             set_values(stored, [pooled.count, pooled.mean, pooled.std()])
 
 
-def _at_depth(applications, depth, n_outputs):
-    """Find the applications at a depth, and the places of their outputs."""
-    chosen = [(place, application) for place, application
-              in enumerate(applications) if application.depth == depth]
-    return [application for _, application in chosen], [
-        n_outputs * place + i for place, _ in chosen for i in range(n_outputs)]
+def _at_depth(depth, passes, function, applications, size):
+    """Make a pass; yield each application at a depth with its outputs.
 
-
-def _grouped(values, size):
-    """Divide a list into lists of a size."""
-    return [values[start:start + size]
-            for start in range(0, len(values), size)]
+    The function has `size` outputs for each application.
+    """
+    chosen = {application: range(size * place, size * (place + 1))
+              for place, application in enumerate(applications)
+              if application.depth == depth}
+    wanted = list(itertools.chain(*chosen.values()))
+    for values, _ in passes.run(partial(function, wanted)) if chosen else ():
+        values = iter(values)
+        for application in chosen:
+            yield application, list(itertools.islice(values, size))

@@ -20,13 +20,8 @@ __all__ = ["ExactGraph", "moments_by_std", "set_values"]
 class ExactApplication:
     """Hold the statistics of an application, and the loss's derivatives.
 
-    Parameters
-    ----------
-    marked : Application
-    of : callable
-        Takes variables of the user's graph, returns those of the rebuilt one.
-    depth : int
-        Number of layers, one on the other, that this one is the last of.
+    It is the last of `depth` layers, one on the other. ``of(variables)``
+    returns those of the rebuilt graph for those of the user's.
 
     Attributes
     ----------
@@ -56,16 +51,13 @@ class ExactApplication:
              for variable in marked.statistics] for _ in range(2))
 
     def contribution(self):
-        """Multiply a micro-batch's part of the statistics by derivatives.
-
-        The derivatives are divided by the number of values.
-        """
+        """Multiply a micro-batch's part of the statistics by derivatives."""
         by_mean, by_variance = self._derivatives
         mean = theano.gradient.disconnected_grad(self.statistics[0])
         return T.sum(by_mean * self.x + by_variance * T.sqr(self.x - mean))
 
     def set_derivatives(self, by_mean, by_std):
-        """Set the derivatives of the loss by the statistics."""
+        """Set the derivatives of the loss by the statistics, per value."""
         std = self.found.std()
         by_variance = np.divide(by_std, 2 * std, out=np.zeros_like(std),
                                 where=std > 0)
@@ -89,23 +81,13 @@ def moments_by_std(count, mean, std):
 class ExactGraph:
     """Rebuild a graph, with the statistics of layers as inputs in it.
 
-    Parameters
-    ----------
-    outputs : list of Theano variables
-    averaged : container
-        Statistics that running averages follow; see `ExactApplication.key`.
-
-    Attributes
-    ----------
-    outputs : list of Theano variables
-    applications : list of ExactApplication
-        In an order in which none depends on later ones.
+    `averaged` holds the `ExactApplication.key` of statistics that running
+    averages follow. None of the `applications` depends on a later one.
     """
 
     def __init__(self, outputs, averaged):
         self.applications = []
-        self._averaged = averaged
-        self._copies = Copies()
+        self._averaged, self._copies = averaged, Copies()
         self._depths = {}
         computed = needed(outputs)
         for node in io_toposort([], outputs):

@@ -13,21 +13,8 @@ __all__ = ["MicroBatch"]
 class MicroBatch:
     """Hold the graph that the user has of a micro-batch, checked.
 
-    Parameters
-    ----------
-    caller : str
-        For messages.
-    inputs, loss, size, outputs, kwargs
-        See :meth:`GradientAccumulator.function`.
-
-    Attributes
-    ----------
-    inputs : list of Theano variables
-    loss : Theano variable
-    size : Theano variable
-        Of double precision.
-    outputs : list of Theano variables
-        Without the loss.
+    For the arguments, see :meth:`GradientAccumulator.function`. The attribute
+    `size` is of double precision, and `outputs` are those without the loss.
     """
 
     def __init__(self, caller, inputs, loss, size, outputs, kwargs):
@@ -79,8 +66,7 @@ class MicroBatch:
     def compile(self, outputs, updates=None, **more):
         """Compile a function that leaves running averages as they are.
 
-        Updates that the user gave are made along with `updates`, once for
-        each micro-batch.
+        Updates that the user gave are made along with `updates`, in each call.
         """
         kwargs = dict(self._kwargs, **more)
         given = kwargs.pop("updates", None)
@@ -93,11 +79,7 @@ class MicroBatch:
                                no_default_updates=held, **kwargs)
 
     def held_back(self):
-        """Find the variables that move with the step, not the micro-batch.
-
-        These are aliases of running averages, and of what their weights
-        depend on.
-        """
+        """List the aliases, which move with the step, not the micro-batch."""
         given = dict(self._kwargs.get("updates") or {})
         roots = theano.gof.graph.inputs([self.loss] + self.outputs + [
             value for value in given.values()

@@ -26,21 +26,8 @@ def partial(function, wanted):
 class Passes:
     """Iterate over the user's micro-batches, in the same way each time.
 
-    Parameters
-    ----------
-    micro_batches : iterable or callable
-        See :meth:`ExactFunction.__call__`.
-    n_passes : int
-        How often they will be iterated.
-    n_inputs : int
-        Number of arrays of a micro-batch.
-    random : list of Theano shared variables
-        States of random layers. Each pass starts from their values now.
-
-    Attributes
-    ----------
-    total : float
-        Sum of the sizes, after :meth:`find_sizes`.
+    Each pass starts from the values that the states of `random` layers have
+    now. `total` is the sum of the sizes, after :meth:`find_sizes`.
     """
 
     def __init__(self, micro_batches, n_passes, n_inputs, random):

@@ -21,12 +21,8 @@ __all__ = ["StepMoments", "Term", "applied", "mean_gradients"]
 class Term:
     """Sum the gradients of one loss over micro-batches, weighted by size.
 
-    Attributes
-    ----------
-    size : Theano shared variable
-        Sum of the sizes.
-    sums : dict
-        Parameter → the sum of its gradients, a Theano shared variable.
+    `size` is the sum of the sizes, and `sums` maps each parameter to the sum
+    of its gradients; all are shared variables.
     """
 
     def __init__(self, name):
@@ -46,7 +42,6 @@ class Term:
         return term
 
     def state(self):
-        """Return all shared variables."""
         return [self.size] + list(self.sums.values())
 
     def after(self, gradients, size):
@@ -105,10 +100,7 @@ def applied(moves):
 class StepMoments:
     """Pool the statistics of each application over micro-batches.
 
-    Attributes
-    ----------
-    moves : dict
-        Running average → list of moves, one for each application.
+    `moves` maps a running average to its moves, one for each application.
     """
 
     def __init__(self):
@@ -135,7 +127,6 @@ class StepMoments:
         return self._stored[tuple(statistics)]
 
     def state(self):
-        """Return all shared variables."""
         return [variable for stored in self._stored.values()
                 for variable in stored]
 
@@ -155,12 +146,11 @@ class StepMoments:
 
     def updates(self, combine):
         """Return the updates of the running averages."""
-        updates = collections.OrderedDict()
+        updates = {}
         for average, moves in self.moves.items():
             moves = [move.by(*self.stored(move.statistics)) for move in moves]
             updates[average] = combined(average, moves, combine)
-        updates.update(scheduled_updates(self.moves))
-        return updates
+        return {**updates, **scheduled_updates(self.moves)}
 
 
 def _zeros(average):

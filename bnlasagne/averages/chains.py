@@ -47,20 +47,18 @@ class Chains:
         """
         groups = {id(self.aliases[alias].container): []
                   for alias in self.moves if alias in self.aliases}
-        for variable in sorted(self.aliases, key=self._application):
-            group = groups.get(id(self.aliases[variable].container))
-            if group is not None:
-                group.append(variable)
+        in_order = sorted(self.aliases.items(),
+                          key=lambda item: item[1].application or 0)
+        for variable, alias in in_order:
+            if id(alias.container) in groups:
+                groups[id(alias.container)].append(variable)
         return sorted(groups.values(), key=self._place)
-
-    def _application(self, alias):
-        return self.aliases[alias].application or 0
 
     def _place(self, group):
         is_scheduled = any(isinstance(move, ScheduledMove)
                            for move in self.of(group))
-        return is_scheduled, min(
-            filter(None, map(self._application, group)), default=0)
+        numbers = [self.aliases[alias].application for alias in group]
+        return is_scheduled, min(filter(None, numbers), default=0)
 
     def of(self, aliases):
         """List the moves of all these aliases, in order of application."""
@@ -73,12 +71,11 @@ class Chains:
 
 def chain(average, moves):
     """Return the value of an average after some moves."""
-    value = average
     for move in moves:
-        value = move.advance(value)
+        average = move.advance(average)
         # Ranks compare how often an average moves.
-        value.tag.moved = True
-    return value
+        average.tag.moved = True
+    return average
 
 
 def out_of_reach(average):

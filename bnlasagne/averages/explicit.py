@@ -117,8 +117,8 @@ def find_moves(outputs, wanted=None):
     found = {}
     for group in chains.groups():
         average = average_of(group[-1])
-        moves = [move if isinstance(move, LoopMoves) else move.weighted(
-                     theano.clone(move.alpha, replace=originals))
+        moves = [move if isinstance(move, LoopMoves) else move._replace(
+                     alpha=theano.clone(move.alpha, replace=originals))
                  for move in chains.of(group)
                  if not isinstance(move, ScheduledMove)]
         if moves and (wanted is None or average in wanted):

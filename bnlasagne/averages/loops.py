@@ -73,8 +73,7 @@ class LoopMoves:
     """
 
     def __init__(self, finals, substitute):
-        self.finals = finals
-        self._substitute = substitute
+        self.finals, self._substitute = finals, substitute
 
     def is_copy_of(self, other):
         return False
@@ -119,8 +118,6 @@ def _outside(node):
             yield Application(lifted(marker, inner.constants))
 
 
-# What changes theano.scan
-
 def _holding(scan):
     """Have theano.scan leave averages of applications outside of it alone."""
     @functools.wraps(scan)
@@ -151,7 +148,6 @@ def _held(variables, last):
 
 
 def _variables_in(value):
-    """List the variables in what an iteration returned."""
     if isinstance(value, theano.Variable):
         return [value]
     if isinstance(value, dict):

@@ -45,7 +45,6 @@ _numbers = _Numbers()
 
 
 def last_application():
-    """Return the number of the latest application."""
     return _numbers.last
 
 
@@ -89,16 +88,14 @@ def mark(output, layer, x, taken=None, update=False):
 # schedule of the weight moves on, and what these become; and of the batch, if
 # known, its weight, the number of its values, and the statistics.
 Parts = collections.namedtuple(
-    "Parts", "params averages scheduled next_values batch",
-    defaults=[0] * 5)
-_NO_PARTS = Parts()
+    "Parts", "params averages scheduled next_values batch")
+_NO_PARTS = Parts(0, 0, 0, 0, 0)
 
 
 def _with_aliases(alpha, alias):
     """Have a weight that moves on by itself do so with the averages only.
 
-    Return aliases of the variables in `alpha` that move on; and, computed
-    from these, their next values, and the weight.
+    Return aliases of what moves on in `alpha`; their next values; the weight.
     """
     variables = moving_variables(alpha)
     if not variables:
@@ -125,24 +122,19 @@ class Marker(theano.Op):
 
     def __init__(self, number, layer, sizes=_NO_PARTS, normalizes=False,
                  fused=False, of_gradient=False):
-        self.number = number
-        self.layer = layer
-        self.sizes = sizes
-        self.normalizes = normalizes
-        self.fused = fused
+        self.number, self.layer, self.sizes = number, layer, sizes
+        self.normalizes, self.fused = normalizes, fused
         self.of_gradient = of_gradient
 
     @property
     def has_batch(self):
-        """Whether the marker holds the statistics of the batch."""
         return self.sizes.batch > 0
 
     @property
     def identity(self):
         """The attributes that tell an application from others.
 
-        Without a batch there is no difference, so that two graphs for
-        testing are equal if they compute the same.
+        Graphs for testing have none: they are equal if they compute the same.
         """
         return (self.number, self.layer) if self.has_batch else None
 

@@ -5,7 +5,7 @@ import collections
 import theano.tensor as T
 from theano.scan_module.scan_utils import equal_computations
 
-from ..kernels import dispatch, ops
+from ..kernels import dispatch
 
 __all__ = ["Move", "ScheduledMove", "are_equal"]
 
@@ -35,13 +35,8 @@ class Move(collections.namedtuple(
             T.cast(statistic, own.dtype)
             for statistic, own in zip(statistics, self.statistics)])
 
-    def weighted(self, alpha):
-        """Return the same move with another weight."""
-        return self._replace(alpha=ops.double(alpha))
-
     def is_copy_of(self, other):
-        """Tell whether a move is of the same application, in a cloned graph.
-        """
+        """Tell whether a move is of the same application, or a clone's."""
         return isinstance(other, Move) and are_equal(
             self.input, other.input) and are_equal(self.alpha, other.alpha)
 

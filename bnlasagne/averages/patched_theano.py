@@ -74,7 +74,7 @@ def _with_order(init):
 
 
 class _Averages(list):
-    """List averages, and count their aliases as elements."""
+    """Count the aliases of averages as elements."""
 
     def __contains__(self, variable):
         return super().__contains__(variable) or (

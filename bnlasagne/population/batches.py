@@ -136,7 +136,6 @@ class Kept:
                         os.remove(path)
 
     def append(self, number, values):
-        """Keep a batch's frontier."""
         if self.folder is not None:
             paths = [os.path.join(self.folder, f"{self._files + place}.npy")
                      for place in range(len(values))]

@@ -117,10 +117,7 @@ def _draw_layer(row, name, running, population):
 
 
 def _drifts(running, population):
-    """Compute how far means and deviations are from the population's.
-
-    Both are NaN without any channel that varies.
-    """
+    """Compute the drifts of mean and deviation; NaN if no channel varies."""
     std = population[1]
     varies = std > 0
     if not varies.any():

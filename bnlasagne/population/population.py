@@ -1,23 +1,17 @@
 """Compute the statistics of batch normalization over a whole data set.
 
-Running averages follow the last batches. A network should be tested with the
-statistics of all its training data, as if that were one batch. For the first
-batch normalization layers of a network, these are pooled moments. The
-statistics of a layer above depend on how the layers below it normalize. So all
-are measured layer by layer:
+For the first batch normalization layers of a network, these are the pooled
+moments of all batches. The statistics of a layer above depend on how the
+layers below it normalize. So all are measured layer by layer:
 
-1. A graph of the network is built for testing. Stand-ins take the place of
-   what the layers store (`stages.MeasuredNetwork`).
-2. The graph is cut into stages, one for each batch normalization layer on top
-   of another (`stages.stages_of`).
-3. For each stage, a pass over the data pools the moments of what its layers
-   are applied to. Then its stand-ins get the statistics, and the next stage
-   can be measured.
-4. At the end, all layers get their statistics, or none does.
+1. The network is built for testing, with stand-ins for what its layers store,
+   and cut into stages (:mod:`bnlasagne.population.stages`).
+2. For each stage, a pass over the data pools the moments of what its layers
+   are applied to. Its stand-ins get the statistics, for the next stage.
+3. At the end, all layers get their statistics, or none does.
 
-Each of several ranks makes the passes over its part of the data. After each
-pass, the ranks add up their exact sums. So the result does not depend on which
-rank had which batch.
+After each pass, the ranks add up their exact sums. So the result does not
+depend on which rank had which batch.
 """
 
 import collections
@@ -31,10 +25,7 @@ from ..theano_tools.quiet_checks import quiet_checks
 from .batches import CALLER, Batches, keeping
 from .stages import MeasuredNetwork, stages_of
 
-__all__ = [
-    "PopulationStatistics",
-    "update_population_statistics",
-]
+__all__ = ["PopulationStatistics", "update_population_statistics"]
 
 
 class PopulationStatistics(collections.OrderedDict):

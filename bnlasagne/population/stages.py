@@ -1,12 +1,11 @@
 """Cut a network into stages, between its batch normalization layers.
 
-The statistics of a layer depend on how the layers below it normalize. So a
-network is measured in stages, from its input upward. A stage starts from the
+A network is measured in stages, from its input upward. A stage starts from the
 frontier that the stage before has computed. It computes the inputs of the
 layers that it measures, and its own frontier: what later stages need and what
-does not depend on statistics that are still to be measured. What lies above is
-not computed. Kept between passes or computed again, a frontier comes from the
-same functions, so that its bits are the same.
+does not depend on statistics that are still to be measured. Kept between
+passes or computed again, a frontier comes from the same functions, so that its
+bits are the same.
 """
 
 import lasagne
@@ -47,7 +46,6 @@ class Group:
 
     @property
     def shape(self):
-        """The shape of the statistics."""
         return self.stored[0].get_value(borrow=True).shape
 
     def statistics(self, moments, ddof):
@@ -72,15 +70,9 @@ class Group:
 class MeasuredNetwork:
     """Find the applications of batch normalization layers in a network.
 
-    With `one_pass`, layers normalize by the statistics of the batch.
-
-    Attributes
-    ----------
-    inputs : dict
-        Input layer → its variable.
-    groups : list of Group
-    layers : dict of BatchNormLayer to Group
-        In the order in which they are first applied.
+    `inputs` maps each input layer to its variable; `layers` each layer to its
+    `Group`, in the order in which they are first applied. With `one_pass`,
+    layers normalize by the statistics of the batch.
     """
 
     def __init__(self, outputs, one_pass, kwargs):
@@ -177,39 +169,24 @@ def _check_roots(group, inputs):
 
 
 class Stage:
-    """Compute a part of a network, from the frontier of the stage before.
+    """Measure groups, from the frontier of the stage before.
 
-    Parameters
-    ----------
-    groups : list of Group
-        What it measures.
-    start : list of Theano variables
-        The frontier of the stage before.
-    frontier : list of Theano variables
-        What later stages need of this one and those before.
-    stand_ins : dict
-        Stored statistic → the variable in its place.
+    Its own `frontier` is what later stages need of this one and those before.
+    `stand_ins` maps each stored statistic to the variable in its place.
     """
 
     def __init__(self, groups, start, frontier, stand_ins):
-        self.groups = groups
-        self.start = start
-        self.frontier = frontier
-        self.stand_ins = stand_ins
-        self._function = None
+        self.groups, self.start, self.frontier = groups, start, frontier
+        self.stand_ins, self._function = stand_ins, None
 
     def __str__(self):
         return ", ".join(map(str, self.groups))
 
     def run(self, values, number):
-        """Compute from the frontier before, for the batch of a number.
+        """Return what it measures of a batch, and the frontier.
 
-        Returns
-        -------
-        measured : list of (Group, tuple of int, array)
-            For each application, its group, the axes to normalize over, and
-            its input.
-        frontier : list of array
+        The former is, for each application, its group, the axes to normalize
+        over, and its input.
         """
         places = [(group, application.layer.axes) for group in self.groups
                   for application in group.applications]
@@ -277,8 +254,7 @@ def _dependents(sources, nodes, inputs_of):
 def _frontier(targets, by_data, unknown):
     """Find what can be computed now, and is needed for the targets.
 
-    `by_data` depends on the network's inputs, and `unknown` on statistics that
-    are still to be measured.
+    `by_data` depends on the network's inputs, `unknown` on later statistics.
     """
     frontier, seen, stack = [], set(), list(reversed(targets))
     while stack:

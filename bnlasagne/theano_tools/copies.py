@@ -4,13 +4,9 @@ __all__ = ["Copies"]
 
 
 class Copies(dict):
-    """Map variables of a graph to their copies.
-
-    Variables that are not in it stay as they are.
-    """
+    """Map variables to their copies; others stay as they are."""
 
     def of(self, variables):
-        """List the copies of variables."""
         return [self.get(variable, variable) for variable in variables]
 
     def add(self, node):

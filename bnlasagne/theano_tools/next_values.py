@@ -7,9 +7,9 @@ __all__ = ["moving_variables", "next_value"]
 
 
 def next_value(variable):
-    """Return what a variable in a layer's `alpha` becomes as averages move.
+    """Return what a variable becomes as averages move; None if it stays.
 
-    None if it stays. A default update of the user's own counts as well.
+    A default update of the user's own counts as well.
     """
     value = getattr(variable.tag, "next_value", None)
     return getattr(variable, "default_update", None) if value is None \
