@@ -59,9 +59,6 @@ class _RepairingLoader:
     def __getattr__(self, name):
         return getattr(self._loader, name)
 
-    def create_module(self, spec):
-        return self._loader.create_module(spec)
-
     def exec_module(self, module):
         module.__loader__ = module.__spec__.loader = self._loader
         with contextlib.ExitStack() as stack:

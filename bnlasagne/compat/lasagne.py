@@ -53,11 +53,12 @@ def hand_flags_into_loops(recurrent):
     @functools.wraps(method)
     def get_output_for(self, inputs, **flags):
         # The same code, which finds this call's flags in what it calls.
-        names = dict(vars(recurrent),
-                     helper=_HelperWithFlags(recurrent.helper, flags))
+        helper = types.SimpleNamespace(**{
+            **vars(recurrent.helper), "get_output": functools.partial(
+                recurrent.helper.get_output, **flags)})
         function = types.FunctionType(
-            method.__code__, names, method.__name__, method.__defaults__,
-            method.__closure__)
+            method.__code__, dict(vars(recurrent), helper=helper),
+            method.__name__, method.__defaults__, method.__closure__)
         return function(self, inputs, **flags)
 
     layer_class.get_output_for = get_output_for
@@ -70,18 +71,3 @@ def _drops_flags(method):
         and "kwargs" not in constant.co_freevars
         for constant in getattr(method, "__code__", method).co_consts
     )
-
-
-class _HelperWithFlags:
-    """Stand in for ``lasagne.layers.helper`` in the code of one call."""
-
-    def __init__(self, helper, flags):
-        self._helper = helper
-        self._flags = flags
-
-    def __getattr__(self, name):
-        return getattr(self._helper, name)
-
-    def get_output(self, layers, inputs=None, **flags):
-        return self._helper.get_output(
-            layers, inputs, **dict(self._flags, **flags))

@@ -25,11 +25,10 @@ __all__ = [
 ]
 
 _DOWNSAMPLE = "theano.tensor.signal.downsample"
-# Theano's own, and the rank.
+# Theano's own.
 _COMPILEDIR_FORMAT = (
     "compiledir_%(short_platform)s-%(processor)s-%(python_version)s-"
-    "%(python_bitwidth)s-rank{}"
-)
+    "%(python_bitwidth)s")
 
 
 def forget_failed_import():
@@ -57,10 +56,9 @@ def words_for_a_missing_header():
         raise ImportError(
             "Theano found a C++ compiler, but not the header Python.h of "
             "this Python. Install it (on Debian and Ubuntu: apt-get install "
-            "python{}.{}-dev), or set the environment variable "
-            "THEANO_FLAGS=cxx= to do without a compiler, slowly.".format(
-                *sys.version_info[:2])
-        ) from error
+            f"python{sys.version_info[0]}.{sys.version_info[1]}-dev), or set "
+            "the environment variable THEANO_FLAGS=cxx= to do without a "
+            "compiler, slowly.") from error
 
 
 @contextlib.contextmanager
@@ -76,8 +74,8 @@ def own_compile_directory():
         yield
         return
     # Of flags that are given twice, the last one counts: the user's.
-    os.environ["THEANO_FLAGS"] = "compiledir_format={},{}".format(
-        _COMPILEDIR_FORMAT.format(rank), before or "")
+    os.environ["THEANO_FLAGS"] = (
+        f"compiledir_format={_COMPILEDIR_FORMAT}-rank{rank},{before or ''}")
     try:
         yield
     finally:
@@ -122,10 +120,8 @@ def provide_downsample(theano):
             or importlib.util.find_spec(_DOWNSAMPLE)):
         return
     module = types.ModuleType(
-        _DOWNSAMPLE,
-        "What Lasagne 0.1 uses of a module that Theano 0.9 "
-        "removed; provided by bnlasagne.",
-    )
+        _DOWNSAMPLE, "What Lasagne 0.1 uses of a module that Theano 0.9 "
+        "removed; provided by bnlasagne.")
     module.__spec__ = importlib.machinery.ModuleSpec(_DOWNSAMPLE, None)
     module.max_pool_2d = max_pool_2d
     sys.modules[_DOWNSAMPLE] = signal.downsample = module

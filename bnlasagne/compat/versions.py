@@ -24,15 +24,11 @@ _WHY = {
 
 
 def check():
-    """Raise an error if Python or a package is missing or cannot work.
+    """Raise ImportError if Python or a package is missing or cannot work.
 
-    Versions are those of imported packages: only these are known to be the
-    ones that are used.
-
-    Raises
-    ------
-    ImportError
-        It names the versions that work, and the command that installs them.
+    The message names the versions that work, and the command that installs
+    them. Versions are those of imported packages: only these are known to be
+    the ones that are used.
     """
     refusal = (_refusal_of_python() or _refusal_of_missing()
                or _refusal_of_version(_imported_version))

@@ -13,17 +13,8 @@ __all__ = ["Blocks"]
 class Blocks:
     """An order of a batch's axes with those of the parameters in one block.
 
-    Parameters
-    ----------
-    x : Theano variable
-        The batch.
-    axes : tuple of int
-        The axes that are normalized over.
-
-    Attributes
-    ----------
-    first, end : int
-        First axis of the parameters, in order, and the one after the last.
+    `axes` are normalized over. `first` is the first axis of the parameters, in
+    order, and `end` the one after the last.
     """
 
     def __init__(self, x, axes):

@@ -13,7 +13,7 @@ __all__ = ["AVERAGES", "KERNELS", "TRIAL", "CompiledOp"]
 
 
 def _source(*names):
-    """Headers, one after the other; none has to be found by the compiler."""
+    """Join headers, so that the compiler has to find none."""
     folder = Path(__file__).resolve().parent / "cpp"
     text = "".join((folder / name).read_text("utf-8") for name in names)
     return re.sub('#include "[^"]*"', "", text)
@@ -43,16 +43,10 @@ template void move_average<float>(
 class CompiledOp(theano.Op):
     """An Op with C++ code, and a NumPy version of it.
 
-    Attributes
-    ----------
-    inputs, outputs : list of str
-        Names.
-    source : str
-        What the code needs: `KERNELS` or `AVERAGES`.
-    code : str
-        In it, ``{x}`` stands for the C++ name of the input or output of that
-        name, ``{T}`` for the type of the first input's numbers, ``{fail}`` for
-        what is done after an error, and ``{params}`` for the Op's parameters.
+    `inputs` and `outputs` are names. In `code`, which needs the sources
+    `source`, ``{x}`` stands for the C++ name of the input or output of that
+    name, ``{T}`` for the type of the first input's numbers, ``{fail}`` for
+    what is done after an error, and ``{params}`` for the Op's parameters.
     """
 
     source = KERNELS

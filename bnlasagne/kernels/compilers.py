@@ -56,29 +56,16 @@ _warned = set()
 
 
 def unsafe_arguments():
-    """Find the user's flags that the kernels must not be compiled with.
-
-    Returns
-    -------
-    list of str
-        As the user spells them, for `c_no_compile_args`.
-    """
+    """List the user's flags that the kernels must not be compiled with."""
     return [flag for flag in theano.config.gcc.cxxflags.split()
             if _UNSAFE.fullmatch(flag) and flag != _STANDARD]
 
 
 def arguments(program):
-    """Find the flags to compile the kernels with.
+    """Find the flags to compile the kernels with, or None.
 
-    Parameters
-    ----------
-    program : str
-        Source code of a library with all of the kernels.
-
-    Returns
-    -------
-    list of str or None
-        None if the compiler refuses the kernels whatever the flags.
+    None if the compiler refuses them whatever the flags. `program` is the
+    source code of a library with all of the kernels.
     """
     setting = _setting(program)
     if setting not in _found:
@@ -121,7 +108,7 @@ def or_numpy(program):
 
 
 def _setting(program):
-    """What the flags depend on, within one process."""
+    """Return what the flags depend on, within one process."""
     return theano.config.cxx, theano.config.gcc.cxxflags, program
 
 
@@ -143,7 +130,7 @@ def _cores():
 # Trials
 
 def _kept_or_tried(cxx, cxxflags, program):
-    """Flags, or None; and the last error of the compiler."""
+    """Return flags, or None; and the last error of the compiler."""
     key = _key(cxx, cxxflags, program)
     flags, error = _kept().get(key), None
     if not isinstance(flags, list):
@@ -156,7 +143,7 @@ def _kept_or_tried(cxx, cxxflags, program):
 
 
 def _try(user, program):
-    """The first flags that the compiler takes, and its last error."""
+    """Find the first flags that the compiler takes, and its last error."""
     flags = [_STANDARD] + list(_FLAGS)
     error = _compile(program, flags, user)
     if error is None:
@@ -187,7 +174,7 @@ def _compile(program, flags, user):
 
 
 def _first_error(text):
-    """The line of a compiler's output that says what is wrong."""
+    """Find the line of a compiler's output that says what is wrong."""
     lines = [line.strip() for line in text.replace(". ", "\n").splitlines()]
     errors = [line for line in lines if "error" in line.lower()]
     return ((errors or lines or ["none"])[0])[:300]
@@ -196,20 +183,18 @@ def _first_error(text):
 # What is kept
 
 def _key(cxx, cxxflags, program):
-    """What the result of a trial depends on."""
-    path = shutil.which(cxx) or cxx
-    try:
-        status = os.stat(path)
-        identity = [path, status.st_size, status.st_mtime]
-    except OSError:
-        identity = [path]
+    """Return a digest of all that the result of a trial depends on."""
+    identity = [shutil.which(cxx) or cxx]
+    with contextlib.suppress(OSError):
+        status = os.stat(identity[0])
+        identity += [status.st_size, status.st_mtime]
     text = json.dumps([GCC_compiler.version_str(), identity, cxxflags,
                        _STANDARD, _OTHER_STANDARDS, _FLAGS, program])
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def _kept():
-    """All flags that are kept, by key; none if the file cannot be read."""
+    """Read all flags that are kept, by key; none if that fails."""
     try:
         table = json.loads(_path().read_text("utf-8"))
     except (OSError, ValueError):

@@ -1,9 +1,9 @@
 """Choose between the fused Ops and the plain Theano expressions.
 
 This is the one place that decides which of the two batch normalization is
-built from. The statistics and parameters that it takes are those of layers:
-their types need not say that sizes along the axes are 1, and `gamma` and
-`beta` may be None.
+built from. The arguments are those of :mod:`bnlasagne.kernels.expressions`,
+but the types of statistics and parameters need not say that sizes along the
+axes are 1. With `rectify`, values below zero are replaced by zero.
 """
 
 import functools
@@ -51,16 +51,8 @@ def plain_expressions():
 def are_usable(*variables):
     """Tell whether the fused Ops can be applied to variables, and may be.
 
-    Parameters
-    ----------
-    *variables : Theano variables or None
-        The input, its statistics and parameters.
-
-    Returns
-    -------
-    bool
-        True on the CPU, in single or double precision, all of it alike, but
-        not within :func:`plain_expressions`.
+    They can on the CPU, in single or double precision, all of it alike. None
+    stands for a parameter that is missing.
     """
     present = [variable for variable in variables if variable is not None]
     return (not _plain.is_on
@@ -74,19 +66,7 @@ def are_usable(*variables):
 def batch_statistics(x, axes):
     """Find mean, biased standard deviation and number of values of a batch.
 
-    Parameters
-    ----------
-    x : Theano variable
-        The batch, of a floating-point type.
-    axes : tuple of int
-        The axes to take them over.
-
-    Returns
-    -------
-    mean, std : Theano variables
-        Of the shape of `x`, but of size 1 along the axes.
-    count : Theano variable
-        Number of values that each of them is taken over; a scalar.
+    The last one, a scalar, is that of the values of each mean.
     """
     return (*_find_statistics(x, axes)[:2], _count(x, axes))
 
@@ -105,22 +85,9 @@ def normalize_batch(x, gamma, beta, epsilon, axes, rectify=False,
                     correction=None):
     """Normalize a batch by its own statistics.
 
-    Parameters
-    ----------
-    x, gamma, beta, epsilon, axes
-        See :func:`bnlasagne.kernels.expressions.normalize_batch`.
-    rectify : bool
-        Whether values below zero are replaced by zero.
-    correction : callable or None
-        Called with the mean and the standard deviation of the batch, `gamma`
-        and `beta`, it returns what to use in place of the latter two.
-
-    Returns
-    -------
-    output : Theano variable
-        Of the shape of `x`.
-    mean, std, count : Theano variables
-        See :func:`batch_statistics`.
+    `correction`, unless None, is called with the mean and the standard
+    deviation, `gamma` and `beta`; it returns what to use in place of the
+    latter two. Returns the output, then what :func:`batch_statistics` does.
     """
     statistics = None
     if correction is not None:
@@ -140,22 +107,11 @@ def normalize_batch(x, gamma, beta, epsilon, axes, rectify=False,
 
 
 def find_moments(x, axes, *params):
-    """Find the moments of a part of a batch.
+    """Find the moments of a part of a batch, as `Moments.to_vector` does.
 
-    Parameters
-    ----------
-    x : Theano variable
-        The part, of a floating-point type.
-    axes : tuple of int
-        The axes to take them over.
-    *params : Theano variables or None
-        What :func:`normalize_by` is going to be called with.
-
-    Returns
-    -------
-    Theano variable
-        A vector; see :meth:`bnlasagne.Moments.to_vector`. In expressions, it
-        has gradients; see :class:`bnlasagne.kernels.ops.NormalizeBy`.
+    `params` are those that :func:`normalize_by` is going to be called with.
+    Only in expressions has the vector gradients; see
+    :class:`bnlasagne.kernels.ops.NormalizeBy`.
     """
     if are_usable(x, *params):
         return ops.find_statistics(x, axes)[3]
@@ -165,20 +121,9 @@ def find_moments(x, axes, *params):
 def normalize_by(op, x, statistics, gamma, beta, epsilon, axes, rectify=False):
     """Normalize a part of a batch by the statistics of all of it.
 
-    Parameters
-    ----------
-    op : callable
-        Makes the fused Op; see :func:`bnlasagne.kernels.ops.normalize_by`.
-    statistics : Theano variable
-        A vector of double precision: the means of all channels, then the
-        standard deviations.
-    x, gamma, beta, epsilon, axes, rectify
-        See :func:`normalize_batch`.
-
-    Returns
-    -------
-    Theano variable
-        Of the shape of `x`.
+    `op` makes the fused Op; see :func:`bnlasagne.kernels.ops.normalize_by`.
+    `statistics` is a vector of double precision: the means of all channels,
+    then the standard deviations.
     """
     if are_usable(x, gamma, beta):
         return ops.normalize_by(op, x, statistics, gamma, beta, epsilon, axes,
@@ -189,11 +134,7 @@ def normalize_by(op, x, statistics, gamma, beta, epsilon, axes, rectify=False):
 
 
 def normalize(x, mean, std, gamma, beta, epsilon, axes, rectify=False):
-    """Normalize a batch by the given statistics.
-
-    See :func:`bnlasagne.kernels.expressions.normalize`. With `rectify`, values
-    below zero are replaced by zero.
-    """
+    """Normalize a batch by the given statistics."""
     if are_usable(x, mean, std, gamma, beta):
         return ops.normalize(x, mean, std, gamma, beta, epsilon, axes, rectify)
     output = expressions.normalize(
@@ -204,27 +145,13 @@ def normalize(x, mean, std, gamma, beta, epsilon, axes, rectify=False):
 def move_average(average, statistics, count, alpha, fused):
     """Move a running average by the statistics of a batch.
 
-    Parameters
-    ----------
-    average : Theano variable
-        The running average before.
-    statistics : list of Theano variables
-        Of the batch, the one that the average follows first. If any of them is
-        not finite, the average stays as it is.
-    count : Theano variable
-        Number of values in each statistic; a scalar. Of fewer than two, the
-        average stays as it is, too.
-    alpha : Theano variable
-        Weight of the batch; a scalar of double precision.
-    fused : bool
-        Whether to use the fused Op, as :func:`are_usable` told when the layer
-        was applied. What a user builds then must not depend on when it is
-        compiled.
+    The average follows the first one of `statistics`. It stays as it is if any
+    of them is not finite, or if `count`, the number of values in each, is
+    below two. `alpha`, a scalar of double precision, is the weight of the
+    batch.
 
-    Returns
-    -------
-    Theano variable
-        The running average after, of the type of `average`.
+    `fused` is what :func:`are_usable` told when the layer was applied: what a
+    user builds then must not depend on when it is compiled.
     """
     if fused:
         return ops.MoveAverage(len(statistics))(

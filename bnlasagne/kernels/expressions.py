@@ -1,7 +1,9 @@
 """Build batch normalization from plain Theano expressions.
 
-Statistics and parameters are of size 1, and broadcastable, along the axes that
-are normalized over. `gamma` and `beta` may be None.
+`x` is the batch, of a floating-point type, and `axes` a tuple of the axes that
+are normalized over. Statistics and parameters are of size 1, and
+broadcastable, along these. `std` is the biased standard deviation. `epsilon`,
+a number or a scalar variable, is added to it. `gamma` and `beta` may be None.
 """
 
 import functools
@@ -32,26 +34,7 @@ __all__ = [
 
 
 def normalize_batch(x, gamma, beta, epsilon, axes):
-    """Normalize a batch by its own statistics.
-
-    Parameters
-    ----------
-    x : Theano variable
-        The batch, of a floating-point type.
-    gamma, beta : Theano variables or None
-        Scale and shift.
-    epsilon : float or scalar Theano variable
-        Added to the standard deviation.
-    axes : tuple of int
-        The axes to normalize over.
-
-    Returns
-    -------
-    output : Theano variable
-        Of the shape of `x`.
-    mean, std : Theano variables
-        The statistics of the batch; `std` is the biased standard deviation.
-    """
+    """Normalize a batch by its own statistics; return these, too."""
     dtype = x.dtype
     deviation, mean, std = standardization(_not_half(x), axes)
     output = scale_and_shift(deviation, std, *map(_not_half, (gamma, beta)),
@@ -61,26 +44,10 @@ def normalize_batch(x, gamma, beta, epsilon, axes):
 
 
 def normalize(x, mean, std, gamma, beta, epsilon):
-    """Normalize a batch by the given statistics.
-
-    Parameters
-    ----------
-    x : Theano variable
-        The batch, of a floating-point type.
-    mean, std, gamma, beta : Theano variables
-        Statistics, scale and shift.
-    epsilon : float or scalar Theano variable
-        Added to the standard deviation.
-
-    Returns
-    -------
-    Theano variable
-        Of the shape of `x`.
-    """
-    found, (mean, std, gamma, beta) = [x, mean, std, gamma, beta], map(
-        _not_half, (mean, std, gamma, beta))
-    output = scale_and_shift(_not_half(x) - mean, std, gamma, beta, epsilon)
-    return _as_half(output, *found)
+    """Normalize a batch by the given statistics."""
+    inputs = x, mean, std, gamma, beta
+    x, mean, *others = map(_not_half, inputs)
+    return _as_half(scale_and_shift(x - mean, *others, epsilon), *inputs)
 
 
 def move_average(average, statistics, count, alpha):
@@ -104,7 +71,7 @@ def move_average(average, statistics, count, alpha):
 
 
 def _uncached(value, dtype):
-    """A scalar constant that is not in Theano's cache.
+    """Make a scalar constant that is not in Theano's cache.
 
     Theano lets no constant of its cache into the graph of a function.
     """
@@ -112,20 +79,7 @@ def _uncached(value, dtype):
 
 
 def batch_statistics(x, axes):
-    """Take the mean and the biased standard deviation of a batch.
-
-    Parameters
-    ----------
-    x : Theano variable
-        The batch, of a floating-point type.
-    axes : tuple of int
-        The axes to take them over.
-
-    Returns
-    -------
-    mean, std : Theano variables
-        Of the shape of `x`, but of size 1 along the axes.
-    """
+    """Take the mean and the biased standard deviation of a batch."""
     _, mean, std = standardization(_not_half(x), axes)
     return _as_half(mean, x.dtype), _as_half(std, x.dtype)
 
@@ -173,16 +127,9 @@ def normalize_by(x, statistics, gamma, beta, epsilon, axes):
 def pool(parts):
     """Pool the statistics of several batches, as if they were one.
 
-    Parameters
-    ----------
-    parts : list of tuple (count, mean, std) of Theano variables
-        Of each batch: the number of values per channel, their mean, and their
-        biased standard deviation.
-
-    Returns
-    -------
-    count, mean, std : Theano variables
-        Of all values. `mean` and `std` are of double precision.
+    Takes, for each batch, the number of values per channel, their mean and
+    their biased standard deviation; returns the same for all values, mean and
+    standard deviation in double precision.
     """
     count = sum(part[0] for part in parts)
     # Of a batch without values, the statistics have no meaning.
@@ -263,12 +210,7 @@ def power_of_two(sizes, free=0):
     """Find powers of two that bring sizes to about 1; 1 where a size is 0.
 
     Multiplying by them rounds nothing. They count as constants in gradients.
-
-    Parameters
-    ----------
-    sizes : Theano variable
-    free : int
-        Powers of two that sizes may keep, up and down.
+    Sizes may keep `free` powers of two, up and down.
     """
     sizes = abs(theano.gradient.disconnected_grad(sizes))
     zero, one = constant_like(0, sizes), constant_like(1, sizes)
@@ -336,6 +278,5 @@ def _not_half(variable):
 
 def _as_half(result, *inputs):
     """Return the result, in half precision if all inputs are."""
-    dtypes = {getattr(each, "dtype", each) for each in inputs
-              if each is not None}
+    dtypes = {getattr(each, "dtype", each) for each in inputs} - {None}
     return T.cast(result, "float16") if dtypes == {"float16"} else result

@@ -25,15 +25,7 @@ def statistics(x, axes):
 
 
 class Standardized:
-    """A batch, or a part of one, standardized by given statistics.
-
-    Parameters
-    ----------
-    x : array
-    mean, std : array
-    epsilon : float
-        Added to the standard deviation.
-    """
+    """A batch, or a part of one, standardized by given statistics."""
 
     def __init__(self, x, mean, std, epsilon):
         mean, std = (np.asarray(value, np.float64) for value in (mean, std))
@@ -41,10 +33,8 @@ class Standardized:
         self.unit = _unit_of(np.maximum(std, 1e-30 * np.abs(mean)))
         self.std = std * self.unit
         self.deviation = x * self.unit - mean * self.unit
-        self.inverse = 1 / (std + epsilon)
-        if x.size == 0:
-            # The statistics of a batch without values are not numbers.
-            self.inverse = np.zeros(std.shape)
+        # The statistics of a batch without values are not numbers.
+        self.inverse = 1 / (std + epsilon) if x.size else np.zeros(std.shape)
 
     def normalized(self, gamma, beta, rectify=False):
         """Scale and shift; if told so, replace values below zero by zero."""
@@ -56,10 +46,7 @@ class Standardized:
         return np.where(self.normalized(gamma, beta) > 0, dy, 0)
 
     def gradient_sums(self, dy, axes):
-        """Sum the gradient, and its product with the deviations.
-
-        The deviations are in `unit`.
-        """
+        """Sum the gradient, and its product with the deviations, in `unit`."""
         return (dy.sum(axes, dtype=np.float64, keepdims=True),
                 (dy * self.deviation).sum(axes, keepdims=True))
 
@@ -70,8 +57,8 @@ class Standardized:
     def gradient(self, gamma, dy, count, sums, products):
         """Compute the gradient with respect to the batch.
 
-        `count`, `sums` and `products` are those of the whole batch that the
-        statistics are taken over.
+        `count`, `sums` and `products` are those of all that the statistics are
+        of.
         """
         slope = self.by_gamma(products) / count / self.std
         # The standard deviation has no gradient where it is zero.
@@ -91,7 +78,7 @@ def move_average(average, alpha, count, statistics):
 
 
 def _unit_of(sizes):
-    """Powers of two, of double precision, that bring sizes to about 1."""
+    """Find powers of two, as double, that bring sizes to about 1."""
     # Not to the ends of the range: what they multiply may be there, too.
     powers = np.clip(np.frexp(sizes)[1].astype(int), -700, 700)
     return np.ldexp(1., np.where(np.isfinite(sizes), -powers, 0))

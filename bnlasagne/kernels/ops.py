@@ -1,8 +1,9 @@
 """Compute batch normalization by fused Ops for the CPU.
 
 :func:`normalize_batch` and :func:`normalize` compute what their namesakes in
-:mod:`bnlasagne.kernels.expressions` do, at the speed of memory. Which of
-the two a layer is built from is decided in :mod:`bnlasagne.kernels.dispatch`.
+:mod:`bnlasagne.kernels.expressions` do, at the speed of memory.
+:mod:`bnlasagne.kernels.dispatch` decides which of the two a layer is built
+from, and explains `rectify`.
 
 Each Op has a kernel in ``kernels.h``, for machines with a compiler, and a
 NumPy version in :mod:`bnlasagne.kernels.fallback`, for those without.
@@ -42,11 +43,7 @@ __all__ = [
 
 
 def normalize_batch(x, gamma, beta, epsilon, axes, rectify=False):
-    """Normalize a batch by its own statistics.
-
-    See :func:`bnlasagne.kernels.expressions.normalize_batch`. With `rectify`,
-    values below zero are replaced by zero.
-    """
+    """Normalize a batch by its own statistics; return these, too."""
     blocks = Blocks(x, axes)
     op = BatchNormalize(blocks.first, blocks.end, rectify)
     outputs = op(blocks.batch(), *blocks.params(gamma, beta), epsilon)
@@ -54,11 +51,7 @@ def normalize_batch(x, gamma, beta, epsilon, axes, rectify=False):
 
 
 def normalize(x, mean, std, gamma, beta, epsilon, axes, rectify=False):
-    """Normalize a batch by the given statistics.
-
-    See :func:`bnlasagne.kernels.expressions.normalize`. With `rectify`, values
-    below zero are replaced by zero.
-    """
+    """Normalize a batch by the given statistics."""
     blocks = Blocks(x, axes)
     op = Normalize(blocks.first, blocks.end, rectify)
     return blocks.back(op(
@@ -67,38 +60,19 @@ def normalize(x, mean, std, gamma, beta, epsilon, axes, rectify=False):
 
 
 def find_statistics(x, axes):
-    """Find the statistics of a batch.
-
-    Returns
-    -------
-    mean, std : Theano variables
-        See :func:`bnlasagne.kernels.expressions.batch_statistics`.
-    statistics, moments : Theano variables
-        The vectors of :class:`BatchStatistics`.
-    """
+    """Return the outputs of :class:`BatchStatistics`."""
     blocks = Blocks(x, axes)
-    op = BatchStatistics(blocks.first, blocks.end)
-    mean, std, statistics, moments = op(blocks.batch())
-    return blocks.back(mean), blocks.back(std), statistics, moments
+    mean, std, *vectors = BatchStatistics(blocks.first, blocks.end)(
+        blocks.batch())
+    return (blocks.back(mean), blocks.back(std), *vectors)
 
 
 def normalize_by(op, x, statistics, gamma, beta, epsilon, axes, rectify=False):
     """Normalize a batch by its own statistics, which are known already.
 
-    Parameters
-    ----------
-    op : callable
-        Makes the Op from `first`, `end` and `rectify`, as :class:`NormalizeBy`
-        does.
-    x, gamma, beta, epsilon, axes, rectify
-        See :func:`normalize_batch`.
-    statistics : Theano variable
-        The vector of :class:`BatchStatistics`.
-
-    Returns
-    -------
-    Theano variable
-        Of the shape of `x`.
+    `op` makes the Op from `first`, `end` and `rectify`, as
+    :class:`NormalizeBy` does. `statistics` is the vector of
+    :class:`BatchStatistics`.
     """
     blocks = Blocks(x, axes)
     op = op(blocks.first, blocks.end, rectify)
@@ -128,7 +102,9 @@ class FusedOp(CompiledOp):
     """An Op of batch normalization, with a kernel in C++.
 
     The names of inputs and outputs say what they are, and what has to be
-    checked. The batch, `x`, is the first one.
+    checked. The batch, `x`, is the first one. Subclasses with gradients of
+    gradients have `_expression(inputs)`, which builds the outputs as plain
+    expressions of inputs that are broadcastable along the axes.
 
     Parameters
     ----------
@@ -140,14 +116,6 @@ class FusedOp(CompiledOp):
     inplace : bool
         Whether the output overwrites an input. Not to be used in graphs that
         users build; an optimization takes care of it.
-
-    Attributes
-    ----------
-    kernel : str
-        The C++ function that is called with the shape, the inputs and the
-        outputs.
-    overwrites : int or None
-        Position of the input that the first output may overwrite.
     """
 
     __props__ = ("first", "end", "rectify", "inplace")
@@ -157,7 +125,9 @@ class FusedOp(CompiledOp):
         first=theano.scalar.int64, end=theano.scalar.int64,
         rectify=theano.scalar.bool, inplace=theano.scalar.bool,
         home=theano.scalar.int64)
+    # The C++ function, called with the shape, the inputs and the outputs.
     kernel = ""
+    # Position of the input that the first output may overwrite.
     overwrites = None
     # The kernels start no threads in other processes, which are its forks.
     home = os.getpid()
@@ -192,8 +162,8 @@ class FusedOp(CompiledOp):
     def _check_types(self, inputs):
         """Check the types of the inputs.
 
-        Parameters need not be declared broadcastable along the axes. That
-        their sizes there are 1 is found out when the Op is called.
+        Parameters need not be declared broadcastable along the axes: their
+        sizes are compared when the Op is called.
         """
         x, name = inputs[0], type(self).__name__
         if x.dtype not in ("float32", "float64"):
@@ -312,13 +282,6 @@ class FusedOp(CompiledOp):
             "theano.Rop does not know the fused Ops of batch normalization. "
             "Build the output within bnlasagne.plain_expressions().")
 
-    def _expression(self, inputs):
-        """Build what the Op computes as a plain expression.
-
-        The parameters are broadcastable along the axes.
-        """
-        raise NotImplementedError
-
     def _plain_gradient(self, inputs, output_gradients):
         """Build the gradients of the plain expression.
 
@@ -326,13 +289,12 @@ class FusedOp(CompiledOp):
         """
         arguments = [_argument_like(variable) for variable in inputs]
         pattern, params = self.pattern(inputs[0]), self.params()
-        aligned = [T.patternbroadcast(argument, pattern) if name in params
-                   else argument
-                   for name, argument in zip(self.inputs, arguments)]
+        aligned = [
+            T.patternbroadcast(each, pattern) if name in params else each
+            for name, each in zip(self.inputs, arguments)]
         known = OrderedDict(  # as Theano wants it
-            (expression, T.patternbroadcast(gradient,
-                                            expression.broadcastable))
-            for expression, gradient
+            (output, T.patternbroadcast(gradient, output.broadcastable))
+            for output, gradient
             in zip(self._expression(aligned), output_gradients)
             if not _is_disconnected(gradient))
         gradients = theano.grad(
@@ -363,14 +325,13 @@ class _OfStatistics(FusedOp):
 
     def _gradient_of_statistics(self, x, statistics, gradients):
         """Return gradients through the mean and the standard deviation."""
-        (mean, std), (dmean, dstd) = statistics, gradients
-        count = T.prod([x.shape[axis] for axis in self.axes(x.ndim)])
-        count, terms = T.cast(count, x.dtype), []
+        (mean, std), (dmean, dstd), terms = statistics, gradients, []
+        count = T.cast(T.prod([x.shape[axis] for axis in self.axes(x.ndim)]),
+                       x.dtype)
         if not _is_disconnected(dmean):
             terms.append(dmean)
         if not _is_disconnected(dstd):
-            zero, one = (expressions.constant_like(value, x)
-                         for value in (0, 1))
+            zero, one = (expressions.constant_like(i, x) for i in (0, 1))
             is_zero = T.eq(std, zero)
             terms.append(dstd * T.switch(
                 is_zero, zero, (x - mean) / T.switch(is_zero, one, std)))
@@ -416,10 +377,10 @@ class BatchNormalize(_OfStatistics):
 class BatchStatistics(_OfStatistics):
     """Find the statistics of a batch.
 
-    Outputs: mean, standard deviation, both as a vector of double precision,
-    as :class:`BatchNormalize` has it, and the moments as a vector: the number
-    of values per channel, the means, and the sums of squared deviations. Only
-    the first two have gradients.
+    Outputs: mean, standard deviation, both as a vector of double precision, as
+    :class:`BatchNormalize` has it, and the moments as a vector: the number of
+    values per channel, the means, and the sums of squared deviations. Only the
+    first two have gradients.
     """
 
     inputs = ["x"]
@@ -557,14 +518,8 @@ class MoveAverage(CompiledOp):
     """Move a running average by a batch.
 
     Inputs: the average, the weight of the batch, the number of its values, and
-    its statistics, the one to average first, of the average's shape. The
-    average stays as it is where there are fewer than two values, or where any
-    of the statistics is not finite.
-
-    Parameters
-    ----------
-    n_statistics : int
-        Number of statistics.
+    `n_statistics` statistics; see
+    :func:`bnlasagne.kernels.dispatch.move_average`.
     """
 
     __props__ = ("n_statistics",)

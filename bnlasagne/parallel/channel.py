@@ -31,11 +31,6 @@ __all__ = [
     "world",
 ]
 
-_MISSING = (
-    "Training on several machines needs mpi4py and an MPI library, but mpi4py "
-    "cannot be imported (%s: %s). Install both:\n"
-    "    %s -m pip install \"bnlasagne[mpi]\"")
-
 
 class RanksDisagree(RuntimeError):
     """Ranks are about to do different things; raised on all of them."""
@@ -69,9 +64,12 @@ def world():
     # Without a library, with the library of another MPI, or built for another
     # Python, mpi4py raises errors of many types.
     except Exception as error:
-        raise ImportError(_MISSING % (
-            type(error).__name__, " ".join(str(error).split()),
-            sys.executable), name="mpi4py") from error
+        raise ImportError(
+            "Training on several machines needs mpi4py and an MPI library, "
+            f"but mpi4py cannot be imported ({type(error).__name__}: "
+            f"{' '.join(str(error).split())}). Install both:\n"
+            f'    {sys.executable} -m pip install "bnlasagne[mpi]"',
+            name="mpi4py") from error
     # Even a rank that ends before it builds a layer must not be waited for.
     channel_of(comm, "world()")
     return comm
@@ -80,28 +78,15 @@ def world():
 def channel_of(comm, caller):
     """Return the channel of a communicator, which has only one.
 
-    Parameters
-    ----------
-    comm : mpi4py.MPI.Intracomm or None
-    caller : str
-        For messages.
-
-    Returns
-    -------
-    Channel or None
-        None for None, and for a communicator of one rank.
-
-    Raises
-    ------
-    TypeError
-        If `comm` is something else.
+    None for None, and for a communicator of one rank. `caller` is for
+    messages.
     """
     if comm is None:
         return None
     # Whoever has a communicator has imported this.
     MPI = sys.modules.get("mpi4py.MPI")
-    kind = getattr(MPI, "Intracomm", ())
-    if not isinstance(comm, kind) or comm == MPI.COMM_NULL:
+    if (not isinstance(comm, getattr(MPI, "Intracomm", ()))
+            or comm == MPI.COMM_NULL):
         raise TypeError(
             f"{caller}: comm must be None or a communicator of mpi4py, such "
             f"as bnlasagne.world(), got {comm!r}.")
@@ -127,15 +112,7 @@ def _key():
 def channel_of_world():
     """Find the channel of a network that is loaded from a pickle.
 
-    Returns
-    -------
-    Channel or None
-        None for one process alone.
-
-    Raises
-    ------
-    ImportError
-        If mpi4py cannot be imported by one of several ranks.
+    None for one process alone, where mpi4py may be missing.
     """
     try:
         comm = world()
@@ -143,35 +120,21 @@ def channel_of_world():
         if launched_rank():
             raise
         # One process alone needs no other rank.
-        warnings.warn(_LOADED_ALONE % error, stacklevel=2)
+        warnings.warn(
+            "A network is loaded that was built with comm=world(). In this "
+            "process its layers normalize each batch by the statistics of "
+            f"that batch alone, as with one rank. {error}", stacklevel=2)
         return None
     return channel_of(comm, "pickle")
-
-
-_LOADED_ALONE = (
-    "A network is loaded that was built with comm=world(). In this process "
-    "its layers normalize each batch by the statistics of that batch alone, "
-    "as with one rank. %s")
 
 
 class Channel:
     """Compare, add up and broadcast over the ranks of a communicator.
 
-    Use :func:`channel_of` to have one.
-
-    Parameters
-    ----------
-    comm : mpi4py.MPI.Intracomm
-        Of more than one process.
-    owner : str
-        Who asked for it first, for messages.
-
-    Attributes
-    ----------
-    rank, size : int
-    pending : int
-        The number of messages that the current function of this rank has still
-        to send. It stays above 0 if an error ends that function.
+    Use :func:`channel_of` to have one. `owner` is who asked for it first, for
+    messages. `pending` is the number of messages that the current function of
+    this rank has still to send; it stays above 0 if an error ends that
+    function.
     """
 
     def __init__(self, comm, owner):
@@ -199,8 +162,14 @@ class Channel:
     def __reduce__(self):
         world_ = sys.modules["mpi4py.MPI"].COMM_WORLD
         if self._comm != world_:
-            raise pickle.PicklingError(_NOT_PICKLED % (
-                self._owner, self.size, world_.size))
+            raise pickle.PicklingError(
+                f"{self._owner}: a network with this comm cannot be pickled. "
+                f"Its communicator, with {self.size} of the job's "
+                f"{world_.size} ranks, is not world() itself, and ends with "
+                "the job. Save the network's values with save_network(), and "
+                "load them with load_network() into a network that is built "
+                "with a communicator of the new job. Or build it with "
+                "comm=world(), which can be pickled.")
         return channel_of_world, ()
 
     # Compare
@@ -208,15 +177,8 @@ class Channel:
     def agree(self, lines):
         """Go on only if all ranks are about to do the same.
 
-        Parameters
-        ----------
-        lines : tuple of str
-            What this rank is about to do, in order.
-
-        Raises
-        ------
-        RanksDisagree
-            On all ranks, if the lines differ. It names the first difference.
+        If `lines`, a tuple on what this rank is about to do, differ, all ranks
+        raise `RanksDisagree`, which names the first difference.
         """
         if self._broken:
             raise RanksDisagree(self._broken)
@@ -255,13 +217,11 @@ class Channel:
                 raise
             # Of two errors, that of the block tells more.
             raise error from None
-        errors = self._own.allgather(
-            None if error is None else _described(error))
+        errors = self._own.allgather(_described(error))
         if error is not None:
             raise error
-        for rank, described in enumerate(errors):
-            if described is not None:
-                kind, text = described
+        for rank, (kind, text) in enumerate(errors):
+            if kind is not None:
                 raise kind(f"On rank {rank}: {text}")
 
     def end(self):
@@ -306,10 +266,17 @@ class Channel:
                  f"ranks, before: {_short(lines)}. Do all ranks come to this?")
 
     def _give_up(self, lines, waited):
-        raise RanksDisagree(_GAVE_UP % (self._name, waited, _short(lines)))
+        raise RanksDisagree(
+            f"{self._name} has waited {waited:.0f} seconds for other ranks "
+            f"that do not come, before: {_short(lines)}. Do all ranks call "
+            "this, and have all of them built their layers with comm? (To "
+            "wait longer, set the environment variable "
+            "BNLASAGNE_MPI_TIMEOUT.)")
 
     def _end_job(self, waited):
-        ends.say(_LEFT % self._name)
+        ends.say(f"{self._name} has left a function by an error in the "
+                 "middle, and gone on; the other ranks wait for the messages "
+                 "that were left. This ends the job.")
         ends.abort()
 
     # Send; all ranks call these in the same order, after they agreed
@@ -323,18 +290,9 @@ class Channel:
     def merge(self, vector, function):
         """Merge the vectors of all ranks, in the order of the ranks.
 
-        Parameters
-        ----------
-        vector : array
-            Of float64, of one size on all ranks.
-        function : function
-            Merges two vectors, that of the lower ranks first. It must be
-            defined at the top of a module, as MPI keeps it.
-
-        Returns
-        -------
-        array
-            The same on all ranks, in all bits.
+        They are of float64 and of one size; the result is the same in all
+        bits. `function` merges two vectors, that of the lower ranks first. It
+        must be defined at the top of a module, as MPI keeps it.
         """
         # One element for MPI, which may send an array in pieces.
         whole = sys.modules["mpi4py.MPI"].DOUBLE.Create_contiguous(vector.size)
@@ -355,23 +313,6 @@ class Channel:
         """Return the Python object of one rank."""
         return self._own.bcast(value, root)
 
-
-_NOT_PICKLED = (
-    "%s: a network with this comm cannot be pickled. Its communicator, with "
-    "%d of the job's %d ranks, is not world() itself, and ends with the job. "
-    "Save the network's values with save_network(), and load them with "
-    "load_network() into a network that is built with a communicator of the "
-    "new job. Or build it with comm=world(), which can be pickled.")
-
-_LEFT = (
-    "%s has left a function by an error in the middle, and gone on; the other "
-    "ranks wait for the messages that were left. This ends the job.")
-
-_GAVE_UP = (
-    "%s has waited %.0f seconds for other ranks that do not come, before: %s. "
-    "Do all ranks call this, and have all of them built their layers with "
-    "comm? (To wait longer, set the environment variable "
-    "BNLASAGNE_MPI_TIMEOUT.)")
 
 _THE_END = "the end of the program"
 
@@ -420,12 +361,12 @@ def _difference(by_rank):
 
 
 def _described(error):
-    """Describe an error by a type and a text, to send it."""
+    """Describe an error by a type and a text, to send it; or None twice."""
+    if error is None:
+        return None, None
     kind = next((kind for kind in type(error).__mro__ if kind in _SENDABLE),
                 RuntimeError)
-    if kind is type(error):
-        return kind, str(error)
-    return kind, "".join(
+    return kind, str(error) if kind is type(error) else "".join(
         traceback.format_exception_only(type(error), error)).strip()
 
 

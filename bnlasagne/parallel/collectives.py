@@ -28,13 +28,9 @@ _numbers = itertools.count(1)
 class Collective(theano.Op):
     """An Op in which all ranks take part.
 
-    Parameters
-    ----------
-    channel : Channel
-    what : str
-        What is exchanged, for messages.
-    ordered : bool
-        Whether the last input and the last output are tokens.
+    `what` is exchanged, for messages. `ordered` tells whether the last input
+    and the last output are tokens. Subclasses have `_exchange(*inputs)`, which
+    computes the values of the outputs.
     """
 
     __props__ = ("channel", "what", "ordered")
@@ -92,10 +88,6 @@ class Collective(theano.Op):
         # A token has the shape None.
         return shapes[self.first:]
 
-    def _exchange(self, *inputs):
-        """Compute the values of the outputs."""
-        raise NotImplementedError
-
 
 class AllReduce(Collective):
     """Add up the arrays of all ranks."""
@@ -141,15 +133,10 @@ def merge(lower, upper):
 class Average(Collective):
     """Average arrays over the ranks, weighted, all in one message.
 
-    Inputs: the weight of this rank, and arrays. A rank of weight 0 counts for
-    nothing, whatever its arrays hold.
-
-    Parameters
-    ----------
-    n_weighted : int
-        So many arrays, from the first, are multiplied by the weight already.
-    only_even : bool
-        Whether weights that differ are an error.
+    Inputs: the weight of this rank, and arrays, of which the first
+    `n_weighted` are multiplied by it already. A rank of weight 0 counts for
+    nothing, whatever its arrays hold. With `only_even`, weights that differ
+    are an error.
     """
 
     __props__ = Collective.__props__ + ("n_weighted", "only_even")
@@ -191,8 +178,13 @@ class Average(Collective):
                 f"The ranks cannot average {self.what}: there are no examples "
                 f"on any rank, the sizes add up to {weights.sum()}.")
         if self.only_even and (weights != weights[0]).any():
-            raise ValueError(_NOT_EVEN % ", ".join(
-                "%g" % weight for weight in weights))
+            sizes = ", ".join(f"{weight:g}" for weight in weights)
+            raise ValueError(
+                "average_gradients(): the ranks' parts of the batch differ in "
+                f"size ({sizes}), and the network's batch normalization is "
+                "synchronized. Then the gradient on one rank depends on the "
+                "losses of the other ranks, which must be weighted "
+                "beforehand: pass the loss in the place of gradients.")
 
     def describe(self, node):
         kinds = [f"{variable.dtype} of {variable.ndim} dimensions"
@@ -205,15 +197,7 @@ class Average(Collective):
                 for i, variable in enumerate(inputs)]
 
 
-_NOT_EVEN = (
-    "average_gradients(): the ranks' parts of the batch differ in size (%s), "
-    "and the network's batch normalization is synchronized. Then the gradient "
-    "on one rank depends on the losses of the other ranks, which must be "
-    "weighted beforehand: pass the loss in the place of gradients.")
-
-
 def is_synchronized(variables):
     """Tell whether ranks exchange anything to compute variables."""
     return any(isinstance(variable.owner.op, Collective)
-               for variable in ancestors(variables)
-               if variable.owner is not None)
+               for variable in ancestors(variables) if variable.owner)

@@ -23,7 +23,7 @@ def watch():
 
 
 def is_ending():
-    """Whether this rank ends the job by its exit status, such as 1."""
+    """Tell whether this rank ends the job by its exit status, such as 1."""
     return bool(_statuses)
 
 

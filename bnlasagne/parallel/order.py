@@ -76,13 +76,12 @@ class RefuseHidden(toolbox.Feature):
             inner = inner_graph(node)
             for hidden in all_nodes(inner.outputs) if inner else ():
                 if isinstance(hidden.op, Collective):
-                    raise ValueError(_HIDDEN % (hidden.op.what, node.op))
+                    raise ValueError(
+                        f"The ranks cannot exchange {hidden.op.what} inside "
+                        f"of {node.op}: whether and how often that is "
+                        "computed may differ between them. Build the layers "
+                        "in there without comm.")
         raise toolbox.AlreadyThere("nothing is hidden")
 
 
 std_fgraph.features.append(RefuseHidden)
-
-_HIDDEN = (
-    "The ranks cannot exchange %s inside of %s: whether and how often that is "
-    "computed may differ between them. Build the layers in there without "
-    "comm.")

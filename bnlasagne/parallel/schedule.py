@@ -22,12 +22,9 @@ _SHAPES = (theano.compile.Shape, theano.compile.Shape_i)
 class Schedule(theano.Op):
     """Give the first token, after a comparison with the other ranks.
 
-    Parameters
-    ----------
-    plans : tuple of (Channel, tuple of str, int)
-        For each channel that the function uses: lines on the messages in their
-        order, then on what the function updates and returns; and the number of
-        messages.
+    `plans` has, for each channel that the function uses: the channel; lines on
+    the messages in their order, then on what the function updates and returns;
+    and the number of messages.
     """
 
     __props__ = ("plans",)
@@ -54,18 +51,7 @@ class Schedule(theano.Op):
 
 
 def schedule_of(fgraph, nodes):
-    """Make the schedule of a graph.
-
-    Parameters
-    ----------
-    fgraph : FunctionGraph
-    nodes : list of Theano nodes
-        Those in which ranks meet, in order.
-
-    Returns
-    -------
-    Schedule
-    """
+    """Make the schedule of a graph; `nodes` are its collectives, in order."""
     messages = {}
     for node in nodes:
         messages.setdefault(node.op.channel, []).append(node)
@@ -79,19 +65,11 @@ def schedule_of(fgraph, nodes):
 
 
 def sources_of(fgraph, skipped=()):
-    """Find the messages that the variables of a graph are computed from.
+    """Map variables to the messages that they are computed from.
 
-    Parameters
-    ----------
-    fgraph : FunctionGraph
-    skipped : tuple of type
-        Ops whose outputs count as computed from no message.
-
-    Returns
-    -------
-    dict
-        Variable → frozenset of the nodes in which ranks meet, without those
-        that only other messages are computed from.
+    Messages are frozensets of nodes, without those that only other messages
+    are computed from. Outputs of Ops of the types `skipped` count as computed
+    from no message.
     """
     found = {variable: frozenset() for variable in fgraph.variables}
     for node in fgraph.toposort():
@@ -163,20 +141,20 @@ def _type(variable):
     # Without the broadcast pattern, which a part of one example may change.
     if not isinstance(variable.type, T.TensorType):
         return str(variable.type)
-    dimensions = (_counted(variable.ndim, "dimension") if variable.ndim
-                  else "scalar")
-    return f"{variable.dtype}, {dimensions}"
+    n = variable.ndim
+    return f"{variable.dtype}, " + (
+        f"{n} {_plural('dimension', n)}" if n else "scalar")
 
 
 def _from(numbers):
     if not numbers:
         return ""
-    return (", from message" + "s"[:len(numbers) > 1] + " "
-            + ", ".join(map(str, numbers)))
+    return f", from {_plural('message', len(numbers))} " + ", ".join(
+        map(str, numbers))
 
 
-def _counted(number, noun):
-    return f"{number} {noun}" + "s"[:number != 1]
+def _plural(noun, number):
+    return noun if number == 1 else noun + "s"
 
 
 # How the user wrote the updates
@@ -211,11 +189,7 @@ class _Expressions(toolbox.Feature):
 class _Expression:
     """Tell an update from others that are computed from the same messages.
 
-    Parameters
-    ----------
-    update : Theano variable
-    state : set of Theano shared variable
-        All that the function updates.
+    `state` is a set of all shared variables that the function updates.
 
     Attributes
     ----------
@@ -251,13 +225,13 @@ class _Expression:
         # Expressions are full of 0 and 1, which tell nothing.
         if value.size == 1 and value.dtype.kind == "f" and (
                 value.item() not in (0, 1)):
-            self.numbers.add("%.9g" % value.item())
+            self.numbers.add(f"{value.item():.9g}")
 
     def __str__(self):
         text = ""
         if self.n_moves:
-            text += ", in " + _counted(self.n_moves, "move")
+            text += f", in {self.n_moves} {_plural('move', self.n_moves)}"
         if self.numbers:
-            text += (", with the constant" + "s"[:len(self.numbers) > 1] + " "
-                     + ", ".join(sorted(self.numbers, key=float)))
+            text += f", with the {_plural('constant', len(self.numbers))} "
+            text += ", ".join(sorted(self.numbers, key=float))
         return text

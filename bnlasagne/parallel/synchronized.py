@@ -36,23 +36,10 @@ __all__ = [
 def statistics(x, axes, channel, name):
     """Find the statistics of a batch of which each rank has a part.
 
-    Parameters
-    ----------
-    x : Theano variable
-        This rank's part.
-    axes : tuple of int
-        The axes to take them over.
-    channel : Channel or None
-        To the other ranks. None: the part is all of the batch.
-    name : str
-        What is normalized, for messages.
-
-    Returns
-    -------
-    mean, std, count : Theano variables
-        Alike on all ranks. `mean` and `std` are of the shape of `x`, but of
-        size 1 along the axes; `count`, a scalar, is the number of values that
-        they are taken over.
+    `x` is this rank's part; all of the batch if `channel` is None. `name` is
+    what is normalized, for messages. Returns mean, standard deviation and
+    number of values, as :func:`bnlasagne.kernels.dispatch.batch_statistics`
+    does, alike on all ranks.
     """
     if channel is None:
         return dispatch.batch_statistics(x, axes)
@@ -65,23 +52,8 @@ def normalize_batch(x, gamma, beta, epsilon, axes, rectify, correction,
                     channel, name):
     """Normalize a part of a batch by the statistics of all of it.
 
-    Parameters
-    ----------
-    x, axes, channel, name
-        See :func:`statistics`.
-    gamma, beta : Theano variables or None
-        Scale and shift.
-    epsilon : float or scalar Theano variable
-        Added to the standard deviation.
-    rectify, correction
-        See :func:`bnlasagne.kernels.dispatch.normalize_batch`.
-
-    Returns
-    -------
-    output : Theano variable
-        Of the shape of `x`.
-    mean, std, count : Theano variables
-        See :func:`statistics`.
+    See :func:`bnlasagne.kernels.dispatch.normalize_batch`, and
+    :func:`statistics` for `channel` and `name`.
     """
     if channel is None:
         return dispatch.normalize_batch(x, gamma, beta, epsilon, axes, rectify,
@@ -113,14 +85,7 @@ def _of_all_ranks(moments, x, axes, channel, name):
 class NormalizePart(ops.NormalizeBy):
     """Normalize a rank's part by the statistics of the whole batch.
 
-    Parameters
-    ----------
-    first, end, rectify
-        See :class:`bnlasagne.kernels.ops.FusedOp`.
-    channel : Channel
-        To the other ranks.
-    what : str
-        What its gradient is of, for messages.
+    `what` is what its gradient is of, for messages.
     """
 
     __props__ = ops.NormalizeBy.__props__ + ("channel", "what")

@@ -32,29 +32,19 @@ _yield_processor = getattr(os, "sched_yield", lambda: time.sleep(0))
 def wait(request, stages):
     """Wait until a message has come.
 
-    Parameters
-    ----------
-    request : mpi4py.MPI.Request
-        The message.
-    stages : list of (float, function)
-        After so many seconds, the function is called once, with the seconds
-        waited so far. It may raise an error, which ends the waiting.
+    `stages` are pairs of a time and a function: after so many seconds, the
+    function is called once, with the seconds waited so far. It may raise an
+    error, which ends the waiting.
     """
     stages = sorted(stages, key=lambda stage: stage[0])
-    for waited in _pauses(request):
-        while stages and waited > stages[0][0]:
-            _, act = stages.pop(0)
-            act(waited)
-
-
-def _pauses(request):
-    """Test a message until it has come; give the seconds waited so far."""
     start = time.monotonic()
     while not request.Test():
         waited = time.monotonic() - start
         if waited < _SPIN:
             # There may be more ranks than processors.
             _yield_processor()
-        else:
-            time.sleep(_PAUSE)
-            yield waited
+            continue
+        time.sleep(_PAUSE)
+        while stages and waited > stages[0][0]:
+            _, act = stages.pop(0)
+            act(waited)
