@@ -41,7 +41,7 @@ template void move_average<float>(
 
 
 class CompiledOp(theano.Op):
-    """An Op with C++ code, and a NumPy version of it.
+    """An Op with C++ code, and a NumPy version of it, `compute(*inputs)`.
 
     `inputs` and `outputs` are names. In `code`, which needs the sources
     `source`, ``{x}`` stands for the C++ name of the input or output of that
@@ -52,10 +52,6 @@ class CompiledOp(theano.Op):
     source = KERNELS
     code = ""
     inputs = outputs = []
-
-    def compute(self, *inputs):
-        """Compute the outputs in NumPy."""
-        raise NotImplementedError
 
     def perform(self, node, inputs, output_storage, params=None):
         with np.errstate(all="ignore"):

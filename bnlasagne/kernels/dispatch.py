@@ -16,7 +16,6 @@ from ..theano_tools.switches import Switch
 from . import expressions, ops
 
 __all__ = [
-    "aligned",
     "are_usable",
     "batch_statistics",
     "find_moments",
@@ -95,7 +94,7 @@ def normalize_batch(x, gamma, beta, epsilon, axes, rectify=False,
         gamma, beta = correction(mean, std, gamma, beta)
     if not are_usable(x, gamma, beta):
         output, mean, std = expressions.normalize_batch(
-            x, *aligned(x, axes, gamma, beta), epsilon, axes)
+            x, *_aligned(x, axes, gamma, beta), epsilon, axes)
         output = _rectified(output, rectify)
     elif statistics is None:
         output, mean, std = ops.normalize_batch(
@@ -129,7 +128,7 @@ def normalize_by(op, x, statistics, gamma, beta, epsilon, axes, rectify=False):
         return ops.normalize_by(op, x, statistics, gamma, beta, epsilon, axes,
                                 rectify)
     output = expressions.normalize_by(
-        x, statistics, *aligned(x, axes, gamma, beta), epsilon, axes)
+        x, statistics, *_aligned(x, axes, gamma, beta), epsilon, axes)
     return _rectified(output, rectify)
 
 
@@ -138,7 +137,7 @@ def normalize(x, mean, std, gamma, beta, epsilon, axes, rectify=False):
     if are_usable(x, mean, std, gamma, beta):
         return ops.normalize(x, mean, std, gamma, beta, epsilon, axes, rectify)
     output = expressions.normalize(
-        x, *aligned(x, axes, mean, std, gamma, beta), epsilon)
+        x, *_aligned(x, axes, mean, std, gamma, beta), epsilon)
     return _rectified(output, rectify)
 
 
@@ -159,10 +158,9 @@ def move_average(average, statistics, count, alpha, fused):
     return expressions.move_average(average, statistics, count, alpha)
 
 
-def aligned(x, axes, *params):
+def _aligned(x, axes, *params):
     """Make parameters broadcastable where they must be; None stays None."""
-    pattern = [axis in axes or x.broadcastable[axis]
-               for axis in range(x.ndim)]
+    pattern = expressions.pattern(x, axes)
     return [None if param is None else T.patternbroadcast(param, pattern)
             for param in params]
 

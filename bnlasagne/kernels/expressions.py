@@ -25,20 +25,18 @@ __all__ = [
     "normalize",
     "normalize_batch",
     "normalize_by",
+    "pattern",
     "pool",
-    "power_of_two",
     "safe_sqrt",
-    "scale_and_shift",
-    "standardization",
 ]
 
 
 def normalize_batch(x, gamma, beta, epsilon, axes):
     """Normalize a batch by its own statistics; return these, too."""
     dtype = x.dtype
-    deviation, mean, std = standardization(_not_half(x), axes)
-    output = scale_and_shift(deviation, std, *map(_not_half, (gamma, beta)),
-                             epsilon)
+    deviation, mean, std = _standardization(_not_half(x), axes)
+    output = _scale_and_shift(deviation, std, *map(_not_half, (gamma, beta)),
+                              epsilon)
     return (_as_half(output, dtype, gamma, beta), _as_half(mean, dtype),
             _as_half(std, dtype))
 
@@ -47,7 +45,7 @@ def normalize(x, mean, std, gamma, beta, epsilon):
     """Normalize a batch by the given statistics."""
     inputs = x, mean, std, gamma, beta
     x, mean, *others = map(_not_half, inputs)
-    return _as_half(scale_and_shift(x - mean, *others, epsilon), *inputs)
+    return _as_half(_scale_and_shift(x - mean, *others, epsilon), *inputs)
 
 
 def move_average(average, statistics, count, alpha):
@@ -80,7 +78,7 @@ def _uncached(value, dtype):
 
 def batch_statistics(x, axes):
     """Take the mean and the biased standard deviation of a batch."""
-    _, mean, std = standardization(_not_half(x), axes)
+    _, mean, std = _standardization(_not_half(x), axes)
     return _as_half(mean, x.dtype), _as_half(std, x.dtype)
 
 
@@ -90,7 +88,7 @@ def find_moments(x, axes):
     See :func:`bnlasagne.kernels.dispatch.find_moments`.
     """
     x = cast(x, "float64")
-    deviation, mean, _ = standardization(x, axes)
+    deviation, mean, _ = _standardization(x, axes)
     count = T.prod([T.cast(x.shape[axis], "float64") for axis in axes])
     return T.concatenate([T.shape_padleft(count), T.flatten(mean),
                           T.flatten(T.sqr(deviation).sum(axes))])
@@ -102,11 +100,15 @@ def in_shape(statistics, x, axes):
     They are of the shape of `x`, but of size 1 along the axes.
     """
     shape = [1 if axis in axes else x.shape[axis] for axis in range(x.ndim)]
-    pattern = [False] + [axis in axes or x.broadcastable[axis]
-                         for axis in range(x.ndim)]
-    both = T.patternbroadcast(
-        statistics.reshape([2] + shape, 1 + x.ndim), pattern)
+    both = T.patternbroadcast(statistics.reshape([2] + shape, 1 + x.ndim),
+                              (False, *pattern(x, axes)))
     return both[0], both[1]
+
+
+def pattern(x, axes):
+    """Return which axes of statistics and parameters are broadcastable."""
+    return tuple(axis in axes or broadcastable
+                 for axis, broadcastable in enumerate(x.broadcastable))
 
 
 def normalize_by(x, statistics, gamma, beta, epsilon, axes):
@@ -119,8 +121,8 @@ def normalize_by(x, statistics, gamma, beta, epsilon, axes):
     # What rounded the mean is not small against the standard deviation where
     # the mean is large.
     deviation = x - near - T.cast(mean - near, x.dtype)
-    return scale_and_shift(deviation, T.cast(std, x.dtype), gamma, beta,
-                           epsilon)
+    return _scale_and_shift(deviation, T.cast(std, x.dtype), gamma, beta,
+                            epsilon)
 
 
 @quiet_checks(test_values=True)
@@ -138,7 +140,7 @@ def pool(parts):
     divisor = T.maximum(T.cast(count, "float64"), 1)
     mean = sum(n * mean for n, mean, _ in parts) / divisor
     deviations = [(n, std, part_mean - mean) for n, part_mean, std in parts]
-    unit = power_of_two(functools.reduce(T.maximum, [
+    unit = _power_of_two(functools.reduce(T.maximum, [
         T.maximum(abs(std), abs(deviation))
         for _, std, deviation in deviations]))
     squares = sum(n * (T.sqr(std * unit) + T.sqr(deviation * unit))
@@ -146,13 +148,13 @@ def pool(parts):
     return count, mean, safe_sqrt(squares / divisor) / unit
 
 
-def standardization(x, axes):
+def _standardization(x, axes):
     """Return the deviation from the mean, mean and standard deviation."""
     size = _largest(theano.gradient.disconnected_grad(x), axes)
     # Units in which sums do not overflow, and squares do not underflow either.
     # Gradients are multiplied by a unit after they are divided by it: so they
     # are no further from 1 than they have to be.
-    unit = power_of_two(size, np.finfo(x.dtype).maxexp - 32)
+    unit = _power_of_two(size, np.finfo(x.dtype).maxexp - 32)
     mean = (x * unit).mean(axes, keepdims=True) / unit
     # Where the mean is large, what rounds it off is not small against the
     # standard deviation: take it from the deviations. Their mean is zero by
@@ -160,7 +162,7 @@ def standardization(x, axes):
     rounding = theano.gradient.disconnected_grad(
         ((x - mean) * unit).mean(axes, keepdims=True) / unit)
     deviation = x - mean - rounding
-    unit = power_of_two(size)
+    unit = _power_of_two(size)
     variance = T.sqr(deviation * unit).mean(axes, keepdims=True)
     return deviation, mean + rounding, safe_sqrt(variance) / unit
 
@@ -194,11 +196,11 @@ def safe_sqrt(variance):
     return T.switch(is_zero, zero, T.sqrt(T.switch(is_zero, one, variance)))
 
 
-def scale_and_shift(deviation, std, gamma, beta, epsilon):
+def _scale_and_shift(deviation, std, gamma, beta, epsilon):
     """Divide by the standard deviation, with epsilon; scale and shift."""
     divisor = std + T.cast(epsilon, std.dtype)
     # Gradients divide by its square.
-    unit = power_of_two(divisor, np.finfo(std.dtype).maxexp // 4)
+    unit = _power_of_two(divisor, np.finfo(std.dtype).maxexp // 4)
     factor = T.inv(divisor * unit)
     if gamma is not None:
         factor = gamma * factor
@@ -206,7 +208,7 @@ def scale_and_shift(deviation, std, gamma, beta, epsilon):
     return output if beta is None else output + beta
 
 
-def power_of_two(sizes, free=0):
+def _power_of_two(sizes, free=0):
     """Find powers of two that bring sizes to about 1; 1 where a size is 0.
 
     Multiplying by them rounds nothing. They count as constants in gradients.
@@ -216,12 +218,15 @@ def power_of_two(sizes, free=0):
     zero, one = constant_like(0, sizes), constant_like(1, sizes)
     most = np.finfo(sizes.dtype).maxexp - 2
     power = T.floor(T.log2(T.switch(T.gt(sizes, zero), sizes, one)))
-    power = T.clip(power, constant_like(-most, sizes),
-                   constant_like(most, sizes))
+    power = _clipped(power, most)
     if free:
-        power -= T.clip(power, constant_like(-free, sizes),
-                        constant_like(free, sizes))
+        power -= _clipped(power, free)
     return theano.gradient.disconnected_grad(T.exp2(-power))
+
+
+def _clipped(power, most):
+    return T.clip(power, constant_like(-most, power),
+                  constant_like(most, power))
 
 
 def constant_like(value, variable):

@@ -186,7 +186,7 @@ class FusedOp(CompiledOp):
         if name in _VECTORS:
             return T.dvector
         gradient_of = dict(zip(self.inputs, inputs)).get(name[1:])
-        return (T.TensorType(x.dtype, self.pattern(x)) if gradient_of is None
+        return (T.TensorType(x.dtype, self._pattern(x)) if gradient_of is None
                 else gradient_of.type)
 
     def infer_shape(self, node, shapes):
@@ -198,11 +198,8 @@ class FusedOp(CompiledOp):
                 else (2 * channels + _VECTORS[name],) if name in _VECTORS
                 else param for name in self.outputs]
 
-    def pattern(self, x):
-        """Return which axes of a parameter are broadcastable."""
-        axes = self.axes(x.ndim)
-        return tuple(axis in axes or x.broadcastable[axis]
-                     for axis in range(x.ndim))
+    def _pattern(self, x):
+        return expressions.pattern(x, self.axes(x.ndim))
 
     # The code
 
@@ -288,7 +285,7 @@ class FusedOp(CompiledOp):
         The inputs may depend on each other; as arguments they do not.
         """
         arguments = [_argument_like(variable) for variable in inputs]
-        pattern, params = self.pattern(inputs[0]), self.params()
+        pattern, params = self._pattern(inputs[0]), self.params()
         aligned = [
             T.patternbroadcast(each, pattern) if name in params else each
             for name, each in zip(self.inputs, arguments)]
@@ -476,11 +473,14 @@ class BatchNormalizeGrad(FusedOp):
             gradients[position] = DisconnectedType()()
         return gradients
 
-    def compute(self, x, gamma, beta, epsilon, dy, statistics):
+    def standardized(self, x, gamma, beta, epsilon, dy, statistics):
+        """Return the batch, and the gradient that reaches its values."""
         batch = fallback.Standardized(
             x, *statistics.reshape((2,) + gamma.shape), epsilon)
-        if self.rectify:
-            dy = batch.reaching(dy, gamma, beta)
+        return batch, batch.reaching(dy, gamma, beta) if self.rectify else dy
+
+    def compute(self, x, gamma, *others):
+        batch, dy = self.standardized(x, gamma, *others)
         sums, products = batch.gradient_sums(dy, self.axes(x.ndim))
         count = x.size / max(gamma.size, 1)
         return (batch.gradient(gamma, dy, count, sums, products),

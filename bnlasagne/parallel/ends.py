@@ -18,8 +18,8 @@ def watch():
     _watch_exit_status()
     hook = sys.excepthook
     is_interactive = hasattr(sys, "ps1") or sys.flags.interactive
-    if not is_interactive and not isinstance(hook, _AbortingHook):
-        sys.excepthook = _AbortingHook(hook)
+    if not is_interactive and not hasattr(hook, "aborts"):
+        sys.excepthook = _aborting(hook)
 
 
 def is_ending():
@@ -55,19 +55,17 @@ def _watch_exit_status():
     run.set_abort_status = set_abort_status
 
 
-class _AbortingHook:
-    """An exception hook that ends the job after the traceback."""
-
-    def __init__(self, hook):
-        self._hook = hook
-
-    def __call__(self, kind, error, trace):
+def _aborting(hook):
+    """Make an exception hook that ends the job after the traceback."""
+    def end_job(kind, error, trace):
         world = sys.modules["mpi4py.MPI"].COMM_WORLD
         try:
             say(f"Rank {world.rank} of {world.size} raised an error, which "
                 "ends the job:")
-            self._hook(kind, error, trace)
+            hook(kind, error, trace)
             sys.stdout.flush()
             sys.stderr.flush()
         finally:
             abort()
+    end_job.aborts = True
+    return end_job

@@ -5,6 +5,8 @@ schedule also names the shared variables that the function updates, and the
 outputs that it computes from messages.
 """
 
+from collections import namedtuple
+
 import numpy as np
 import theano
 import theano.tensor as T
@@ -103,7 +105,7 @@ def _results(fgraph, messages):
                    if node in sources[output]]
         if index in updated:
             expression = expressions.get(index)
-            is_local_average = expression is not None and expression.n_moves
+            is_local_average = expression and expression.n_moves
             if numbers or not (is_local_average or sources[output]):
                 updates.append((not updated[index].name, _update_line(
                     updated[index], numbers, expression)))
@@ -134,7 +136,7 @@ def _update_line(variable, numbers, expression):
         shape = getattr(variable.get_value(borrow=True), "shape", None)
         kind = f"{getattr(variable, 'dtype', variable.type)}, shape {shape}"
     return (f"an update of {name} ({kind}){_from(numbers)}"
-            + str(expression or ""))
+            + (expression.text if expression else ""))
 
 
 def _type(variable):
@@ -177,61 +179,45 @@ theano.compile.optdb.register(
 
 
 class _Expressions(toolbox.Feature):
-    """Keep the `_Expression` of each update of a graph."""
+    """Keep the `_Expression` of each update of a graph, by output."""
 
     def __init__(self, fgraph):
         state = {fgraph.inputs[position] for position
                  in (fgraph.update_mapping or {}).values()}
-        self.found = {index: _Expression(fgraph.outputs[index], state)
+        self.found = {index: _expression(fgraph.outputs[index], state)
                       for index in _updated(fgraph)}
 
 
-class _Expression:
+# How often a running average moves, 0 for all other variables; whether the
+# update has to be the same on all ranks; and a text with the constants in it.
+_Expression = namedtuple("_Expression", "n_moves is_common text")
+
+
+def _expression(update, state):
     """Tell an update from others that are computed from the same messages.
 
-    `state` is a set of all shared variables that the function updates.
-
-    Attributes
-    ----------
-    n_moves : int
-        How often a running average moves; 0 for all other variables.
-    is_common : bool
-        Whether the update is computed from messages, from shared variables
-        that the function updates, from constants and from scalars. Then it has
-        to be the same on all ranks; otherwise it depends on the rank's data.
-    numbers : set of str
-        The constants in it, such as alpha or a learning rate, if it is common,
-        without 0 and 1.
+    It is common if it is computed from messages, from the shared variables
+    that the function updates, `state`, from constants and from scalars.
+    Otherwise it depends on the rank's data, and so may its constants.
     """
-
-    def __init__(self, update, state):
-        self.n_moves = 0
-        self.is_common = True
-        self.numbers = set()
-        sources = {variable for variable in ancestors([update])
-                   if variable.owner is not None and isinstance(
-                       variable.owner.op, (Collective,) + _SHAPES)}
-        for variable in ancestors([update], sources):
-            self.n_moves += hasattr(variable.tag, "moved")
-            if isinstance(variable, theano.Constant):
-                self._add_number(np.asarray(variable.data))
-            elif variable.owner is None:
-                self.is_common &= (variable in state
-                                   or getattr(variable, "ndim", None) == 0)
-        if not self.is_common:
-            self.numbers.clear()
-
-    def _add_number(self, value):
-        # Expressions are full of 0 and 1, which tell nothing.
-        if value.size == 1 and value.dtype.kind == "f" and (
-                value.item() not in (0, 1)):
-            self.numbers.add(f"{value.item():.9g}")
-
-    def __str__(self):
-        text = ""
-        if self.n_moves:
-            text += f", in {self.n_moves} {_plural('move', self.n_moves)}"
-        if self.numbers:
-            text += f", with the {_plural('constant', len(self.numbers))} "
-            text += ", ".join(sorted(self.numbers, key=float))
-        return text
+    sources = {variable for variable in ancestors([update])
+               if variable.owner is not None and isinstance(
+                   variable.owner.op, (Collective,) + _SHAPES)}
+    variables = ancestors([update], sources)
+    n_moves = sum(hasattr(variable.tag, "moved") for variable in variables)
+    is_common = all(
+        isinstance(variable, theano.Constant) or variable.owner is not None
+        or variable in state or getattr(variable, "ndim", None) == 0
+        for variable in variables)
+    text = f", in {n_moves} {_plural('move', n_moves)}" if n_moves else ""
+    # Such as alpha or a learning rate; expressions are full of 0 and 1.
+    numbers = {
+        f"{value.item():.9g}" for value in (
+            np.asarray(variable.data) for variable in variables
+            if isinstance(variable, theano.Constant))
+        if value.size == 1 and value.dtype.kind == "f"
+        and value.item() not in (0, 1)}
+    if is_common and numbers:
+        text += f", with the {_plural('constant', len(numbers))} "
+        text += ", ".join(sorted(numbers, key=float))
+    return _Expression(n_moves, is_common, text)

@@ -21,15 +21,12 @@ import numpy as np
 import theano.tensor as T
 from theano.gradient import DisconnectedType, grad_not_implemented
 
-from ..kernels import dispatch, expressions, fallback, ops
+from ..kernels import dispatch, expressions, ops
 from ..kernels.moments import Moments
 from ..theano_tools.quiet_checks import quiet_checks
 from .collectives import AllReduce, MergeMoments
 
-__all__ = [
-    "normalize_batch",
-    "statistics",
-]
+__all__ = ["normalize_batch", "statistics"]
 
 
 @quiet_checks(test_values=True)
@@ -114,18 +111,13 @@ class _Gradient(ops.FusedOp):
     """A part of the gradient of :class:`NormalizePart`."""
 
     inputs = ops.BatchNormalizeGrad.inputs
+    standardized = ops.BatchNormalizeGrad.standardized
 
     def L_op(self, inputs, outputs, output_gradients):
         why = ("synchronized batch normalization has gradients of gradients "
                "only within bnlasagne.plain_expressions()")
         return [grad_not_implemented(self, i, variable, why)
                 for i, variable in enumerate(inputs)]
-
-    def _standardized(self, x, gamma, beta, epsilon, dy, statistics):
-        """Return the part, and the gradient that reaches its values."""
-        batch = fallback.Standardized(
-            x, *statistics.reshape((2,) + gamma.shape), epsilon)
-        return batch, batch.reaching(dy, gamma, beta) if self.rectify else dy
 
 
 class FindGradientSums(_Gradient):
@@ -141,7 +133,7 @@ class FindGradientSums(_Gradient):
     kernel = "find_gradient_sums"
 
     def compute(self, x, gamma, *others):
-        batch, dy = self._standardized(x, gamma, *others)
+        batch, dy = self.standardized(x, gamma, *others)
         sums, products = batch.gradient_sums(dy, self.axes(x.ndim))
         count = x.size // max(gamma.size, 1)
         vector = np.concatenate([[count], sums.ravel(),
@@ -163,7 +155,7 @@ class GradientBySums(_Gradient):
 
     def compute(self, x, gamma, *others):
         *others, sums = others
-        batch, dy = self._standardized(x, gamma, *others)
-        count, (total, products) = sums[0], sums[1:].reshape(
-            (2,) + gamma.shape)
-        return batch.gradient(gamma, dy, count, total, products * batch.unit),
+        batch, dy = self.standardized(x, gamma, *others)
+        total, products = sums[1:].reshape((2,) + gamma.shape)
+        return batch.gradient(gamma, dy, sums[0], total,
+                              products * batch.unit),
