@@ -198,12 +198,10 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
                 raise ValueError(f"{label(self)}: std and inv_std cannot both "
                                  "be given. Leave out one.")
             std = std_from(self, inv_std)
-        self.mean = self._add_param(
-            "mean", mean, trainable=False, regularizable=False,
-            batch_norm_stat=True)
-        self.std = self._add_param(
-            "std", std, trainable=False, regularizable=False,
-            batch_norm_stat=True)
+        tags = {"trainable": False, "regularizable": False,
+                "batch_norm_stat": True}
+        self.mean = self._add_param("mean", mean, **tags)
+        self.std = self._add_param("std", std, **tags)
         self.beta = None if beta is None else self._add_param(
             "beta", beta, trainable=True, regularizable=True)
         self.gamma = None if gamma is None else self._add_param(

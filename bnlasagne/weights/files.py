@@ -363,9 +363,7 @@ def _name_of(layer, caller):
         raise TypeError(f"{caller}: {label(layer)} must have a name of text, "
                         "or none, for the names in the file.")
     # A NUL ends names in the file. Parts of surrogate pairs have no code.
-    if name is not None and any(character == "\0" or
-                                "\ud800" <= character <= "\udfff"
-                                for character in name):
+    if re.search("[\0\ud800-\udfff]", name or ""):
         raise ValueError(f"{caller}: {label(layer)} has a character in its "
                          "name that the names in a file cannot have. Give the "
                          "layer another name.")
