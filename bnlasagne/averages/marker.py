@@ -187,3 +187,8 @@ class Marker(theano.Op):
 def _local_unmark(node):
     """Drop a marker from a graph that Theano inlines as it optimizes."""
     return node.inputs[:1]
+
+
+# Printed expressions leave markers out: most of a marker's inputs are printed
+# with its output already.
+theano.printing.pprint.assign(Marker, theano.printing.IgnorePrinter())

@@ -230,8 +230,8 @@ def stages_of(network):
                  if below[group].isdisjoint(unknown)]
         if not ready:
             raise ValueError(
-                f"{CALLER}: {'; '.join(map(str, remaining))}: two layers share"
-                " `mean` or `std`, and one feeds the other, so exact "
+                f"{CALLER}: {'; '.join(map(str, remaining))}: a layer feeds "
+                "itself, or one that has the same `mean` or `std`, so exact "
                 "statistics do not exist. Use method='one_pass'.")
         remaining = [group for group in remaining if group not in ready]
         frontier = _frontier(

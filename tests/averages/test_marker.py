@@ -41,6 +41,12 @@ def test_prints_its_layer(layer):
 
 # At no cost, and in no one's way
 
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_printed_expressions_are_as_without_markers(layer, deterministic):
+    output = get_output(layer, T.matrix("it"), deterministic=deterministic)
+    assert theano.printing.pp(output).count("it") == 1
+
+
 @pytest.mark.parametrize("flags", FLAGS)
 def test_functions_are_as_without_markers(layer, batch, mode, flags):
     x = T.matrix()
