@@ -67,19 +67,18 @@ def steps_of(args):
 
     There is a progress bar. Ctrl-C ends the ``with`` statement early.
     """
-    made = 0
+    number = 0
 
     def numbers():
-        nonlocal made
+        nonlocal number
         for number in tqdm(range(1, args.steps + 1), unit=" steps",
                            disable=args.quiet):
             yield number
-            made = number
 
     try:
         yield numbers()
     except KeyboardInterrupt:
-        say(f"Interrupted after {made} steps.")
+        say(f"Interrupted at step {number}.")
 
 
 # Print a line above the progress bar.

@@ -104,7 +104,7 @@ def test_mnist_quiet_and_interrupted(npz, tmp_path):
     assert process.returncode == 130, errors
     assert "steps/s" not in errors
     assert table("".join(before))[0].step == 100
-    [steps] = re.findall(r"Interrupted after (\d+) steps\.", after)
+    [steps] = re.findall(r"Interrupted at step (\d+)\.", after)
     assert int(steps) >= 100
     assert_shows_two_curves(tmp_path / "a.png")
 
