@@ -36,10 +36,21 @@ struct Shape {
     Index count() const { return M * S; }
 };
 
-/* GCC splits the vectors where the machine has only shorter ones. */
+/* Bytes of a vector: as many as the registers have that the code is compiled
+ * for. Compilers split longer vectors, but compare and choose their lanes one
+ * by one. SSE2, NEON and most others have 16; and without any, the compiler
+ * splits these. */
+#if defined(__AVX512F__)
+const Index REGISTER = 64;
+#elif defined(__AVX__)
+const Index REGISTER = 32;
+#else
+const Index REGISTER = 16;
+#endif
+
 template <typename T> struct Vector {
-    typedef T type __attribute__((vector_size(64)));
-    static const Index size = 64 / sizeof(T);
+    typedef T type __attribute__((vector_size(REGISTER)));
+    static const Index size = REGISTER / sizeof(T);
 };
 
 /* From and to any address; each is one instruction. */
@@ -119,21 +130,24 @@ template <typename T, typename V> inline double total(V vector) {
  * the first has no room for what is needed so much later. */
 inline void fetch(const void* place) { __builtin_prefetch(place, 0, 2); }
 
+/* Bytes of a cache line. */
+const Index LINE = 64;
+
 /* Some arrays of one length, not initialized. Each starts at the start of a
  * cache line, so that vectors in it do not straddle two. */
 template <typename T> class Table {
+    static const Index line_ = LINE / sizeof(T);
     std::unique_ptr<T[]> memory_;
     T* data_;
     Index stride_;
 
   public:
     Table(Index arrays, Index length)
-        : stride_((length + Vector<T>::size - 1) / Vector<T>::size
-                  * Vector<T>::size) {
-        memory_.reset(new T[arrays * stride_ + Vector<T>::size]);
+        : stride_((length + line_ - 1) / line_ * line_) {
+        memory_.reset(new T[arrays * stride_ + line_]);
         std::size_t over =
-            reinterpret_cast<std::size_t>(memory_.get()) % 64 / sizeof(T);
-        data_ = memory_.get() + (over ? Vector<T>::size - over : 0);
+            reinterpret_cast<std::size_t>(memory_.get()) % LINE / sizeof(T);
+        data_ = memory_.get() + (over ? line_ - over : 0);
     }
     T* operator[](Index array) const { return data_ + array * stride_; }
 };
