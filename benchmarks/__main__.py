@@ -1,12 +1,13 @@
 """Measure, and write the report: ``python -m benchmarks``."""
 
 import argparse
+import contextlib
 import datetime
-import importlib.util
 import json
 import os
 import platform
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import bnlasagne
@@ -15,11 +16,14 @@ import lasagne
 import numpy
 import theano
 
-from . import accumulation, cnn, memory, report, speed, startup
+from . import accumulation, chart, cnn, isa, memory, paired, report, startup
 from .cases import CASES, QUICK_CASES
 from .goals import Times
 from .peers import PEERS
+from .speed import ROOT
 
+# They tell little that the others do not.
+NOT_BY_DEFAULT = ["theano", "lasagne", "torch-inplace", "torch-compile"]
 PARTS = ["speed", "startup", "memory", "cnn", "accumulation"]
 
 
@@ -36,8 +40,16 @@ def parse_arguments(arguments=None):
         help=f"of {', '.join(names)} (default: all)")
     add("--threads", nargs="+", type=int, default=[1, 2], metavar="N",
         help="numbers of threads (default: 1 2)")
-    add("--peers", nargs="+", choices=list(PEERS), metavar="PEER",
-        help=f"of {', '.join(PEERS)} (default: all that are installed)")
+    peers = [*PEERS, *paired.BEST]
+    add("--peers", nargs="+", choices=peers, metavar="PEER",
+        help=f"of {', '.join(peers)} (default: all that are installed, but "
+             f"{', '.join(NOT_BY_DEFAULT)})")
+    add("--isa", nargs="+", choices=list(isa.SETS), metavar="SET",
+        help=f"instruction sets, of {', '.join(isa.SETS)} (default: native, "
+             "and avx2 if native is AVX-512)")
+    add("--malloc", nargs="+", choices=list(paired.MALLOC), metavar="WAY",
+        default=list(paired.MALLOC),
+        help="memory as users have it (default), or kept (default: both)")
     add("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART",
         help=f"of {', '.join(PARTS)} (default: all)")
     add("--layers", type=int, default=50, metavar="N",
@@ -45,23 +57,42 @@ def parse_arguments(arguments=None):
     add("--seed", type=int, default=0, help="of the order of the peers")
     add("--quick", action="store_true",
         help="tiny shapes, one round: only to see that all runs")
-    add("--output", type=Path, default=speed.ROOT / "benchmarks",
+    add("--output", type=Path, default=ROOT / "benchmarks",
         metavar="FOLDER", help="for the report (default: benchmarks)")
     args = parser.parse_args(arguments)
     if args.rounds < 1 or args.layers < 1 or min(args.threads) < 1:
         parser.error("--rounds, --layers, --threads: expected 1 or more")
     if not theano.config.cxx:
         parser.error("there is nothing to measure without a C++ compiler")
-    has_torch = importlib.util.find_spec("torch") is not None
-    if args.peers is None:
-        args.peers = [peer for peer in PEERS
-                      if has_torch or not peer.startswith("torch")]
-    elif not has_torch and any(
-            peer.startswith("torch") for peer in args.peers):
-        parser.error("PyTorch is not installed: pip install '.[bench]'")
-    if "ours" not in args.peers:
-        args.peers.insert(0, "ours")
+    args.isa = _sets(parser, args.isa)
+    args.peers = _peers(parser, args.peers)
     return args
+
+
+def _sets(parser, wanted):
+    available = isa.available()
+    if wanted is None:
+        return [name for name in ("native", "avx2") if name in available]
+    for name in wanted:
+        if name not in available:
+            parser.error(f"--isa {name}: this machine has "
+                         f"{', '.join(available)}, each different")
+    return [name for name in isa.SETS if name in wanted]
+
+
+def _peers(parser, wanted):
+    """List the peers to measure, ours first."""
+    if wanted is None:
+        return [name for name, peer in PEERS.items()
+                if peer.is_installed() and name not in NOT_BY_DEFAULT]
+    names = {"ours"}
+    for name in wanted:
+        names.update(paired.BEST[name][1] if name in paired.BEST else [name])
+    for name in names:
+        if not PEERS[name].is_installed():
+            parser.error(f"{PEERS[name].label} is not installed: "
+                         "pip install '.[bench]'")
+    return [name for name in PEERS if name in names]
 
 
 def describe_machine():
@@ -69,11 +100,9 @@ def describe_machine():
     versions = ["Python " + platform.python_version()]
     versions += [f"{module.__name__} {module.__version__}"
                  for module in (theano, lasagne, numpy, bnlasagne)]
-    try:
-        from torch import __version__
-        versions.append("torch " + __version__)
-    except ImportError:
-        pass
+    for name in ("torch", "onednn-cpu-gomp", "onnxruntime"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions.append(f"{name} {metadata.version(name)}")
     return [("processor", _processor()), ("cores", os.cpu_count()),
             ("system", f"{platform.system()} {platform.machine()}"),
             ("versions", ", ".join(versions)),
@@ -95,18 +124,17 @@ def measure(args):
     """Run the parts; return the results and the cases."""
     cases = QUICK_CASES if args.quick else [
         case for case in CASES if case.name in args.shapes]
-    rounds = 1 if args.quick else args.rounds
+    rounds = args.rounds = 1 if args.quick else args.rounds
     results = {
         "command": "python -m benchmarks" + "".join(
             " " + option for option in sys.argv[1:]
             if sys.argv[0].endswith("__main__.py")),
         "machine": describe_machine(), "threads": args.threads,
-        "peers": args.peers, "rows": []}
+        "isa": args.isa, "malloc": args.malloc, "peers": args.peers,
+        "rows": []}
     if "speed" in args.parts:
         for threads in args.threads:
-            results["rows"] += speed.measure(
-                [case.name for case in cases], args.peers, threads, rounds,
-                args.seed)
+            results["rows"] += paired.measure(cases, threads, args)
             # So that an end before the end does not lose it all.
             _save(args, results)
     if "startup" in args.parts:
@@ -139,7 +167,7 @@ def main(arguments=None):
     text = report.markdown(results, cases if results["rows"] else [], times)
     (args.output / "results.md").write_text(text, encoding="utf-8")
     if results["rows"]:
-        report.chart(args.output / "results.png", results, cases, times)
+        chart.draw(args.output / "results.png", results, cases, times)
     print(text)
 
 

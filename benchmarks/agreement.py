@@ -4,7 +4,7 @@ Peers add epsilon in different places, and store different statistics. Each is
 compared with what its own convention gives; what is left is rounding.
 """
 
-from typing import NamedTuple
+from typing import Callable, NamedTuple, Optional
 
 import numpy as np
 
@@ -33,11 +33,35 @@ class Convention(NamedTuple):
     stored: str
 
 
+OURS = Convention(0.01, within=False, stored="std")
+LASAGNE = Convention(1e-4, within=True, stored="inv_std")
+THEANO = Convention(1e-4, within=True, stored="variance")
+# Of oneDNN and ONNX as well.
+TORCH = Convention(1e-5, within=True, stored="variance")
+CONVENTIONS = [OURS, LASAGNE, THEANO, TORCH]
+
+
+class Program(NamedTuple):
+    """What is timed, and what it takes to check it.
+
+    `call` does the work. `results` does it too, for the first time, and
+    returns NumPy arrays: those of `TRAINING`, or y alone. The limit, which
+    computes nothing, has only a `call`.
+    """
+
+    call: Callable
+    results: Optional[Callable] = None
+
+
+# Gradients, output, and running averages after a step.
+TRAINING = ["dx", "dgamma", "dbeta", "y", "mean", "spread"]
+
+
 class Disagreement(Exception):
     """A peer computes something else."""
 
 
-def without_undecided(data, case, conventions):
+def without_undecided(data, case):
     """Return data on which no rounding decides what a rectifier lets through.
 
     Peers round differently. A single output just below zero with one, and
@@ -48,7 +72,7 @@ def without_undecided(data, case, conventions):
     mean, variance = _statistics(x, case.axes)
     is_decided = np.all([
         abs(_normalized(convention, x, mean, variance, gamma, beta))
-        > UNDECIDED for convention in conventions], axis=0)
+        > UNDECIDED for convention in CONVENTIONS], axis=0)
     return data._replace(dy=data.dy * is_decided)
 
 
@@ -61,20 +85,17 @@ def stored_statistic(convention, variance):
     return 1 / _divisor(convention, variance)
 
 
-def check(label, program, case, data, rectify, training):
-    """Run a peer once, for the first time, and check all that it computed.
-
-    It raises a `Disagreement` with the peer's `label` if an output or a
-    running average is off.
-    """
-    expected = _training_step(program.convention, case, data, rectify) \
-        if training else _inference(program.convention, data, rectify)
-    found = dict(zip(("dx", "dgamma", "dbeta", "y") if training else ("y",),
-                     program.outputs()))
+def expected(convention, case, data, rectify, training):
+    """Compute a dict of what a peer's results should be."""
     if training:
-        found.update(zip(("mean", "spread"), program.averages()))
-    for name, wanted in expected.items():
-        _compare(label, name, found[name], wanted)
+        return _training_step(convention, case, data, rectify)
+    return _inference(convention, data, rectify)
+
+
+def check(label, wanted, found):
+    """Raise a `Disagreement` with a `label` if an array is off."""
+    for name, array in wanted.items():
+        _compare(label, name, found[name], array)
 
 
 def _compare(label, name, found, wanted):

@@ -40,7 +40,8 @@ def _case(kind, *shape):
     return Case("x".join(map(str, shape)), kind, shape, axes[kind])
 
 
-CASES = [
+# The seven shapes of most goals.
+SEVEN = [
     _case("dense", 128, 512),
     _case("dense", 1024, 2048),
     _case("convolutional", 32, 64, 56, 56),
@@ -49,8 +50,20 @@ CASES = [
     _case("convolutional", 32, 1, 224, 224),
     _case("sequence", 32, 56, 56, 64),
 ]
+# Calls of functions count as much as the work.
+SMALL = [
+    _case("dense", 32, 64),
+    _case("convolutional", 16, 32, 14, 14),
+]
+CASES = SEVEN + SMALL
 # For --quick.
 QUICK_CASES = [_case("dense", 8, 16), _case("convolutional", 4, 3, 5, 5)]
+
+
+def find(name):
+    """Return the case of a name."""
+    case, = (case for case in CASES + QUICK_CASES if case.name == name)
+    return case
 
 
 def random_data(case, seed=0):

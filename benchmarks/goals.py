@@ -1,8 +1,10 @@
 """Compare the library's speed with what was wanted of it."""
 
+import itertools
 import statistics
-from typing import NamedTuple, Optional
+from typing import Callable, NamedTuple, Optional
 
+from .cases import SMALL
 from .speed import ENOUGH, is_quiet
 
 
@@ -20,95 +22,152 @@ class Goal(NamedTuple):
     settled: bool
 
 
+class Cell(NamedTuple):
+    """What is the same for all peers that are compared."""
+
+    isa: str
+    malloc: str
+    threads: int
+    training: bool
+    rectify: bool
+    case: str
+
+
 class Times:
     """Look up the times of a measurement by case.
 
-    `rows` are those of :func:`benchmarks.speed.measure`. A key is the number
-    of threads, training, rectify, the name of the case, and the peer. A cell
-    is a key without the peer.
+    `rows` are those of :func:`benchmarks.paired.measure`. A key is a cell and
+    a peer.
     """
 
     def __init__(self, rows):
-        self._rows = {self._key(**row): row for row in rows}
+        self._rows = {self._key(row): row for row in rows}
 
     @staticmethod
-    def _key(threads, training, rectify, case, peer, **_):
-        return threads, training, rectify, case, peer
+    def _key(row):
+        return (*(row[name] for name in Cell._fields), row["peer"])
 
-    def rounds(self, *key):
+    def rounds(self, cell, peer):
         """Return the rounds' seconds that count, and whether they are enough.
 
         Without any quiet round, all are given, for want of better.
         """
-        row = self._rows.get(key)
+        row = self._rows.get((*cell, peer))
         if row is None:
             return None, False
         quiet = [seconds for seconds, others
                  in zip(row["seconds"], row["others"]) if is_quiet(others)]
         return quiet or row["seconds"], len(quiet) >= ENOUGH
 
-    def median(self, *key):
+    def median(self, cell, peer):
         """Return the median of a peer's rounds, or None."""
-        seconds, _ = self.rounds(*key)
+        seconds, _ = self.rounds(cell, peer)
         return seconds and statistics.median(seconds)
 
-    def fastest(self, *key):
-        """Return the time of the fastest call of all, or None."""
-        row = self._rows.get(key)
-        return row and row["fastest"]
+    def name(self, cell, peer):
+        """Return the peer that was measured, if `peer` is the best of some."""
+        row = self._rows.get((*cell, peer))
+        return row and row.get("name")
 
-    def ratio(self, cell, above, below):
-        """Return the median ratio of two peers' times in a round, or None."""
-        seconds, _ = self.rounds(*cell, above)
-        others, _ = self.rounds(*cell, below)
+    def ratio(self, cell, above, below, other=None):
+        """Return the median ratio of two peers' times in a round, or None.
+
+        The first is in a `cell`, the second in the same or in the `other`.
+        """
+        seconds, _ = self.rounds(cell, above)
+        others, _ = self.rounds(other or cell, below)
         if not seconds or not others:
             return None
         return statistics.median(a / b for a, b in zip(seconds, others))
 
     def is_settled(self, cell):
         """Tell whether enough rounds of a cell were quiet."""
-        return self.rounds(*cell, "ours")[1]
+        return self.rounds(cell, "ours")[1]
 
 
-def speed_goals(times, cases, threads):
-    """List the goals for training steps and inference."""
+# Goals
+
+class _Wanted(NamedTuple):
+    """A bound on the ratio of two peers' times, over some shapes.
+
+    `bounds` are those without and with the rectifier. `merge` makes one of the
+    ratios of all shapes for which `applies(case)`.
+    """
+
+    above: str
+    below: str
+    label: str
+    bounds: tuple
+    merge: Callable
+    training: bool = True
+    applies: Callable = lambda case: case not in SMALL
+
+
+_MEAN = statistics.geometric_mean
+_WANTED = [
+    _Wanted("torch", "ours", "PyTorch eager / ours, geometric mean",
+            (2.5, 3.2), _MEAN),
+    _Wanted("torch", "ours", "PyTorch eager / ours, every shape",
+            (1.5, 1.8), min),
+    _Wanted("torch", "ours", "PyTorch eager / ours, every small shape",
+            (2, 2), min,
+            applies=lambda case: case in SMALL or case.name == "128x512"),
+    _Wanted("torch-best", "ours", "PyTorch's best layout / ours, geometric "
+            "mean", (1.2, 1.3), _MEAN),
+    _Wanted("torch-best", "ours", "PyTorch's best layout / ours, every shape",
+            (0.95, 0.95), min),
+    _Wanted("onednn", "ours", "oneDNN's best layout / ours, geometric mean",
+            (1.2, 1.3), _MEAN),
+    _Wanted("onednn", "ours", "oneDNN's best layout / ours, every shape",
+            (0.95, 0.95), min),
+    _Wanted("gist", "ours", "gist's graph / ours, every convolutional shape",
+            (12, 12), min, applies=lambda case: case not in SMALL
+            and case.kind == "convolutional"),
+    _Wanted("ours", "limit-twice", "ours / limit (x twice), geometric mean",
+            (1.25, 1.4), _MEAN),
+    _Wanted("torch", "ours", "PyTorch eager / ours, every shape", (1, 1), min,
+            training=False, applies=lambda case: True),
+]
+
+
+def speed_goals(times, cases, isa, threads):
+    """List the goals for training steps and inference, default malloc."""
     goals = []
-
-    def goal(text, wanted, count, training, rectify, above, below, merge,
-             kinds=None):
-        cells = [(count, training, rectify, case.name) for case in cases
-                 if kinds is None or case.kind in kinds]
-        ratios = [times.ratio(cell, above, below) for cell in cells]
-        known = bool(ratios) and None not in ratios
-        goals.append(Goal(
-            f"{'training' if training else 'inference'}"
-            f"{' + rectifier' if rectify else ''}, {text}, threads: {count}",
-            wanted, merge(ratios) if known else None, below == "ours",
-            known and all(map(times.is_settled, cells))))
-
-    for rectify in (False, True):
-        if 1 in threads:
-            against = 1, True, rectify, "gist", "ours", min
-            goal("gist's graph / ours, every dense shape", 20, *against,
-                 kinds=["dense"])
-            goal("gist's graph / ours, every convolutional shape", 9,
-                 *against, kinds=["convolutional"])
-            goal("gist's graph / ours, every shape", 1, *against)
-    for count in threads:
-        for rectify in (False, True):
-            torch = count, True, rectify, "torch", "ours"
-            goal("PyTorch eager / ours, every shape", 1.5, *torch, min)
-            goal("PyTorch eager / ours, geometric mean",
-                 2.8 if rectify else 2.2, *torch, statistics.geometric_mean)
-            limit = count, True, rectify, "ours", "limit-twice"
-            goal("ours / limit (x twice), geometric mean",
-                 1.5 if rectify else 1.3, *limit, statistics.geometric_mean)
-            goal("ours / limit (x twice), every shape", 2, *limit, max)
-            goal("ours / limit, every shape", 1.2, count, False, rectify,
-                 "ours", "limit-once", max)
-            goal("PyTorch eager / ours, every shape", 1.2, count, False,
-                 rectify, "torch", "ours", min)
+    for wanted, rectify in itertools.product(_WANTED, (False, True)):
+        cells = [Cell(isa, "default", threads, wanted.training, rectify,
+                      case.name) for case in cases if wanted.applies(case)]
+        goals.append(_goal(
+            f"{label(wanted.training, rectify)}, {wanted.label}",
+            wanted.bounds[rectify], wanted.below == "ours", wanted.merge,
+            [(times.ratio(cell, wanted.above, wanted.below),
+              times.is_settled(cell)) for cell in cells]))
     return goals
+
+
+def width_goal(times, cases, isas, threads):
+    """Return the goal for an instruction set and the next wider one."""
+    wider, isa = isas
+    cells = [Cell(isa, "default", threads, training, rectify, case.name)
+             for case in cases for training in (True, False)
+             for rectify in (False, True)]
+    return _goal(
+        f"ours, {isa} / {wider}, all of these", 1.4, False, max,
+        [(times.ratio(cell, "ours", "ours", cell._replace(isa=wider)),
+          times.is_settled(cell)) for cell in cells])
+
+
+def label(training, rectify):
+    """Name what was measured."""
+    return ("training" if training else "inference") + (
+        " + rectifier" if rectify else "")
+
+
+def _goal(text, wanted, at_least, merge, ratios):
+    """Make a goal of the ratios of some cells, and whether each is settled."""
+    known = bool(ratios) and all(ratio is not None for ratio, _ in ratios)
+    return Goal(text, wanted,
+                merge(ratio for ratio, _ in ratios) if known else None,
+                at_least, known and all(settled for _, settled in ratios))
 
 
 def startup_goals(startup):
@@ -124,12 +183,19 @@ def startup_goals(startup):
              1 / 3, cold, False, cold is not None)]
 
 
+def is_reached(goal):
+    """Tell whether a ratio is within its bound."""
+    return goal.reached >= goal.wanted if goal.at_least \
+        else goal.reached <= goal.wanted
+
+
 def verdict(goal):
     """Tell whether a goal is reached, or by how much it is missed."""
     if goal.reached is None:
         return "not measured"
     if not goal.settled:
         return "not settled: other jobs were running"
-    short = goal.wanted / goal.reached if goal.at_least \
-        else goal.reached / goal.wanted
-    return "yes" if short <= 1 else f"**missed** by a factor of {short:.2f}"
+    if is_reached(goal):
+        return "yes"
+    short = goal.wanted / goal.reached
+    return f"**missed** by a factor of {max(short, 1 / short):.2f}"

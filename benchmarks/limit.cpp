@@ -6,9 +6,18 @@
 #include <omp.h>
 #endif
 
+/* Bytes of the registers: longer vectors are taken apart. */
+#if defined(__AVX512F__)
+#define BYTES 64
+#elif defined(__AVX__)
+#define BYTES 32
+#else
+#define BYTES 16
+#endif
+
 typedef float Vector __attribute__((
-    vector_size(64), aligned(__alignof__(float)), may_alias));
-const long WIDTH = 64 / sizeof(float);
+    vector_size(BYTES), aligned(__alignof__(float)), may_alias));
+const long WIDTH = BYTES / sizeof(float);
 /* Vectors per turn of a loop, so that additions do not wait for each other. */
 const long TURN = 4;
 
@@ -87,14 +96,8 @@ void inference(const float* x, float* y, long size) {
     write(x, y, size);
 }
 
-void training_once(const float* x, const float* dy, float* y, float* dx,
-                   long size) {
-    write(x, y, size);
-    write(x, dy, dx, size);
-}
-
-void training_twice(const float* x, const float* dy, float* y, float* dx,
-                    long size) {
+void training(const float* x, const float* dy, float* y, float* dx,
+              long size) {
     read(x, size);
     write(x, y, size);
     read(x, dy, size);

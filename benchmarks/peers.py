@@ -2,14 +2,17 @@
 
 All are treated alike. Inputs lie in memory before the call and are not
 copied: shared variables, and tensors on the same memory. No peer may
-overwrite them. Each call allocates its outputs and frees them again. A
-training step takes x and dy and returns dx, dgamma, dbeta and y, and it
-updates the running averages with the same weight. Theano's peers do without
-the checks and copies of arguments that a function with inputs makes, and
-PyTorch's inference without its bookkeeping for gradients.
+overwrite them. Each call allocates its outputs and frees them again, but for
+oneDNN and the limit. A training step takes x and dy and returns dx, dgamma,
+dbeta and y, and it updates the running averages with the same weight.
+Theano's peers do without the checks and copies of arguments that a function
+with inputs makes, and PyTorch's inference without its bookkeeping for
+gradients.
 """
 
 import functools
+import importlib
+import importlib.util
 from typing import Callable, NamedTuple, Optional
 
 from bnlasagne import BatchNormLayer
@@ -18,33 +21,21 @@ import lasagne
 import numpy as np
 import theano
 import theano.tensor as T
+from theano.gof.cc import get_module_cache
 from theano.tensor.nnet import bn
 
-from . import limit
-from .agreement import Convention, stored_statistic
+from . import frameworks, limit, onednn
+from .agreement import (
+    LASAGNE,
+    OURS,
+    THEANO,
+    TORCH,
+    TRAINING,
+    Convention,
+    Program,
+    stored_statistic,
+)
 from .cases import ALPHA
-
-
-class Program(NamedTuple):
-    """What is timed, and what it takes to check it.
-
-    `call` does the work. `outputs` does it too and returns NumPy arrays,
-    `averages` the running averages (mean, and what `convention` says). The
-    limit, which computes nothing, has only a `call`.
-    """
-
-    call: Callable
-    convention: Optional[Convention] = None
-    outputs: Optional[Callable] = None
-    averages: Optional[Callable] = None
-
-
-OURS = Convention(0.01, within=False, stored="std")
-LASAGNE = Convention(1e-4, within=True, stored="inv_std")
-THEANO = Convention(1e-4, within=True, stored="variance")
-TORCH = Convention(1e-5, within=True, stored="variance")
-CONVENTIONS = [OURS, LASAGNE, THEANO, TORCH]
-
 
 # Theano
 
@@ -65,7 +56,7 @@ class _Variables:
             for array in (data.gamma, data.beta, mean, spread))
 
 
-def _theano_program(variables, y, convention, training, updates=None):
+def _theano_program(variables, y, training, updates=None):
     """Compile a training step, or inference, from its output `y`."""
     outputs = [y]
     if training:
@@ -75,8 +66,13 @@ def _theano_program(variables, y, convention, training, updates=None):
     function = theano.function(
         [], [theano.Out(output, borrow=True) for output in outputs],
         updates=updates)
-    return Program(function, convention, function, lambda: [
-        average.get_value() for average in (variables.mean, variables.spread)])
+
+    def results():
+        found = list(function())
+        found += [average.get_value()
+                  for average in (variables.mean, variables.spread)]
+        return dict(zip(TRAINING if training else ["y"], found))
+    return Program(function, results)
 
 
 def _rectified(y, rectify):
@@ -92,7 +88,7 @@ def ours(case, data, rectify, training):
         gamma=variables.gamma, beta=variables.beta, mean=variables.mean,
         std=variables.spread)
     y = layer.get_output_for(variables.x, deterministic=not training)
-    return _theano_program(variables, y, OURS, training)
+    return _theano_program(variables, y, training)
 
 
 def _follow(average, batch):
@@ -123,7 +119,7 @@ def gist(case, data, rectify, training):
     variables = _Variables(case, data, OURS, training)
     y = gist_output(variables.x, variables.gamma, variables.beta,
                     variables.mean, variables.spread, case.axes, training)
-    return _theano_program(variables, _rectified(y, rectify), OURS, training)
+    return _theano_program(variables, _rectified(y, rectify), training)
 
 
 def later_lasagne(case, data, rectify, training):
@@ -135,8 +131,7 @@ def later_lasagne(case, data, rectify, training):
         inv_std = _follow(inv_std, T.inv(T.sqrt(
             x.var(case.axes, keepdims=True) + LASAGNE.epsilon)))
     y = (x - mean) * (variables.gamma * inv_std) + variables.beta
-    return _theano_program(variables, _rectified(y, rectify), LASAGNE,
-                           training)
+    return _theano_program(variables, _rectified(y, rectify), training)
 
 
 def theano_bn(case, data, rectify, training):
@@ -152,94 +147,80 @@ def theano_bn(case, data, rectify, training):
     else:
         y = bn.batch_normalization_test(
             *parameters, *averages, case.axes, THEANO.epsilon)
-    return _theano_program(variables, _rectified(y, rectify), THEANO,
-                           training, updates)
-
-
-# PyTorch
-
-def _torch(case, data, rectify, training, compiled=False, inplace=False):
-    import torch  # An extra, and slow to import.
-    from torch.nn import functional
-
-    def forward(x, gamma, beta, mean, variance):
-        y = functional.batch_norm(
-            x, mean, variance, gamma, beta, training=training,
-            momentum=ALPHA, eps=TORCH.epsilon)
-        return functional.relu(y, inplace=inplace) if rectify else y
-
-    if compiled:
-        # What was compiled for another case counts against a limit.
-        torch._dynamo.reset()
-        forward = torch.compile(forward, dynamic=False)
-    x, dy = (_channels_second(torch.from_numpy(array), case)
-             for array in (data.x, data.dy))
-    gamma, beta, mean, variance = (
-        torch.tensor(array.ravel()) for array in (
-            data.gamma, data.beta, data.mean, data.variance))
-    if training:
-        mean.zero_(), variance.fill_(1)
-        wrt = [tensor.requires_grad_() for tensor in (x, gamma, beta)]
-
-        def call():
-            y = forward(x, gamma, beta, mean, variance)
-            return (*torch.autograd.grad(y, wrt, dy), y)
-    else:
-        def call():
-            with torch.inference_mode():
-                return (forward(x, gamma, beta, mean, variance),)
-
-    def outputs():
-        return [_as_in(case, output.detach()).numpy() for output in call()]
-    return Program(call, TORCH, outputs,
-                   lambda: [mean.numpy(), variance.numpy()])
-
-
-def _channels_second(tensor, case):
-    """Move channels to the second axis; in memory, they stay in place."""
-    return tensor.permute(0, 3, 1, 2) if case.kind == "sequence" else tensor
-
-
-def _as_in(case, tensor):
-    """Move the channels of a batch back."""
-    is_batch = tensor.ndim == len(case.shape) and case.kind == "sequence"
-    return tensor.permute(0, 2, 3, 1) if is_batch else tensor
+    return _theano_program(
+        variables, _rectified(y, rectify), training, updates)
 
 
 # The limit
 
-def _limit(case, data, rectify, training, times):
-    call = limit.training(data, times) if training else limit.inference(data)
-    return Program(call)
+def _limit(case, data, rectify, training):
+    return Program(limit.training(data) if training else limit.inference(data))
 
 
 class Peer(NamedTuple):
     """A label for the report, and a function that makes a Program.
 
-    `measures(rectify, training)` says what the peer is measured in.
+    `convention` is that of its results, if any. `measures(case, training,
+    rectify)` says what the peer is measured in. `load` does what programs
+    share. If not `allocates`, it does not matter how malloc works.
     """
+
 
     label: str
     build: Callable
-    measures: Callable = lambda rectify, training: True
+    convention: Optional[Convention] = None
+    measures: Callable = lambda case, training, rectify: True
+    load: Callable = get_module_cache
+    is_installed: Callable = lambda: True
+    allocates: bool = True
+
+
+def _of_module(name, **options):
+    """Return what the peers of a Python module have in common."""
+    return dict(options, convention=TORCH,
+                load=lambda: importlib.import_module(name),
+                is_installed=lambda: bool(importlib.util.find_spec(name)))
+
+
+def _torch(label, measures=lambda *_: True, **options):
+    return Peer(label, functools.partial(frameworks.with_torch, **options),
+                **_of_module("torch", measures=measures))
+
+
+def _onednn(layout):
+    # An array of two axes has one layout.
+    return Peer(
+        f"oneDNN, {layout}",
+        functools.partial(frameworks.with_onednn, layout=layout), TORCH,
+        lambda case, *_: layout == "nchw" or case.kind != "dense",
+        onednn.load, onednn.is_installed, allocates=False)
 
 
 PEERS = {
-    "ours": Peer("bnlasagne", ours),
-    "gist": Peer("gist's graph", gist),
-    "theano": Peer("Theano's bn", theano_bn),
-    "lasagne": Peer("later Lasagne's graph", later_lasagne),
-    "torch": Peer("PyTorch eager", _torch),
-    "torch-inplace": Peer(
-        "PyTorch eager, relu in place",
-        functools.partial(_torch, inplace=True),
-        lambda rectify, training: rectify),
-    "torch-compile": Peer(
-        "torch.compile", functools.partial(_torch, compiled=True)),
+    "ours": Peer("bnlasagne", ours, OURS),
+    "gist": Peer("gist's graph", gist, OURS),
+    "theano": Peer("Theano's bn", theano_bn, THEANO),
+    "lasagne": Peer("later Lasagne's graph", later_lasagne, LASAGNE),
+    "torch": _torch("PyTorch eager"),
+    "torch-channels-last": _torch(
+        "PyTorch, channels last",
+        lambda case, *_: case.kind == "convolutional", channels_last=True),
+    "torch-inplace": _torch(
+        "PyTorch, relu in place", lambda case, training, rectify: rectify,
+        inplace=True),
+    "torch-compile": _torch("torch.compile", compiled=True),
+    **{"onednn-" + layout: _onednn(layout) for layout in onednn.LAYOUTS},
+    "onnxruntime": Peer(
+        "ONNX Runtime", frameworks.with_onnxruntime, **_of_module(
+            "onnxruntime",
+            measures=lambda case, training, rectify: not training)),
     # Without and with the rectifier, traffic is the same.
     "limit-twice": Peer(
-        "limit (x twice)", functools.partial(_limit, times="twice"),
-        lambda rectify, training: training),
+        "limit (x twice)", _limit,
+        measures=lambda case, training, rectify: training, load=limit.load,
+        allocates=False),
     "limit-once": Peer(
-        "limit (x once)", functools.partial(_limit, times="once")),
+        "limit (x once)", _limit,
+        measures=lambda case, training, rectify: not training,
+        load=limit.load, allocates=False),
 }

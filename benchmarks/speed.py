@@ -1,15 +1,8 @@
-"""Time training steps and inference, paired, in random order.
+"""Time functions in turns, in processes with a given environment."""
 
-Run as a program it is one process of the measurement, with one number of
-threads: ``python -m benchmarks.speed`` with a JSON object of options as its
-argument. `measure` starts it.
-"""
-
-import gc
-import itertools
+import functools
 import json
 import os
-import random
 import statistics
 import subprocess
 import sys
@@ -75,110 +68,51 @@ def answer(function):
         Path(sys.argv[2]).write_text(json.dumps(result))
 
 
-def measure(cases, peers, threads, rounds, seed):
-    """Time peers in all cases.
-
-    Returns
-    -------
-    list of dict
-        One per case, training or inference, without or with the rectifier
-        (``case``, ``training``, ``rectify``, ``threads``), and peer
-        (``peer``): ``seconds``, a list with the median time of each round,
-        ``fastest``, that of the fastest call, and ``others``, the cores that
-        other jobs used in each round (None where that is not known).
-    """
-    return run_module("speed", {
-        "cases": cases, "peers": peers, "threads": threads, "rounds": rounds,
-        "seed": seed}, environment(threads))
-
-
-def _measure_here(cases, peers, threads, rounds, seed):
-    from . import cases as known
-
-    if any(peer.startswith("torch") for peer in peers):
-        import torch
-        torch.set_num_threads(threads)
-    by_name = {case.name: case for case in known.CASES + known.QUICK_CASES}
-    order = random.Random(seed)
-    rows = []
-    gc.disable()  # A collection would land in anyone's turn.
-    for name, training, rectify in itertools.product(
-            cases, (True, False), (False, True)):
-        start = time.perf_counter()
-        programs = build(by_name[name], peers, rectify, training)
-        gc.collect()
-        times, others = time_in_turns(
-            {peer: program.call for peer, program in programs.items()},
-            rounds, order)
-        for peer, turns in times.items():
-            rows.append({
-                "case": name, "training": training, "rectify": rectify,
-                "threads": threads, "peer": peer,
-                "seconds": [statistics.median(turn) for turn in turns],
-                "fastest": min(map(min, turns)), "others": others})
-        print(f"{name}, {'training' if training else 'inference'}"
-              f"{' + rectifier' if rectify else ''}, threads: {threads} "
-              f"({time.perf_counter() - start:.0f} s)", file=sys.stderr)
-    return rows
-
-
-def build(case, peers, rectify, training):
-    """Make the peers' programs, and check that they agree.
-
-    It raises a `Disagreement` if one of them computes something else.
-    """
-    from .agreement import check, without_undecided
-    from .cases import random_data
-    from .peers import CONVENTIONS, PEERS
-
-    data = random_data(case)
-    if training and rectify:
-        data = without_undecided(data, case, CONVENTIONS)
-    programs = {}
-    for name in peers:
-        peer = PEERS[name]
-        if peer.measures(rectify, training):
-            programs[name] = peer.build(case, data, rectify, training)
-            if programs[name].convention is not None:
-                check(peer.label, programs[name], case, data, rectify,
-                      training)
-    return programs
-
-
 def time_in_turns(calls, rounds, order):
-    """Time functions, each in its turn, in a new order each round.
+    """Time functions of this process; see :func:`rounds_in_turns`."""
+    return rounds_in_turns(
+        {name: functools.partial(turn, call) for name, call in calls.items()},
+        time.process_time, rounds, order)
+
+
+def rounds_in_turns(turns, clock, rounds, order):
+    """Time programs, each in its turn, in a new order each round.
 
     Goes on until as many rounds as asked for were quiet, or patience ends.
-    A round is quiet or not for all functions alike: their own times have no
+    A round is quiet or not for all programs alike: their own times have no
     say in it.
 
     Parameters
     ----------
-    calls : dict of str to function
+    turns : dict from names to functions
+        Each has a turn, and returns the seconds of each call.
+    clock : function
+        It returns the CPU seconds that all programs have used.
     rounds : int
     order : random.Random
 
     Returns
     -------
-    times : dict of str to list of list of float
-        For each function and round, the seconds of each call.
+    times : dict from names to lists of lists of float
+        For each program and round, the seconds of each call.
     others : list of float or None
         Cores that other jobs used in each round.
     """
-    times, others = {name: [] for name in calls}, []
+    times, others = {name: [] for name in turns}, []
     while (len(others) < TRIES * rounds
            and sum(map(is_quiet, others)) < rounds):
-        before = _cpu_clock()
-        for name in order.sample(sorted(calls), len(calls)):
-            times[name].append(_turn(calls[name]))
-        others.append(_used_by_others(before, _cpu_clock()))
+        before = _cpu_clock(clock)
+        for name in order.sample(sorted(turns), len(turns)):
+            times[name].append(turns[name]())
+        others.append(_used_by_others(before, _cpu_clock(clock)))
     return times, others
 
 
 def medians_in_turns(calls, rounds, order):
     """Time functions in turns; give their ``seconds``, and ``others``.
 
-    See :func:`measure`. ``seconds`` is a dict from functions to lists.
+    ``seconds`` has the median time of each round, for each function;
+    ``others`` are as in :func:`rounds_in_turns`.
     """
     times, others = time_in_turns(calls, rounds, order)
     return {"others": others, "seconds": {
@@ -191,8 +125,8 @@ def is_quiet(others):
     return others is None or others <= QUIET
 
 
-def _cpu_clock():
-    """Return the time now, CPU seconds of the machine, and of this process."""
+def _cpu_clock(clock=time.process_time):
+    """Return the time now, CPU seconds of the machine, and of programs."""
     try:
         with open("/proc/stat") as stat:
             fields = [int(field) for field in stat.readline().split()[1:]]
@@ -200,7 +134,7 @@ def _cpu_clock():
         return None
     # User, nice, system, then idle, waiting, and both interrupts, stolen.
     busy = sum(fields[:3] + fields[5:8]) / os.sysconf("SC_CLK_TCK")
-    return time.perf_counter(), busy, time.process_time()
+    return time.perf_counter(), busy, clock()
 
 
 def _used_by_others(before, after):
@@ -210,7 +144,8 @@ def _used_by_others(before, after):
     return max(0, busy - own) / wall
 
 
-def _turn(call):
+def turn(call):
+    """Rest, then time calls for a while; return the seconds of each."""
     time.sleep(PAUSE)
     _repeat(call, WARM_UP)
     return _repeat(call, TURN)
@@ -226,6 +161,3 @@ def _repeat(call, seconds):
         times.append(now - before)
     return times
 
-
-if __name__ == "__main__":
-    answer(_measure_here)

@@ -32,21 +32,26 @@ def test_smoke(bench, tmp_path, capsys):
     bench("__main__").main([
         "--quick", "--threads", "1", "--parts", "speed", "memory",
         "--peers", "ours", "gist", "limit-twice", "limit-once",
+        "--isa", "native", "--malloc", "default",
         "--output", str(tmp_path)])
     report = (tmp_path / "results.md").read_text(encoding="utf-8")
     assert report.strip() == capsys.readouterr().out.strip()
-    for title in ("## Goals", "## Training step, threads: 1",
-                  "## Training step + rectifier, threads: 1",
+    for title in ("## Goals", "## Training, threads: 1",
+                  "## Training + rectifier, threads: 1",
                   "## Inference, threads: 1", "## Peak memory"):
         assert title in report
-    # Times and ratios; in training and inference, without and with rectifier.
+    # In training and inference, without and with the rectifier.
     assert sum(line.startswith(("| 8x16 ", "| 4x3x5x5 "))
-               for line in rows_of(report)) == 2 * 2 * 4
+               for line in rows_of(report)) == 2 * 2 * 2
     assert sum(row.startswith("| geometric mean |")
                for row in rows_of(report)) == 4
     # PyTorch was not asked for, and one round settles nothing.
-    assert "not measured" in report
-    assert not any("| yes |" in row for row in rows_of(report))
+    torch, = (row for row in rows_of(report) if row.startswith(
+        "| training, PyTorch eager / ours, geometric mean |"))
+    assert torch.endswith("| ≥ 2.5 | – |")
+    limit, = (row for row in rows_of(report) if row.startswith(
+        "| training, ours / limit (x twice), geometric mean |"))
+    assert limit.endswith(" ? |") and "**" not in limit
     assert (tmp_path / "results.png").stat().st_size > 1000
 
 
@@ -64,58 +69,86 @@ def test_accumulation(bench, quick, monkeypatch):
     assert len(table.splitlines()) == 2 + 2
 
 
-def wrong(case, kind, build):
-    """Break a peer in one way."""
-    def broken(*args):
-        program = build(*args)
-        if kind == "averages":
-            return program._replace(averages=lambda: [
-                np.zeros(16), np.ones(16)])
-        if kind == "epsilon":
-            return program._replace(
-                convention=program.convention._replace(within=True))
-        position = ["dx", "dgamma", "dbeta", "y"].index(kind)
-
-        def outputs():
-            arrays = [np.array(array) for array in program.outputs()]
-            arrays[position].flat[3] *= 1.001
-            arrays[position].flat[3] += 0.001
-            return arrays
-        return program._replace(outputs=outputs)
-    return broken
-
-
-@pytest.mark.parametrize("kind", [
-    "dx", "dgamma", "dbeta", "y", "averages", "epsilon"])
-def test_wrong_peer_is_caught(bench, quick, monkeypatch, kind):
-    speed, peers, cases = bench("speed"), bench("peers"), bench("cases")
+@pytest.fixture
+def step(bench, quick):
+    """Compute a training step of ours, and what it should be."""
+    agreement, cases = bench("agreement"), bench("cases")
     case = cases.QUICK_CASES[0]
+    data = cases.random_data(case)
     with theano.configparser.change_flags(floatX="float32"):
-        speed.build(case, ["ours"], False, True)
-        monkeypatch.setitem(peers.PEERS, "ours", peers.PEERS["ours"]._replace(
-            build=wrong(case, kind, peers.ours)))
-        with pytest.raises(bench("agreement").Disagreement, match="bnlasagne"):
-            speed.build(case, ["ours"], False, True)
+        program = bench("peers").ours(case, data, False, True)
+    return program.results(), lambda convention: agreement.expected(
+        convention, case, data, False, True)
+
+
+def test_ours_agrees(bench, step):
+    found, expected = step
+    agreement = bench("agreement")
+    agreement.check("ours", expected(agreement.OURS), found)
+
+
+@pytest.mark.parametrize("name", [
+    "dx", "dgamma", "dbeta", "y", "mean", "spread"])
+def test_wrong_array_is_caught(bench, step, name):
+    found, expected = step
+    agreement = bench("agreement")
+    found[name] = np.array(found[name])
+    found[name].flat[3] += 0.001 * (1 + abs(found[name].flat[3]))
+    with pytest.raises(agreement.Disagreement, match=f"ours: {name} is off"):
+        agreement.check("ours", expected(agreement.OURS), found)
+
+
+def test_epsilon_in_another_place_is_caught(bench, step):
+    found, expected = step
+    agreement = bench("agreement")
+    with pytest.raises(agreement.Disagreement):
+        agreement.check("ours", expected(
+            agreement.OURS._replace(within=True)), found)
+
+
+@pytest.mark.parametrize("name", [
+    "torch", "torch-channels-last", "onednn-nchw", "onednn-nhwc",
+    "onednn-nChw8c", "onnxruntime"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("rectify", [True, False])
+def test_frameworks_agree(bench, name, training, rectify):
+    peer, agreement = bench("peers").PEERS[name], bench("agreement")
+    cases = bench("cases")
+    if not peer.is_installed():
+        pytest.skip("not installed")
+    for case in [*cases.QUICK_CASES, cases._case("sequence", 2, 3, 2, 4)]:
+        if peer.measures(case, training, rectify):
+            data = cases.random_data(case)
+            if rectify:
+                data = agreement.without_undecided(data, case)
+            agreement.check(name, agreement.expected(
+                peer.convention, case, data, rectify, training),
+                peer.build(case, data, rectify, training).results())
+
+
+CELL = {"isa": "native", "malloc": "default", "threads": 1, "training": True,
+        "rectify": False, "case": "a"}
 
 
 def rows(ratio, others):
-    return [{"case": "a", "training": True, "rectify": False, "threads": 1,
-             "peer": peer, "seconds": [seconds] * len(others),
-             "fastest": seconds, "others": others}
+    return [dict(CELL, peer=peer, seconds=[seconds] * len(others),
+                 fastest=seconds, others=others)
             for peer, seconds in (("ours", 1), ("torch", ratio))]
 
 
 @pytest.mark.parametrize("ratio, others, found", [
-    (2, [0, 0, 0], "yes"),
-    (1, [0, 0, 0], r"**missed** by a factor of 1.50"),
-    (2, [1, 1, 0], "not settled: other jobs were running"),
+    (3, [0, 0, 0], "yes"),
+    (1, [0, 0, 0], r"**missed** by a factor of 2.50"),
+    (3, [1, 1, 0], "not settled: other jobs were running"),
 ])
 def test_verdicts(bench, ratio, others, found):
     goals, case = bench("goals"), bench("cases").Case
-    made = goals.speed_goals(goals.Times(rows(ratio, others)),
-                             [case("a", "dense", (2, 2), (0,))], [1])
+    made = goals.speed_goals(
+        goals.Times(rows(ratio, others)),
+        [case("a", "dense", (2, 2), (0,))], "native", 1)
     goal, = (goal for goal in made if goal.reached is not None
-             and goal.text.startswith("training, PyTorch eager / ours, every"))
+             and goal.text.startswith(
+                 "training, PyTorch eager / ours, geometric mean"))
     assert goals.verdict(goal) == found
 
 
@@ -124,7 +157,53 @@ def test_rounds_that_are_not_quiet_do_not_count(bench):
     first, second = rows(2, [0, 1, 0, 0])
     second["seconds"][1] = 100
     times = goals.Times([first, second])
-    assert times.rounds(1, True, False, "a", "torch") == ([2, 2, 2], True)
+    assert times.rounds(goals.Cell(**CELL), "torch") == ([2, 2, 2], True)
+
+
+def test_width_is_compared_with_the_next_wider(bench):
+    goals, case = bench("goals"), bench("cases").Case
+    found = []
+    for isa, seconds in (("native", 1), ("avx2", 2)):
+        found += [dict(CELL, isa=isa, training=training, rectify=rectify,
+                       peer="ours", seconds=[seconds + training] * 3,
+                       fastest=1, others=[0] * 3)
+                  for training in (True, False) for rectify in (True, False)]
+    goal = goals.width_goal(
+        goals.Times(found), [case("a", "dense", (2, 2), (0,))],
+        ("native", "avx2"), 1)
+    assert (goal.reached, goal.settled) == (2, True)
+
+
+def test_best_of_some_peers(bench):
+    paired, goals = bench("paired"), bench("goals")
+    layouts = [dict(rows(1, [0])[0], peer=f"onednn-{name}", seconds=[seconds])
+               for name, seconds in (("nchw", 3), ("nhwc", 2))]
+    row, = paired.best(layouts)
+    times = goals.Times(layouts + [row])
+    cell = goals.Cell(**CELL)
+    assert row["peer"] == "onednn" and times.median(cell, "onednn") == 2
+    assert times.name(cell, "onednn") == "onednn-nhwc"
+
+
+def test_instruction_sets_restrict_programs(bench):
+    isa = bench("isa")
+    env = {"THEANO_FLAGS": "floatX=float32"}
+    assert isa.restricted(env, "native") is env
+    found = isa.restricted(env, "avx2")
+    assert found["THEANO_FLAGS"] == (
+        "floatX=float32,gcc.cxxflags=-march=native -mno-avx512f")
+    assert found["ONEDNN_MAX_CPU_ISA"] == "AVX2"
+
+
+@needs_compiler
+def test_a_program_that_fails_is_named(bench, tmp_path, capfd):
+    workers = bench("workers")
+    setting = workers.Setting(["ours"], bench("speed").environment(1))
+    with pytest.raises(workers.Failure, match="ours"):
+        setting.start(peer="ours", case="8x16", training=True, rectify=False,
+                      data=str(tmp_path), results="")
+    setting.close()
+    assert "Traceback" in capfd.readouterr().err
 
 
 def test_turns_have_every_peer_in_every_round(bench):
