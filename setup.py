@@ -106,8 +106,17 @@ test = [
 ]
 # Pinned: it is what the benchmarks are about. No wheels for older Pythons.
 torch = 'torch==2.13.0; python_version >= "3.10"'
+# The first with a reference evaluator.
+onnx = "onnx>=1.13"
 bench = [
     torch,
+    # Pinned as well.
+    'onnxruntime==1.32.0; python_version >= "3.11"',
+    onnx,
+    # oneDNN's own primitive, with the OpenMP of GCC.
+    *(f"{name}==2023.2.0; sys_platform == 'linux' and "
+      "platform_machine == 'x86_64'"
+      for name in ("onednn-cpu-gomp", "onednn-devel-cpu-gomp")),
     *examples,  # one of them is measured
     *report,
     *mpi,
@@ -115,8 +124,7 @@ bench = [
 # What weights are exchanged with; tests that need them skip without.
 frameworks = [
     torch,
-    # The first with a reference evaluator.
-    "onnx>=1.13",
+    onnx,
     # On PyTorch as well. Older ones need TensorFlow.
     'keras>=3; python_version >= "3.11"',
     *test,
