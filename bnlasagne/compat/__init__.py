@@ -8,9 +8,11 @@ Theano flags stay in force.
 """
 
 import importlib
+import os
 
 # Not `from . import`, which would import the package around this one: the
 # start-up hook needs this one alone.
+from .compiler import remember_march_flags, remember_trials
 from .importing import repair_on_import
 from .lasagne import (
     hand_flags_into_loops,
@@ -19,6 +21,7 @@ from .lasagne import (
 )
 from .mpi4py import hidden_mpi4py, launched_rank
 from .numpy import blas_opt_info
+from .scipy import without_scipy_signal, without_scipy_stats
 from .theano import (
     forget_failed_import,
     give_up_scan_extension,
@@ -41,13 +44,21 @@ _DURING = {
         own_compile_directory,
         words_for_a_missing_header,
     ],
+    "theano.scalar.basic_scipy": [without_scipy_stats],
     "theano.tensor.io": [hidden_mpi4py],
+    "theano.tensor.nnet.abstract_conv": [without_scipy_signal],
+    "theano.tensor.nnet.conv": [without_scipy_signal],
     "theano.tensor.blas_headers": [without_blas_warning],
     "lasagne": [explained, with_pkg_resources],
 }
 _AFTERWARDS = {
     "theano": [provide_downsample, give_up_scan_extension],
-    "theano.gof.cmodule": [let_clang_compile, link_without_libpython],
+    "theano.gof.cmodule": [
+        let_clang_compile,
+        link_without_libpython,
+        remember_march_flags,
+        remember_trials,
+    ],
     # Not of the module that causes it: the context above ends later.
     "lasagne": [ignore_image_shape_warning],
     "lasagne.layers.recurrent": [hand_flags_into_loops],
@@ -74,7 +85,15 @@ def prepare():
     """Have Theano and Lasagne repaired as soon as they are imported.
 
     Raises nothing. If the installed versions cannot work and the import of
-    Theano or Lasagne fails, its error tells why.
+    Theano or Lasagne fails, its error tells why. Leaves out the repairs whose
+    names the environment variable ``BNLASAGNE_NO_REPAIR`` lists.
     """
     forget_failed_import()
-    repair_on_import(_DURING, _AFTERWARDS)
+    names = os.environ.get("BNLASAGNE_NO_REPAIR", "").replace(",", " ").split()
+    repair_on_import(_without(names, _DURING), _without(names, _AFTERWARDS))
+
+
+def _without(names, table):
+    return {module: [repair for repair in repairs
+                     if repair.__name__ not in names]
+            for module, repairs in table.items()}

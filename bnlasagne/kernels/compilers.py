@@ -7,18 +7,17 @@ processes need not try. If no flags work, NumPy computes the Ops.
 """
 
 import contextlib
-import hashlib
-import json
 import os
 import re
 import shutil
 import warnings
-from pathlib import Path
 
 import theano
 from theano.gof import compilelock
 from theano.gof.cmodule import GCC_compiler
 from theano.gof.utils import MethodNotDefined
+
+from ..compat.kept import answers, digest, keep
 
 __all__ = ["arguments", "or_numpy", "require", "unsafe_arguments"]
 
@@ -50,6 +49,9 @@ _UNSAFE = re.compile("|".join([
     # Another language, and warnings as errors.
     "--?std=.*", "-ansi", "-Werror.*", "-pedantic-errors",
 ]))
+
+# Of Theano's compile directory.
+_FILE = "compilers"
 
 _found = {}
 _warned = set()
@@ -132,13 +134,13 @@ def _cores():
 def _kept_or_tried(cxx, cxxflags, program):
     """Return flags, or None; and the last error of the compiler."""
     key = _key(cxx, cxxflags, program)
-    flags, error = _kept().get(key), None
+    flags, error = answers(_FILE).get(key), None
     if not isinstance(flags, list):
         user = [flag for flag in GCC_compiler.compile_args()
                 if not _UNSAFE.fullmatch(flag)]
         flags, error = _try(user, program)
         if flags is not None:
-            _keep(key, flags)
+            keep(_FILE, key, flags)
     return flags, error
 
 
@@ -180,37 +182,11 @@ def _first_error(text):
     return ((errors or lines or ["none"])[0])[:300]
 
 
-# What is kept
-
 def _key(cxx, cxxflags, program):
     """Return a digest of all that the result of a trial depends on."""
     identity = [shutil.which(cxx) or cxx]
     with contextlib.suppress(OSError):
         status = os.stat(identity[0])
         identity += [status.st_size, status.st_mtime]
-    text = json.dumps([GCC_compiler.version_str(), identity, cxxflags,
-                       _STANDARD, _OTHER_STANDARDS, _FLAGS, program])
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
-
-
-def _kept():
-    """Read all flags that are kept, by key; none if that fails."""
-    try:
-        table = json.loads(_path().read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return table if isinstance(table, dict) else {}
-
-
-def _keep(key, flags):
-    path = _path()
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    # A compile directory that cannot be written to costs a trial, no more.
-    with contextlib.suppress(OSError):
-        temporary.write_text(json.dumps({**_kept(), key: flags}), "utf-8")
-        temporary.replace(path)
-
-
-def _path():
-    """A file in Theano's compile directory."""
-    return Path(theano.config.compiledir, "bnlasagne_compilers.json")
+    return digest(GCC_compiler.version_str(), identity, cxxflags,
+                       _STANDARD, _OTHER_STANDARDS, _FLAGS, program)

@@ -5,42 +5,19 @@ tests start a Python of their own. Where Theano and Lasagne need not be the
 real ones, small packages in their place keep that fast.
 """
 
+import itertools
 import os
 import re
 import shutil
 import subprocess
 import sys
 import types
-from pathlib import Path
 
 from bnlasagne.compat.theano import let_clang_compile
 
 import pytest
 from helpers.common import needs_compiler
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def run_python(code, *path, **environment):
-    """Run code with folders put first in sys.path; the finished process."""
-    # Without the hook that may be installed, unless a test is about it.
-    environment = dict(os.environ, **dict(
-        {"BNLASAGNE_NO_HOOK": "1"}, **environment))
-    environment["PYTHONPATH"] = os.pathsep.join(map(str, path))
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment,
-        cwd=str(path[0]),  # which -c puts before PYTHONPATH
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        universal_newlines=True,
-        timeout=300,
-    )
-
-
-def succeed(process):
-    assert process.returncode == 0, process.stderr
-    return process.stdout
+from helpers.programs import ROOT, run_python, succeed
 
 
 @pytest.fixture
@@ -543,6 +520,27 @@ def test_hook_repairs_by_itself(bare):
     process = run_python(START + code, bare)  # switched off
     assert "No module named 'theano.tensor.signal.downsample'" in (
         process.stderr)
+
+
+def test_repairs_are_switched_off_by_name(bare):
+    names = "link_without_libpython, provide_downsample"
+    process = run_python("import bnlasagne, theano.tensor.signal.downsample",
+                         bare, BNLASAGNE_NO_REPAIR=names)
+    assert "No module named 'theano.tensor.signal.downsample'" in (
+        process.stderr)
+
+
+def test_every_name_of_a_repair_is_documented():
+    from bnlasagne import compat
+
+    page = (ROOT / "docs" / "stack.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"`(\w+)`", page))
+    for table in (compat._DURING, compat._AFTERWARDS):
+        for repair in itertools.chain.from_iterable(table.values()):
+            # These change nothing but the words of errors.
+            if repair.__name__ not in ("explained",
+                                       "words_for_a_missing_header"):
+                assert repair.__name__ in documented
 
 
 def test_hook_lets_work_what_works(bare):

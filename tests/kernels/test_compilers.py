@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 
+from bnlasagne.compat import kept
 from bnlasagne.kernels import compiled, compilers, ops
 
 import numpy as np
@@ -27,7 +28,7 @@ def nothing_known(monkeypatch, tmp_path):
     """Each test finds out anew, and keeps what it finds to itself."""
     monkeypatch.setattr(compilers, "_found", {})
     monkeypatch.setattr(compilers, "_warned", set())
-    monkeypatch.setattr(compilers, "_path", lambda: tmp_path / "kept")
+    monkeypatch.setattr(kept, "_path", tmp_path.joinpath)
     monkeypatch.setattr(compilers, "_cores", lambda: 2)
 
 
@@ -108,11 +109,11 @@ def test_what_is_found_is_kept(tried):
     assert len(tried) == 1
 
 
-@pytest.mark.parametrize("kept", ["{", "[]", '{"%s": 3}', ""])
-def test_what_was_kept_is_of_no_use(tried, tmp_path, kept):
+@pytest.mark.parametrize("text", ["{", "[]", '{"%s": 3}', ""])
+def test_what_was_kept_is_of_no_use(tried, tmp_path, text):
     compilers.arguments(PROGRAM)
-    key, = json.loads((tmp_path / "kept").read_text())
-    (tmp_path / "kept").write_text(kept.replace("%s", key))
+    key, = json.loads((tmp_path / "compilers").read_text())
+    (tmp_path / "compilers").write_text(text.replace("%s", key))
     compilers._found.clear()
     assert compilers.arguments(PROGRAM)
     assert len(tried) == 2
@@ -127,8 +128,7 @@ def test_other_flags_and_programs_are_tried_anew(tried):
 
 
 def test_what_cannot_be_kept(monkeypatch, tmp_path):
-    monkeypatch.setattr(compilers, "_path",
-                        lambda: tmp_path / "nowhere" / "kept")
+    monkeypatch.setattr(kept, "_path", tmp_path.joinpath("nowhere").joinpath)
     assert compilers.arguments(PROGRAM)
 
 
