@@ -23,7 +23,7 @@ import theano.tensor as T
 import scipy
 print({PARTS})
 x = T.vector()
-value, = T.chi2sf(x, 2.0).eval({x: [1.0]})
+value, = T.chi2sf(x, 2.0).eval({{x: [1.0]}})
 print(round(float(value), 6), scipy.stats.norm.cdf(0.0))
 print(len(scipy.signal.convolve([1, 2], [3, 4])))
 import scipy.stats, scipy.signal
