@@ -33,6 +33,7 @@ from .theano import (
     without_blas_warning,
     words_for_a_missing_header,
 )
+from .theano_cache import keep_ops_without_props, version_code_in_files
 from .versions import check, explained
 
 __all__ = ["apply", "launched_rank", "max_pool_2d", "prepare"]
@@ -53,12 +54,14 @@ _DURING = {
 }
 _AFTERWARDS = {
     "theano": [provide_downsample, give_up_scan_extension],
+    "theano.gof.cc": [keep_ops_without_props],
     "theano.gof.cmodule": [
         let_clang_compile,
         link_without_libpython,
         remember_march_flags,
         remember_trials,
     ],
+    "theano.gof.op": [version_code_in_files],
     # Not of the module that causes it: the context above ends later.
     "lasagne": [ignore_image_shape_warning],
     "lasagne.layers.recurrent": [hand_flags_into_loops],
