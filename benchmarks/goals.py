@@ -23,36 +23,43 @@ class Goal(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """What is the same for all peers that are compared."""
+    """What is the same for all peers that are compared.
+
+    `malloc` is None for peers that allocate nothing.
+    """
 
     isa: str
-    malloc: str
+    malloc: Optional[str]
     threads: int
     training: bool
     rectify: bool
     case: str
 
+    @classmethod
+    def of(cls, row):
+        """Return the cell of a row of a measurement."""
+        return cls(*(row[name] for name in cls._fields))
+
 
 class Times:
     """Look up the times of a measurement by case.
 
-    `rows` are those of :func:`benchmarks.paired.measure`. A key is a cell and
-    a peer.
+    `rows` are those of :func:`benchmarks.paired.measure`.
     """
 
     def __init__(self, rows):
-        self._rows = {self._key(row): row for row in rows}
+        self._rows = {(Cell.of(row), row["peer"]): row for row in rows}
 
-    @staticmethod
-    def _key(row):
-        return (*(row[name] for name in Cell._fields), row["peer"])
+    def _row(self, cell, peer):
+        return self._rows.get((cell, peer)) or self._rows.get(
+            (cell._replace(malloc=None), peer))
 
     def rounds(self, cell, peer):
         """Return the rounds' seconds that count, and whether they are enough.
 
         Without any quiet round, all are given, for want of better.
         """
-        row = self._rows.get((*cell, peer))
+        row = self._row(cell, peer)
         if row is None:
             return None, False
         quiet = [seconds for seconds, others
@@ -66,7 +73,7 @@ class Times:
 
     def name(self, cell, peer):
         """Return the peer that was measured, if `peer` is the best of some."""
-        row = self._rows.get((*cell, peer))
+        row = self._row(cell, peer)
         return row and row.get("name")
 
     def ratio(self, cell, above, below, other=None):

@@ -22,6 +22,8 @@ from .speed import environment, rounds_in_turns
 
 # Whether memory that is freed is kept for the next call.
 MALLOC = {"default": False, "kept": True}
+# Peers that are measured with the second way as well.
+OF_MALLOC = ["ours", "torch"]
 # Peers that are the fastest of others, in each cell.
 BEST = {
     "torch-best": ("PyTorch, best layout", ["torch", "torch-channels-last"]),
@@ -39,9 +41,7 @@ def measure(cases, threads, options):
     Returns
     -------
     list of dict
-        One per instruction set (``isa``), way of malloc (``malloc``), case,
-        training or inference, without or with the rectifier (``case``,
-        ``training``, ``rectify``, ``threads``), and peer (``peer``):
+        One per cell (see :class:`benchmarks.goals.Cell`) and ``peer``:
         ``seconds``, a list with the median time of each round, ``fastest``,
         that of the fastest call, and ``others``, the cores that other jobs
         used in each round (None where that is not known).
@@ -62,9 +62,10 @@ def measure(cases, threads, options):
         for program in programs.values():
             program.close()
         rows += [{
-            "isa": name, "malloc": malloc, "threads": threads,
-            "training": training, "rectify": rectify, "case": case.name,
-            "peer": peer, "others": others, "fastest": min(map(min, turns)),
+            "isa": name, "malloc": malloc if PEERS[peer].allocates else None,
+            "threads": threads, "training": training, "rectify": rectify,
+            "case": case.name, "peer": peer, "others": others,
+            "fastest": min(map(min, turns)),
             "seconds": [statistics.median(turn) for turn in turns]}
             for (name, malloc, peer), turns in times.items()]
         print(f"{case.name}, {'training' if training else 'inference'}"
@@ -78,7 +79,7 @@ def measure(cases, threads, options):
 def _start(name, malloc, threads, options):
     """Start the process of a setting, with the peers that depend on it."""
     peers = [peer for peer in options.peers
-             if (PEERS[peer].allocates or malloc == options.malloc[0])
+             if (peer in OF_MALLOC or malloc == options.malloc[0])
              and (peer != "onednn-nChw16c" or isa.is_wide(name))]
     env = environment(threads, keep_freed=MALLOC[malloc])
     return workers.Setting(peers, isa.restricted(env, name))
@@ -119,8 +120,7 @@ def best(rows):
     """Copy the row of the fastest peer of those in `BEST`, in each cell."""
     cells = {}
     for row in rows:
-        cell = tuple(row[name] for name in Cell._fields)
-        cells.setdefault(cell, {})[row["peer"]] = row
+        cells.setdefault(Cell.of(row), {})[row["peer"]] = row
     found = []
     for name, cell in itertools.product(BEST, cells.values()):
         among = [cell[peer] for peer in BEST[name][1] if peer in cell]

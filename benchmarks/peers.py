@@ -162,7 +162,7 @@ class Peer(NamedTuple):
 
     `convention` is that of its results, if any. `measures(case, training,
     rectify)` says what the peer is measured in. `load` does what programs
-    share. If not `allocates`, it does not matter how malloc works.
+    share. If not `allocates`, outputs go to memory that is there.
     """
 
 

@@ -26,8 +26,10 @@ with fewer than ENOUGH such rounds is marked "?" and settles no goal.
 """.replace("QUIET", str(QUIET)).replace("ENOUGH", str(ENOUGH))
 
 # What is compared with ours, as far as it was measured.
-COLUMNS = ["gist", "theano", "lasagne", "torch", "torch-inplace",
-           "torch-compile", "torch-channels-last", "onednn", "onnxruntime"]
+COLUMNS = [name for name in PEERS
+           if name != "ours" and not name.startswith(("onednn-", "limit"))]
+COLUMNS.insert(COLUMNS.index("onnxruntime"), "onednn")
+ALL = [name for name in PEERS if name != "ours" and "limit" not in name]
 LIMITS = ["limit-twice", "limit-once"]
 LABELS = {**{name: peer.label for name, peer in PEERS.items()},
           **{name: label for name, (label, _) in BEST.items()}}
@@ -53,25 +55,27 @@ class SpeedTables:
     def __init__(self, results, cases, times):
         self._isas, self._malloc = results["isa"], results["malloc"]
         self._threads, self._cases = results["threads"], cases
-        self._peers = [*results["peers"], *BEST]
         self._times = times
 
     def all(self):
         """List all tables, with their titles."""
-        order = ", then ".join(SETS[isa].label for isa in self._isas)
-        parts = ["## Goals\n", self._goals(),
-                 f"With {self._malloc[0]} malloc, if nothing else is said. "
-                 f"Tables have the values of {order} in each cell.\n"]
+        sets = ", then ".join(SETS[isa].label for isa in self._isas)
+        parts = [
+            "## Goals\n", self._goals(),
+            f"With {self._malloc[0]} malloc. In bold: missed. In the tables, "
+            f"a cell has the values of {sets}.\n"]
         for threads, training, rectify in itertools.product(
                 self._threads, (True, False), (False, True)):
             title = label(training, rectify).capitalize()
             parts += [f"## {title}, threads: {threads}\n",
-                      self._speed(threads, training, rectify)]
-        if "onednn" in self._peers and any(
-                name in self._peers for name in BEST["onednn"][1]):
-            parts += ["## Layouts of oneDNN, ms\n", self._layouts()]
+                      self._ratios(threads, training, rectify)]
+        for rectify in (False, True):
+            title = label(True, rectify).capitalize()
+            parts += [f"## {title}, threads: {self._threads[0]}, ms\n",
+                      self._times_of(rectify)]
         if len(self._malloc) > 1:
-            parts += ["## What malloc costs\n", self._of_malloc()]
+            parts += ["## Training with each way of malloc\n",
+                      self._of_malloc()]
         if len(self._isas) > 1:
             parts += ["## What narrower vectors cost\n", self._of_width()]
         return parts
@@ -93,20 +97,18 @@ class SpeedTables:
             f"{SETS[isa].label}, threads: {threads}"
             for isa, threads in columns)], rows)
 
-    def _speed(self, threads, training, rectify):
+    def _ratios(self, threads, training, rectify):
         """Time ours, and compare it with others."""
-        peers = [peer for peer in COLUMNS + LIMITS if peer in self._peers
-                 and self._is_measured(peer, threads, training, rectify)]
+        kind = threads, training, rectify
         pairs = [("ours", peer) if peer in LIMITS else (peer, "ours")
-                 for peer in peers]
+                 for peer in self._measured(COLUMNS + LIMITS, *kind)]
         rows, ratios = [], []
         for case in self._cases:
-            cells = self._cells(case, threads, training, rectify)
+            cells = self._cells(case, *kind)
             ratios.append([[self._times.ratio(cell, *pair) for cell in cells]
                            for pair in pairs])
-            rows.append([
-                self._name(cells), self._ms(cells, "ours"),
-                *map(_joined, ratios[-1])])
+            rows.append([self._name(cells), self._ms(cells, "ours"),
+                         *map(_joined, ratios[-1])])
         rows.append(["geometric mean", "", *(
             _joined([_mean(values) for values in zip(*column)])
             for column in zip(*ratios))])
@@ -114,34 +116,34 @@ class SpeedTables:
             " / ".join("ours" if peer == "ours" else LABELS[peer]
                        for peer in pair) for pair in pairs)], rows)
 
-    def _layouts(self):
-        names = [name for name in BEST["onednn"][1] if name in self._peers]
-        threads = self._threads[0]
-        columns = list(itertools.product((True, False), (False, True), names))
-        rows = [[case.name, *(
-            self._ms(self._cells(case, threads, *kind), name)
-            for *kind, name in columns)] for case in self._cases]
-        return table([f"threads: {threads}", *(
-            f"{label(*kind)}, {name.split('-')[1]}"
-            for *kind, name in columns)], rows)
+    def _times_of(self, rectify):
+        """Give the milliseconds of all peers, in training."""
+        kind = self._threads[0], True, rectify
+        peers = self._measured(["ours", *ALL, *LIMITS], *kind)
+        return table(["shape", *(LABELS[peer] for peer in peers)], [
+            [case.name, *(self._ms(self._cells(case, *kind), peer)
+                          for peer in peers)] for case in self._cases])
 
     def _of_malloc(self):
-        """Compare ours, and PyTorch with ours, with each way of malloc."""
-        columns = list(itertools.product(
-            self._threads, (False, True), self._malloc))
+        """Compare ours with others, with each way of malloc."""
+        columns = list(itertools.product((False, True), self._malloc))
+        others = self._measured(["torch", "onednn"], self._threads[0], True,
+                                False)
         rows = []
-        for case in self._cases:
-            row = [case.name]
-            for threads, rectify, malloc in columns:
+        for case, threads in itertools.product(self._cases, self._threads):
+            row = [f"{case.name}, threads: {threads}"]
+            for rectify, malloc in columns:
                 cells = [cell._replace(malloc=malloc) for cell in self._cells(
                     case, threads, True, rectify)]
-                ratios = _joined([self._times.ratio(cell, "torch", "ours")
-                                  for cell in cells])
-                row.append(f"{self._ms(cells, 'ours')} ({ratios})")
+                row += [self._ms(cells, "ours"), *(
+                    _joined([self._times.ratio(cell, other, "ours")
+                             for cell in cells]) for other in others)]
             rows.append(row)
-        return table(["ours, ms (PyTorch eager / ours)", *(
-            f"{label(True, rectify)}, threads: {threads}, {malloc}"
-            for threads, rectify, malloc in columns)], rows)
+        return table([""] + [
+            f"{'+ rectifier, ' if rectify else ''}{malloc}: {what}"
+            for rectify, malloc in columns
+            for what in ("ours, ms", *(
+                f"{LABELS[other]} / ours" for other in others))], rows)
 
     def _of_width(self):
         columns = list(itertools.product(
@@ -165,10 +167,12 @@ class SpeedTables:
         return [Cell(isa, self._malloc[0], threads, training, rectify,
                      case.name) for isa in self._isas]
 
-    def _is_measured(self, peer, *kind):
-        return any(self._times.median(cell, peer) is not None
-                   for case in self._cases
-                   for cell in self._cells(case, *kind))
+    def _measured(self, peers, *kind):
+        """List those peers of which there are times."""
+        cells = [cell for case in self._cases
+                 for cell in self._cells(case, *kind)]
+        return [peer for peer in peers if any(
+            self._times.median(cell, peer) is not None for cell in cells)]
 
     def _name(self, cells):
         settled = all(map(self._times.is_settled, cells))

@@ -40,9 +40,9 @@ def test_smoke(bench, tmp_path, capsys):
                   "## Training + rectifier, threads: 1",
                   "## Inference, threads: 1", "## Peak memory"):
         assert title in report
-    # In training and inference, without and with the rectifier.
+    # In training and inference, without and with the rectifier; and all ms.
     assert sum(line.startswith(("| 8x16 ", "| 4x3x5x5 "))
-               for line in rows_of(report)) == 2 * 2 * 2
+               for line in rows_of(report)) == 2 * (2 * 2 + 2)
     assert sum(row.startswith("| geometric mean |")
                for row in rows_of(report)) == 4
     # PyTorch was not asked for, and one round settles nothing.
@@ -193,6 +193,21 @@ def test_instruction_sets_restrict_programs(bench):
     assert found["THEANO_FLAGS"] == (
         "floatX=float32,gcc.cxxflags=-march=native -mno-avx512f")
     assert found["ONEDNN_MAX_CPU_ISA"] == "AVX2"
+
+
+@needs_compiler
+def test_options(bench, monkeypatch, capsys):
+    main = bench("__main__")
+    monkeypatch.setattr(bench("isa"), "available", lambda: ["native", "sse2"])
+    args = main.parse_arguments(["--isa", "sse2", "native",
+                                 "--peers", "limit-twice"])
+    assert args.isa == ["native", "sse2"] and args.peers == [
+        "ours", "limit-twice"]
+    assert main.parse_arguments([]).isa == ["native"]
+    with pytest.raises(SystemExit):
+        main.parse_arguments(["--isa", "avx"])
+    assert "--isa avx: this machine has native, sse2" in (
+        capsys.readouterr().err)
 
 
 @needs_compiler
