@@ -8,6 +8,7 @@ from .averages import patched_theano  # isort: skip  # noqa: F401
 from .accumulation.accumulator import GradientAccumulator
 from .averages.explicit import get_batch_norm_updates
 from .averages.schedules import CumulativeAverage
+from .compat.glibc import keep_freed_memory
 from .folding.fold import fold_batch_norm
 from .kernels.dispatch import plain_expressions
 from .kernels.moments import Moments
@@ -45,6 +46,7 @@ __all__ = [
     "get_keras_weights",
     "get_lasagne_values",
     "get_torch_state_dict",
+    "keep_freed_memory",
     "load_network",
     "plain_expressions",
     "plot_statistics",

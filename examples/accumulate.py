@@ -26,7 +26,7 @@ from typing import Callable, NamedTuple
 import options  # isort: skip  # First: it has Ctrl-C end in one line.
 
 # First: repairs imports.
-from bnlasagne import GradientAccumulator  # isort: skip
+from bnlasagne import GradientAccumulator, keep_freed_memory  # isort: skip
 
 import digits
 import lasagne
@@ -200,6 +200,7 @@ def parse_arguments():
 def main():
     """Train in all ways, and save the picture."""
     args = parse_arguments()
+    keep_freed_memory()
     data = digits.load_or_exit(args.data, {"the batch size": BATCH_SIZE})
     options.announce_compiling(args.quiet)
     ways = [prepare(*way, args) for way in WAYS]

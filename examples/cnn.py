@@ -14,7 +14,8 @@ import time
 
 import options  # isort: skip  # First: it has Ctrl-C end in one line.
 
-from bnlasagne import batch_norm  # isort: skip  # First: repairs imports.
+# First: repairs imports.
+from bnlasagne import batch_norm, keep_freed_memory  # isort: skip
 
 import digits
 import lasagne
@@ -124,6 +125,7 @@ def parse_arguments():
 def main():
     """Train the network, and print loss and accuracy of each epoch."""
     args = parse_arguments()
+    keep_freed_memory()
     data = digits.load_or_exit(args.data)
     lasagne.random.set_rng(np.random.RandomState(args.seed))
     options.announce_compiling(args.quiet)

@@ -22,6 +22,7 @@ import options  # isort: skip  # First: it has Ctrl-C end in one line.
 from bnlasagne import (  # isort: skip  # First: repairs imports.
     fold_batch_norm,
     get_torch_state_dict,
+    keep_freed_memory,
     load_network,
     save_network,
     set_torch_state_dict,
@@ -173,6 +174,7 @@ def parse_arguments():
 def main():
     """Train a network, and print what it is turned into."""
     args = parse_arguments()
+    keep_freed_memory()
     data = digits.load_or_exit(args.data)
     lasagne.random.set_rng(np.random.RandomState(args.seed))
     options.announce_compiling(args.quiet)

@@ -29,7 +29,11 @@ from typing import Callable, NamedTuple
 import options  # isort: skip  # First: it has Ctrl-C end in one line.
 
 # First: repairs imports.
-from bnlasagne import batch_norm, get_batch_norm_updates  # isort: skip
+from bnlasagne import (  # isort: skip
+    batch_norm,
+    get_batch_norm_updates,
+    keep_freed_memory,
+)
 
 import digits
 import lasagne
@@ -187,6 +191,7 @@ def parse_arguments():
 def main():
     """Train, and save samples."""
     args = parse_arguments()
+    keep_freed_memory()
     data = digits.load_or_exit(args.data, {"--batch-size": args.batch_size})
     options.announce_compiling(args.quiet)
     functions = compile_functions(build_networks(args.seed),

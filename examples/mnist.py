@@ -32,7 +32,7 @@ from typing import Callable, NamedTuple
 
 import options  # isort: skip  # First: it has Ctrl-C end in one line.
 
-import bnlasagne  # isort: skip  # noqa: F401  # First: it repairs imports.
+from bnlasagne import keep_freed_memory  # isort: skip  # First: repairs.
 
 import digits
 import lasagne
@@ -172,6 +172,7 @@ def batch_sizes(args):
 def main():
     """Train networks, print their accuracies and save the pictures."""
     args = parse_arguments()
+    keep_freed_memory()
     data = digits.load_or_exit(args.data, batch_sizes(args))
     rows = compare(data, args)
     if rows:

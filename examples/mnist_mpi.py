@@ -28,6 +28,7 @@ import options  # isort: skip  # First: it has Ctrl-C end in one line.
 from bnlasagne import (  # isort: skip
     average_gradients,
     broadcast_params,
+    keep_freed_memory,
     update_population_statistics,
     world,
 )
@@ -207,6 +208,7 @@ def main():
         sys.exit(f"mnist_mpi.py: error: {error}")
     # On one rank only: messages are printed once, and files fetched once.
     args = on_rank_0(comm, parse_arguments)
+    keep_freed_memory()
     data = on_rank_0(comm, load, args, comm.size)
     if comm.rank == 0:
         print(f"{comm.size} processes" if comm.size > 1 else
