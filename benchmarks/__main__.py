@@ -16,7 +16,17 @@ import lasagne
 import numpy
 import theano
 
-from . import accumulation, chart, cnn, isa, memory, paired, report, startup
+from . import (
+    accumulation,
+    chart,
+    growth,
+    isa,
+    memory,
+    networks,
+    paired,
+    report,
+    startup,
+)
 from .cases import CASES, QUICK_CASES
 from .goals import Times
 from .peers import PEERS
@@ -24,7 +34,7 @@ from .speed import ROOT
 
 # They tell little that the others do not.
 NOT_BY_DEFAULT = ["theano", "lasagne", "torch-inplace", "torch-compile"]
-PARTS = ["speed", "startup", "memory", "cnn", "accumulation"]
+PARTS = ["speed", "startup", "memory", "networks", "accumulation", "growth"]
 
 
 def parse_arguments(arguments=None):
@@ -144,12 +154,16 @@ def measure(args):
     if "memory" in args.parts:
         shape = (2, 4, 8, 8) if args.quick else memory.SHAPE
         results["memory"] = memory.measure(args.peers, shape)
-    if "cnn" in args.parts:
-        results["cnn"] = cnn.measure(1, rounds)
+    if "networks" in args.parts:
+        results["networks"] = networks.measure(
+            ["lstm"] if args.quick else list(networks.NETWORKS), 1, rounds)
     if "accumulation" in args.parts:
         smaller = {"depths": [1, 2], "width": 16, "size": 32}
         results["accumulation"] = accumulation.measure(
             1, rounds, **smaller if args.quick else {})
+    if "growth" in args.parts:
+        results["growth"] = growth.measure(
+            rounds, args.threads, [1, 2] if args.quick else growth.LAYERS)
     return results, cases
 
 
@@ -159,7 +173,7 @@ def _save(args, results):
 
 
 def main(arguments=None):
-    """Measure, and write results.md, results.png and results.json."""
+    """Measure, and write results.md, pictures and results.json."""
     args = parse_arguments(arguments)
     results, cases = measure(args)
     _save(args, results)
@@ -168,6 +182,8 @@ def main(arguments=None):
     (args.output / "results.md").write_text(text, encoding="utf-8")
     if results["rows"]:
         chart.draw(args.output / "results.png", results, cases, times)
+    if "growth" in results:
+        growth.draw(args.output / "growth.png", results["growth"])
     print(text)
 
 

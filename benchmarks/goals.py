@@ -1,6 +1,7 @@
 """Compare the library's speed with what was wanted of it."""
 
 import itertools
+import operator
 import statistics
 from typing import Callable, NamedTuple, Optional
 
@@ -188,6 +189,17 @@ def startup_goals(startup):
              0.3, warm, False, True),
         Goal("deep network's first step, empty cache, ours / gist's graph",
              1 / 3, cold, False, cold is not None)]
+
+
+def network_goals(found):
+    """List the goals for training steps of whole networks."""
+    return [_goal(
+        f"{name}, bnlasagne / no batch norm", 1.1, False, max,
+        [(statistics.median(map(
+            operator.truediv, row["seconds"]["ours"],
+            row["seconds"]["without"])),
+          sum(map(is_quiet, row["others"])) >= ENOUGH)])
+        for name, row in found.items()]
 
 
 def is_reached(goal):

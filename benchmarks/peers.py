@@ -122,15 +122,25 @@ def gist(case, data, rectify, training):
     return _theano_program(variables, _rectified(y, rectify), training)
 
 
-def later_lasagne(case, data, rectify, training):
-    """Build the graph of the `BatchNormLayer` of Lasagne 0.2."""
-    variables = _Variables(case, data, LASAGNE, training)
-    x, mean, inv_std = variables.x, variables.mean, variables.spread
+def later_lasagne_output(x, gamma, beta, mean, inv_std, axes, training,
+                         epsilon=LASAGNE.epsilon):
+    """Build the graph of the `BatchNormLayer` of Lasagne 0.2.
+
+    See :func:`gist_output`.
+    """
     if training:
-        mean = _follow(mean, x.mean(case.axes, keepdims=True))
+        mean = _follow(mean, x.mean(axes, keepdims=True))
         inv_std = _follow(inv_std, T.inv(T.sqrt(
-            x.var(case.axes, keepdims=True) + LASAGNE.epsilon)))
-    y = (x - mean) * (variables.gamma * inv_std) + variables.beta
+            x.var(axes, keepdims=True) + epsilon)))
+    return (x - mean) * (gamma * inv_std) + beta
+
+
+def later_lasagne(case, data, rectify, training):
+    """See :func:`later_lasagne_output`."""
+    variables = _Variables(case, data, LASAGNE, training)
+    y = later_lasagne_output(
+        variables.x, variables.gamma, variables.beta, variables.mean,
+        variables.spread, case.axes, training)
     return _theano_program(variables, _rectified(y, rectify), training)
 
 

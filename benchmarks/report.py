@@ -3,8 +3,8 @@
 import statistics
 from operator import truediv
 
-from . import accumulation, cnn, startup
-from .goals import startup_goals, verdict
+from . import accumulation, growth, networks, startup
+from .goals import network_goals, startup_goals, verdict
 from .peers import PEERS
 from .speed import ENOUGH, is_quiet
 from .tables import METHOD, SpeedTables, milliseconds, table
@@ -18,7 +18,8 @@ def markdown(results, cases, times):
     results : dict
         ``machine``: list of (name, value); ``isa``, ``malloc``, ``threads``
         and ``peers``: lists of what was measured; and what ``startup``,
-        ``memory``, ``cnn`` and ``accumulation`` measured, if they ran.
+        ``memory``, ``networks``, ``accumulation`` and ``growth`` measured,
+        if they ran.
     cases : list of Case
     times : benchmarks.goals.Times
 
@@ -31,7 +32,9 @@ def markdown(results, cases, times):
     if cases:
         parts += SpeedTables(results, cases, times).all()
     for name, write in (("startup", _startup), ("memory", _memory),
-                        ("cnn", _cnn), ("accumulation", _accumulation)):
+                        ("networks", _networks),
+                        ("accumulation", _accumulation),
+                        ("growth", _growth)):
         if name in results:
             parts += write(results[name])
     return "\n".join(parts)
@@ -58,12 +61,32 @@ def _memory(found):
                                        for peer, sizes in found.items()])]
 
 
-def _cnn(found):
-    quiet = sum(map(is_quiet, found["others"]))
-    return ["## A step of examples/cnn.py\n",
-            f"{quiet} of {len(found['others'])} rounds were quiet.\n",
-            table(["", "ms"], [[label, milliseconds(found["seconds"][name])]
-                               for name, label in cnn.LABELS.items()])]
+def _networks(found):
+    ways = dict(networks.LABELS, **{
+        f"{way}-kept": f"{networks.LABELS[way]}, keep_freed_memory()"
+        for way in networks.KEPT})
+    rows = [
+        [label, *(cell for row in found.values()
+                  for cell in _network_cells(row["seconds"], way))]
+        for way, label in ways.items()]
+    heads = [head for name in found
+             for head in (networks.NETWORKS[name].label, "ratio")]
+    return ["## A step of whole networks\n",
+            "Milliseconds, and the ratio to the same network without batch "
+            "normalization. Memory is malloc's affair, unless "
+            "`bnlasagne.keep_freed_memory()` was called.\n",
+            table(["", *heads], rows),
+            table(["goal", "wanted", "measured", "reached"], [
+                [goal.text, f"≤ {goal.wanted:.3g}", goal.reached,
+                 verdict(goal)] for goal in network_goals(found)])]
+
+
+def _network_cells(seconds, way):
+    if way not in seconds:
+        return None, None
+    base = "torch-without" if way.startswith("torch") else "without"
+    return milliseconds(seconds[way]), statistics.median(
+        map(truediv, seconds[way], seconds[base]))
 
 
 def _accumulation(found):
@@ -86,3 +109,23 @@ def _accumulation(found):
             table(["layers"] + [f"{label}, ms" for label in ways.values()]
                   + [f"{label}, MiB" for label in ways.values()], rows,
                   ".1f")]
+
+
+def _growth(found):
+    rows = [
+        [growth.CURVES[name].label, threads, *(
+            "{:.2f} at {}".format(*extreme(zip(
+                growth.per_value(row, "ours"), row["sizes"])))
+            for extreme in (min, max)),
+         max(map(truediv, row["ours"], row["limit-twice"]))]
+        for name, by_threads in found["curves"].items()
+        for threads, row in by_threads.items()]
+    deep = [[number, *(value for pairs in found["layers"].values()
+                       for value in (pairs[i][0], 1e3 * pairs[i][1]))]
+            for i, number in enumerate(found["numbers"])]
+    heads = [f"{label}, {unit}" for label in growth.WAY_LABELS.values()
+             for unit in ("s to compile", "ms per step")]
+    return ["## How cost grows\n", "![Curves](growth.png)\n",
+            "Training step + rectifier, nanoseconds per value.\n",
+            table(["n", "threads", "least", "most", "most / limit"], rows),
+            table(["layers", *heads], deep)]

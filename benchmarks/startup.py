@@ -45,17 +45,21 @@ def measure(layers, rounds, cold):
     return found
 
 
-def _first_step(peer, layers):
-    from bnlasagne import batch_norm
+def deep_network(way, layers):
+    """Build a deep network of one of :data:`benchmarks.layers.WAYS`.
 
+    Returns a function that compiles a training step, and its batch.
+    """
     import lasagne
     import numpy as np
     import theano
     import theano.tensor as T
     from lasagne.layers import DenseLayer, InputLayer
 
+    from .layers import WAYS
+
     x = T.matrix("x")
-    wrap = batch_norm if peer == "ours" else _gist_layer
+    wrap, _ = WAYS[way]
     network = InputLayer((None, UNITS), x)
     for _ in range(layers):
         network = wrap(DenseLayer(network, UNITS))
@@ -63,41 +67,17 @@ def _first_step(peer, layers):
     updates = lasagne.updates.sgd(
         loss, lasagne.layers.get_all_params(network, trainable=True), 0.01)
     batch = np.random.RandomState(0).normal(size=(UNITS, UNITS))
+    return (lambda: theano.function([x], loss, updates=updates),
+            batch.astype("float32"))
+
+
+def _first_step(peer, layers):
+    compile_step, batch = deep_network(peer, layers)
     start = time.perf_counter()
-    train = theano.function([x], loss, updates=updates)
-    train(batch.astype("float32"))
+    train = compile_step()
+    train(batch)
     return {"seconds": time.perf_counter() - start,
             "nodes": len(train.maker.fgraph.apply_nodes)}
-
-
-def _gist_layer(incoming):
-    """Return a layer with the gist's graph, on a layer without bias."""
-    import lasagne
-
-    from .peers import gist_output
-
-    class GistLayer(lasagne.layers.Layer):
-        def __init__(self, incoming):
-            super().__init__(incoming)
-            shape, axes = (1, incoming.output_shape[1]), (True, False)
-            constant = lasagne.init.Constant
-            self.mean, self.std, self.beta, self.gamma = (
-                self.add_param(constant(value), shape, name, trainable=trained)
-                for name, value, trained in (
-                    ("mean", 0, False), ("std", 1, False),
-                    ("beta", 0, True), ("gamma", 1, True)))
-            for param in self.params:
-                param.type = param.type.clone(broadcastable=axes)
-
-        def get_output_for(self, input, **kwargs):
-            return lasagne.nonlinearities.rectify(gist_output(
-                input, self.gamma, self.beta, self.mean, self.std, (0,),
-                training=True))
-
-    incoming.params.pop(incoming.b)
-    incoming.b = None
-    incoming.nonlinearity = lasagne.nonlinearities.identity
-    return GistLayer(incoming)
 
 
 if __name__ == "__main__":

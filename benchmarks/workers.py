@@ -32,13 +32,8 @@ class Setting:
     """A process that starts programs with one environment."""
 
     def __init__(self, peers, env):
-        here, there = multiprocessing.Pipe()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.workers",
-             json.dumps({"peers": peers, "descriptor": there.fileno()})],
-            cwd=str(ROOT), env=env, pass_fds=[there.fileno()])
-        there.close()
-        self.peers, self._connection = peers, here
+        self._process, self._connection = start("workers", env, peers=peers)
+        self.peers = peers
 
     def start(self, **job):
         """Start a program; return it when it is ready for its turns."""
@@ -56,6 +51,21 @@ class Setting:
         """End the process."""
         self._connection.close()
         self._process.wait()
+
+
+def start(module, env, **options):
+    """Run a module of this package; return the process and a connection.
+
+    Its argument is a JSON object: the options, and ``descriptor``, the other
+    end of the connection.
+    """
+    here, there = multiprocessing.Pipe()
+    options["descriptor"] = there.fileno()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks." + module, json.dumps(options)],
+        cwd=str(ROOT), env=env, pass_fds=[there.fileno()])
+    there.close()
+    return process, here
 
 
 class RemoteProgram:
@@ -122,8 +132,13 @@ def _fork_on_demand(peers, descriptor):
 def _serve(connection, others, **job):
     for other in others:
         other.close()
+    serve(connection, lambda: _make(**job))
+
+
+def serve(connection, make):
+    """Make a program, and obey a `RemoteProgram` at the other end."""
     try:
-        call = _make(**job)
+        call = make()
         answers = {"ready": lambda: True, "turn": lambda: turn(call),
                    "clock": time.process_time}
         while True:
