@@ -50,13 +50,13 @@ def deep_network(way, layers):
 
     Returns a function that compiles a training step, and its batch.
     """
+    from .layers import WAYS  # isort: skip  # First: it repairs imports.
+
     import lasagne
     import numpy as np
     import theano
     import theano.tensor as T
     from lasagne.layers import DenseLayer, InputLayer
-
-    from .layers import WAYS
 
     x = T.matrix("x")
     wrap, _ = WAYS[way]
