@@ -120,11 +120,11 @@ class FusedOp(CompiledOp):
 
     __props__ = ("first", "end", "rectify", "inplace")
     # The C++ code gets them when it is called, so that it is the same for all
-    # layers, and compiled once.
+    # layers, and compiled once. `rectify` is in the code: with kernels for
+    # both, compiling would take twice as long.
     params_type = ParamsType(
         first=theano.scalar.int64, end=theano.scalar.int64,
-        rectify=theano.scalar.bool, inplace=theano.scalar.bool,
-        home=theano.scalar.int64)
+        inplace=theano.scalar.bool, home=theano.scalar.int64)
     # The C++ function, called with the shape, the inputs and the outputs.
     kernel = ""
     # Position of the input that the first output may overwrite.
@@ -219,8 +219,8 @@ class FusedOp(CompiledOp):
         return "\n".join(parts) + self._call().replace("...", arguments)
 
     def _call(self):
-        return ("({params}->rectify ? KERNEL<{T}, true> : KERNEL<{T}, false>)"
-                "(...);").replace("KERNEL", self.kernel)
+        return "%s<{T}, %s>(...);" % (
+            self.kernel, "true" if self.rectify else "false")
 
     @staticmethod
     def _check(name):
