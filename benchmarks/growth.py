@@ -6,8 +6,11 @@ its own. And with the number of layers, for a network of dense layers with and
 without batch normalization, as seconds to compile and milliseconds per step.
 """
 
+import functools
+import itertools
 import random
 import statistics
+import sys
 import time
 from typing import NamedTuple
 
@@ -77,21 +80,28 @@ def measure(rounds, threads, layers):
 
 
 def _measure_here(rounds, curve=None, layers=None):
-    if curve is None:
-        return {way: [_deep(way, number, rounds) for number in layers]
-                for way in WAY_LABELS}
-    sizes = CURVES[curve].sizes()
-    cases = [CURVES[curve].case(size) for size in sizes]
-    found = {"sizes": sizes, "others": []}
-    found["values"] = [int(np.prod(case.shape)) for case in cases]
+    return _deep(layers, rounds) if curve is None else _curve(curve, rounds)
+
+
+def _curve(name, rounds):
+    sizes = CURVES[name].sizes()
+    cases = [CURVES[name].case(size) for size in sizes]
+    found = {"sizes": sizes, "others": [], "values": [
+        int(np.prod(case.shape)) for case in cases]}
     for peer in PEERS:
         calls = {str(size): _program(peer, case)
                  for size, case in zip(sizes, cases)}
-        result = medians_in_turns(calls, rounds, random.Random(0))
-        found[peer] = [statistics.median(result["seconds"][str(size)])
-                       for size in sizes]
-        found["others"] += result["others"]
+        seconds, others = _medians(calls, rounds)
+        found[peer] = [seconds[str(size)] for size in sizes]
+        found["others"] += others
     return found
+
+
+def _medians(calls, rounds):
+    """Time functions in turns; return the median of each one's rounds."""
+    found = medians_in_turns(calls, rounds, random.Random(0))
+    return {name: statistics.median(seconds) for name, seconds
+            in found["seconds"].items()}, found["others"]
 
 
 def _program(peer, case):
@@ -101,16 +111,28 @@ def _program(peer, case):
     return KNOWN[peer].build(case, random_data(case), True, True).call
 
 
-def _deep(way, layers, rounds):
-    """Return the seconds to compile a deep network, and those of a step."""
+def _deep(numbers, rounds):
+    """Return seconds to compile deep networks, and those of their steps."""
+    # Theano's gradients recurse, thousands of calls deep.
+    sys.setrecursionlimit(20000)
+    compiled, calls = {}, {}
+    # The first network of all pays for what is loaded and compiled once.
+    _compile("ours", 2), _compile("without", 2)
+    for way, number in itertools.product(WAY_LABELS, numbers):
+        name = f"{way} {number}"
+        compiled[name], calls[name] = _compile(way, number)
+    seconds, _ = _medians(calls, rounds)
+    return {way: [(compiled[f"{way} {number}"], seconds[f"{way} {number}"])
+                  for number in numbers] for way in WAY_LABELS}
+
+
+def _compile(way, layers):
+    """Return seconds to compile a deep network, and a function for a step."""
     compile_step, batch = deep_network(way, layers)
     start = time.perf_counter()
-    train = compile_step()
-    train(batch)
-    compiled = time.perf_counter() - start
-    found = medians_in_turns({"step": lambda: train(batch)}, rounds,
-                             random.Random(0))
-    return compiled, statistics.median(found["seconds"]["step"])
+    step = functools.partial(compile_step(), batch)
+    step()
+    return time.perf_counter() - start, step
 
 
 def draw(path, found):
