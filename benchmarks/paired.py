@@ -112,7 +112,7 @@ def _programs(settings, case, training, rectify):
                     results=str(results))
                 if peer.convention is not None:
                     check(f"{peer.label} ({key[0]})", rule(peer.convention),
-                          workers.load(results))
+                          workers.load(results), peer.tolerance)
     return programs
 
 

@@ -28,7 +28,9 @@ from . import frameworks, limit, onednn
 from .agreement import (
     LASAGNE,
     OURS,
+    SINGLE_SUMS,
     THEANO,
+    TOLERANCE,
     TORCH,
     TRAINING,
     Convention,
@@ -170,11 +172,11 @@ def _limit(case, data, rectify, training):
 class Peer(NamedTuple):
     """A label for the report, and a function that makes a Program.
 
-    `convention` is that of its results, if any. `measures(case, training,
-    rectify)` says what the peer is measured in. `load` does what programs
-    share. If not `allocates`, outputs go to memory that is there.
+    `convention` and `tolerance` are those of its results, if any.
+    `measures(case, training, rectify)` says what the peer is measured in.
+    `load` does what programs share. If not `allocates`, outputs go to memory
+    that is there.
     """
-
 
     label: str
     build: Callable
@@ -183,6 +185,7 @@ class Peer(NamedTuple):
     load: Callable = get_module_cache
     is_installed: Callable = lambda: True
     allocates: bool = True
+    tolerance: float = TOLERANCE
 
 
 def _of_module(name, **options):
@@ -203,7 +206,8 @@ def _onednn(layout):
         f"oneDNN, {layout}",
         functools.partial(frameworks.with_onednn, layout=layout), TORCH,
         lambda case, *_: layout == "nchw" or case.kind != "dense",
-        onednn.load, onednn.is_installed, allocates=False)
+        onednn.load, onednn.is_installed, allocates=False,
+        tolerance=SINGLE_SUMS)
 
 
 PEERS = {

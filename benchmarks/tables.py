@@ -7,7 +7,7 @@ from tabulate import tabulate
 
 from .goals import Cell, is_reached, label, speed_goals, width_goal
 from .isa import SETS
-from .paired import BEST
+from .paired import BEST, OF_MALLOC
 from .peers import PEERS
 from .speed import ENOUGH, QUIET
 
@@ -20,11 +20,19 @@ each call, but for oneDNN and the limit: they write into memory that is
 allocated before, which saves them page faults. Before they were timed, all
 peers agreed on a step with NumPy in double precision, each with its own
 convention of epsilon. The limit is a loop in C++ with the same memory traffic.
+Instruction sets restrict the compiler of ours, and all others but ONNX Runtime
+at run time.
 
 A round counts if other jobs used no more than QUIET cores during it. A result
 with fewer than ENOUGH such rounds is marked "?" and settles no goal.
 """.replace("QUIET", str(QUIET)).replace("ENOUGH", str(ENOUGH))
 
+LUCK = """\
+By default, malloc gives memory back to the system, depending on the sizes of
+the arrays that it freed before and on what lies behind them. If so, the next
+call faults in its pages anew. This differs between processes. Kept: malloc
+never gives memory back (MALLOC_MMAP_MAX_=0, MALLOC_TRIM_THRESHOLD_=2^40).
+"""
 # What is compared with ours, as far as it was measured.
 COLUMNS = [name for name in PEERS
            if name != "ours" and not name.startswith(("onednn-", "limit"))]
@@ -74,7 +82,7 @@ class SpeedTables:
             parts += [f"## {title}, threads: {self._threads[0]}, ms\n",
                       self._times_of(rectify)]
         if len(self._malloc) > 1:
-            parts += ["## Training with each way of malloc\n",
+            parts += ["## Training with each way of malloc\n", LUCK,
                       self._of_malloc()]
         if len(self._isas) > 1:
             parts += ["## What narrower vectors cost\n", self._of_width()]
@@ -125,25 +133,21 @@ class SpeedTables:
                           for peer in peers)] for case in self._cases])
 
     def _of_malloc(self):
-        """Compare ours with others, with each way of malloc."""
-        columns = list(itertools.product((False, True), self._malloc))
-        others = self._measured(["torch", "onednn"], self._threads[0], True,
-                                False)
+        """Give the milliseconds of ours and PyTorch with each way."""
+        columns = list(itertools.product(
+            (False, True), self._measured(OF_MALLOC, self._threads[0], True,
+                                          False), self._malloc))
         rows = []
         for case, threads in itertools.product(self._cases, self._threads):
             row = [f"{case.name}, threads: {threads}"]
-            for rectify, malloc in columns:
-                cells = [cell._replace(malloc=malloc) for cell in self._cells(
-                    case, threads, True, rectify)]
-                row += [self._ms(cells, "ours"), *(
-                    _joined([self._times.ratio(cell, other, "ours")
-                             for cell in cells]) for other in others)]
+            for rectify, peer, malloc in columns:
+                cells = self._cells(case, threads, True, rectify)
+                row.append(self._ms([cell._replace(malloc=malloc)
+                                     for cell in cells], peer))
             rows.append(row)
-        return table([""] + [
-            f"{'+ rectifier, ' if rectify else ''}{malloc}: {what}"
-            for rectify, malloc in columns
-            for what in ("ours, ms", *(
-                f"{LABELS[other]} / ours" for other in others))], rows)
+        return table(["ms"] + [
+            f"{LABELS[peer]}{' + rectifier' if rectify else ''}, {malloc}"
+            for rectify, peer, malloc in columns], rows)
 
     def _of_width(self):
         columns = list(itertools.product(

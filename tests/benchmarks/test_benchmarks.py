@@ -32,13 +32,14 @@ def test_smoke(bench, tmp_path, capsys):
     bench("__main__").main([
         "--quick", "--threads", "1", "--parts", "speed", "memory",
         "--peers", "ours", "gist", "limit-twice", "limit-once",
-        "--isa", "native", "--malloc", "default",
+        "--isa", "native",
         "--output", str(tmp_path)])
     report = (tmp_path / "results.md").read_text(encoding="utf-8")
     assert report.strip() == capsys.readouterr().out.strip()
     for title in ("## Goals", "## Training, threads: 1",
                   "## Training + rectifier, threads: 1",
-                  "## Inference, threads: 1", "## Peak memory"):
+                  "## Inference, threads: 1", "## Peak memory",
+                  "## Training with each way of malloc"):
         assert title in report
     # In training and inference, without and with the rectifier; and all ms.
     assert sum(line.startswith(("| 8x16 ", "| 4x3x5x5 "))
