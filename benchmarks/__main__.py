@@ -150,7 +150,8 @@ def measure(args):
     if "startup" in args.parts:
         # Cold takes a minute, and more, however small the network.
         results["startup"] = startup.measure(
-            2 if args.quick else args.layers, min(rounds, 3), not args.quick)
+            [1, 2 if args.quick else args.layers], min(rounds, 3),
+            not args.quick)
     if "memory" in args.parts:
         shape = (2, 4, 8, 8) if args.quick else memory.SHAPE
         results["memory"] = memory.measure(args.peers, shape)

@@ -41,13 +41,19 @@ def markdown(results, cases, times):
 
 
 def _startup(found):
-    return ["## A deep network's first step\n",
-            "Seconds from `theano.function` to the first result; warm, the "
-            f"median of {len(found['ours']['warm'])}.\n",
-            table(["", "nodes", "empty cache", "warm cache"], [
-                [startup.LABELS[peer], row["nodes"], row["cold"],
-                 statistics.median(row["warm"])]
-                for peer, row in found.items()], ("", "", ".1f", ".2f")),
+    rows = [
+        [depth, startup.LABELS[way], row["nodes"], *(
+            statistics.median(seconds[since] for seconds in row[cache])
+            if row[cache] else None
+            for cache in ("cold", "warm") for since in ("start", "function"))]
+        for depth, ways in found.items() for way, row in ways.items()]
+    heads = ["layers", "", "nodes", "empty cache, process",
+             "empty cache, function", "warm cache, process",
+             "warm cache, function"]
+    return ["## The first step\n",
+            "Seconds from the start of the process, and from "
+            "`theano.function`, to the first result; medians.\n",
+            table(heads, rows, ("", "", "", ".1f", ".1f", ".2f", ".2f")),
             table(["goal", "wanted", "measured", "reached"], [
                 [goal.text, f"≤ {goal.wanted:.3g}", goal.reached,
                  verdict(goal)] for goal in startup_goals(found)])]

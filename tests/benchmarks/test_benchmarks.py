@@ -303,3 +303,28 @@ def test_times_of_one_rank(bench, quick, needs_mpi, monkeypatch):
         assert len(row["sync"]) == len(row["local"]) == 1
     assert found["messages"] is None
     assert min(found["merge"].values()) > 0
+
+
+def test_first_steps(bench):
+    def way(cold, warm):
+        return {"nodes": 24, **{cache: [
+            {"start": seconds + 1.0, "function": seconds}
+            for seconds in times] for cache, times in (
+                ("cold", cold), ("warm", warm))}}
+
+    found = {depth: {"ours": way([12.0], [1.0, 2.0, 3.0]),
+                     "gist": way([48.0], [9.0, 11.0, 15.0]),
+                     "without": way([9.5], [1.0, 1.0, 1.0])}
+             for depth in ("1", "50")}
+    goals = bench("goals").startup_goals(found)
+    assert [goal.reached for goal in goals] == [
+        0.25, 2 / 11, 2.5, 0.25, 2 / 11, 0.25]
+    row = ("| 50 | gist's graph, plain Theano | 24 | 49.0 | 48.0 "
+           "| 12.00 | 11.00 |")
+    text = "\n".join(bench("report")._startup(found))
+    assert row in rows_of(text)
+    for ways in found.values():
+        for each in ways.values():
+            each["cold"] = []
+    text = "\n".join(bench("report")._startup(found))
+    assert row.replace("49.0 | 48.0", "– | –") in rows_of(text)
