@@ -134,7 +134,9 @@ inline void fetch(const void* place) { __builtin_prefetch(place, 0, 2); }
 const Index LINE = 64;
 
 /* Some arrays of one length, not initialized. Each starts at the start of a
- * cache line, so that vectors in it do not straddle two. */
+ * cache line, so that vectors in it do not straddle two; and an odd number of
+ * lines after the one before, so that the same place in all of them is not in
+ * the same set of the first-level cache. */
 template <typename T> class Table {
     static const Index line_ = LINE / sizeof(T);
     std::unique_ptr<T[]> memory_;
@@ -143,7 +145,7 @@ template <typename T> class Table {
 
   public:
     Table(Index arrays, Index length)
-        : stride_((length + line_ - 1) / line_ * line_) {
+        : stride_(((length + line_ - 1) / line_ | 1) * line_) {
         memory_.reset(new T[arrays * stride_ + line_]);
         std::size_t over =
             reinterpret_cast<std::size_t>(memory_.get()) % LINE / sizeof(T);
