@@ -139,16 +139,19 @@ void row_moments(const T* x, Shape shape, Index c, Index begin, Index end,
 }
 
 /* Writes results(i, n) for the n values from number i on of some neighbours,
- * where n is a whole vector but for fewer neighbours than that. The last vector
- * overlaps the one before, and is read first: y may be what is read. */
+ * where n is a whole vector but for fewer neighbours than that. Vectors between
+ * the first and the last one start where no store straddles two cache lines.
+ * They overlap these two, which are read first: y may be what is read. */
 template <typename T, typename F>
 inline void write_run(T* y, Index n, F results) {
     const Index size = Vector<T>::size;
     if (n < size) return store_some(y, n, results(Index(0), n));
+    const auto first = results(Index(0), size);
     const auto last = results(n - size, size);
-    Index i = 0;
-    for (; i + size <= n; i += size) store(y + i, results(i, size));
-    if (i < n) store(y + n - size, last);
+    for (Index i = to_aligned(y); i + size <= n; i += size)
+        store(y + i, results(i, size));
+    store(y, first);
+    store(y + n - size, last);
 }
 
 template <typename T, bool RECTIFY>

@@ -81,6 +81,13 @@ inline void store_some(T* to, Index n, V vector) {
         std::memcpy(to, &vector, n * sizeof(T));
 }
 
+/* Values from a place to the next one where an aligned vector may start. */
+template <typename T> inline Index to_aligned(const T* place) {
+    const std::size_t over =
+        reinterpret_cast<std::size_t>(place) % REGISTER / sizeof(T);
+    return over ? Vector<T>::size - over : 0;
+}
+
 /* ---- Exponents ---------------------------------------------------------- */
 
 /* The bits of a number in double precision: sign, 11 bits of exponent. */
