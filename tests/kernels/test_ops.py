@@ -20,7 +20,8 @@ from helpers.common import TOLERANCE, needs_compiler, param, tensor
 from numpy.testing import assert_allclose, assert_array_equal
 
 # Along rows and across columns; in few and in many units of work; with and
-# without what is left of vectors, groups of rows and tiles; nothing at all.
+# without what is left of vectors, groups of rows, strips and tiles; nothing at
+# all.
 SHAPES_AND_AXES = [
     ((7,), (0,)),
     ((5, 3), (0,)),
@@ -44,6 +45,8 @@ SHAPES_AND_AXES = [
     ((2, 5, 90, 61), (0, 2, 3)),
     ((7, 5, 35, 37), (0, 2, 3)),
     ((70, 2, 36, 36), (0, 2, 3)),
+    ((9, 50, 10, 13), (0, 2, 3)),
+    ((300, 3, 20, 20), (0, 2, 3)),
     ((15, 410, 5, 5), (0, 2, 3)),
     ((4, 3, 2, 5), (0, 1, 2)),
     ((4, 3, 2, 5), (0, 3)),

@@ -17,19 +17,19 @@ const Index SAMPLE_ROWS = 16;
 /* Columns, up to which rows are written one by one, straight on. */
 const Index NARROW = 256;
 
+/* Rows whose sums are taken at once. */
+const Index SUMMED_ROWS = 4;
+
 /* A tile: columns from `column` on, of rows begin to, and without, end. */
 struct Tile {
     Index column, width, begin, end;
 };
 
-/* What it takes to work on a tile: for each of its columns, sums, a value near
- * the mean, and results in double. */
-template <typename T> struct Workspace {
-    Table<T> sums, constants;
-    Table<double> results;
-    explicit Workspace(Index width)
-        : sums(3, width), constants(9, width), results(2, width) {}
-};
+/* Whether a new cache line is reached in column j, for which it is enough to be
+ * fetched once. */
+template <typename T> inline bool begins_line(Index j) {
+    return REGISTER == LINE || j * sizeof(T) % LINE == 0;
+}
 
 /* Calls work.column<V>(at, j, rows) for each vector, or single value, of a
  * group of rows of a tile. */
@@ -47,7 +47,7 @@ inline void each_column(Tile tile, Index stride, Index m, Rows rows,
 /* The same for all groups of rows, with a constant that the compiler can unroll
  * loops by, and for the less that are left: what belongs to a column is loaded
  * once per group. */
-template <typename T, int ROWS, typename Work>
+template <typename T, Index ROWS, typename Work>
 inline void each_group(Tile tile, Index stride, const Work& work) {
     typedef std::integral_constant<Index, ROWS> Rows;
     Index m = tile.begin;
@@ -65,7 +65,7 @@ template <typename T, typename F> struct SumColumns {
         V one = load<V>(first + j), two = load<V>(second + j);
         for (Index r = 0; r < rows; ++r) {
             const Index here = at + r * stride;
-            terms.fetch_at(here + rows * stride);
+            if (begins_line<T>(j)) terms.fetch_at(here + rows * stride);
             terms(here, j, one, two);
         }
         store(first + j, one);
@@ -80,7 +80,7 @@ inline void sum_columns(Tile tile, Index stride, T* first, T* second,
     std::fill(first, first + tile.width, T(0));
     std::fill(second, second + tile.width, T(0));
     const SumColumns<T, F> work = {first, second, stride, terms};
-    each_group<T, 4>(tile, stride, work);
+    each_group<T, SUMMED_ROWS>(tile, stride, work);
 }
 
 template <typename T, bool UNITS> struct AddColumnValue {
@@ -234,7 +234,7 @@ template <typename T, typename F> struct WriteColumns {
         V values[4];
         for (Index r = 0; r < rows; ++r) {
             const Index here = at + r * stride;
-            results.fetch_at(here + rows * stride);
+            if (begins_line<T>(j)) results.fetch_at(here + rows * stride);
             values[r] = results.template result<V>(here, constants);
         }
         for (Index r = 0; r < rows; ++r)
@@ -242,25 +242,14 @@ template <typename T, typename F> struct WriteColumns {
     }
 };
 
-/* Where vectors are split, GCC keeps more in registers in functions apart. */
-#ifdef __AVX512F__
-#define BNLASAGNE_APART inline
-#else
-#define BNLASAGNE_APART __attribute__((noinline))
-#endif
-template <typename T, int ROWS, typename Work>
-BNLASAGNE_APART void write_groups(Tile tile, Index stride, const Work& work) {
-    each_group<T, ROWS>(tile, stride, work);
-}
-
 /* Writes results.result<V>(at, constants) to each place of a tile. */
-template <typename T, typename F>
+template <Index ROWS, typename T, typename F>
 inline void write_columns(T* y, Index stride, Tile tile, F results) {
     const WriteColumns<T, F> work = {y, stride, results};
     if (tile.width <= NARROW)
-        write_groups<T, 1>(tile, stride, work);
+        each_group<T, 1>(tile, stride, work);
     else
-        write_groups<T, 4>(tile, stride, work);
+        each_group<T, ROWS>(tile, stride, work);
 }
 
 template <typename T, bool RECTIFY, bool UNITS> struct NormalizeColumns {
@@ -276,8 +265,9 @@ template <typename T, bool RECTIFY, bool UNITS> struct NormalizeColumns {
 template <typename T, bool RECTIFY, bool UNITS>
 void column_normalize(const T* x, T* y, Index stride, Tile tile,
                       const T* const* constants) {
-    write_columns(y, stride, tile, NormalizeColumns<T, RECTIFY, UNITS>{
-        x, AffineColumns<T, UNITS>(constants)});
+    write_columns<NORMALIZED_ROWS>(
+        y, stride, tile, NormalizeColumns<T, RECTIFY, UNITS>{
+            x, AffineColumns<T, UNITS>(constants)});
 }
 
 template <typename T, bool RECTIFY, bool UNITS> struct GradientOfColumns {
@@ -294,8 +284,9 @@ template <typename T, bool RECTIFY, bool UNITS> struct GradientOfColumns {
 template <typename T, bool RECTIFY, bool UNITS>
 void column_gradient(const T* x, const T* dy, T* dx, Index stride, Tile tile,
                      const T* const* constants) {
-    write_columns(dx, stride, tile, GradientOfColumns<T, RECTIFY, UNITS>{
-        x, dy, GradientColumns<T, UNITS>(constants)});
+    write_columns<GRADIENT_ROWS>(
+        dx, stride, tile, GradientOfColumns<T, RECTIFY, UNITS>{
+            x, dy, GradientColumns<T, UNITS>(constants)});
 }
 
 }  // namespace bnlasagne

@@ -5,10 +5,10 @@
  * with what it has read, walks far along the memory, and asks ahead of time for
  * what lies elsewhere.
  *
- * - Where S is large (convolutions), work goes along the rows of a channel;
- *   where it is small (dense layers, channels last), across the C * S columns,
- *   four rows at a time.
- * - A unit of work is a channel, or a tile of columns, whose second pass
+ * - Where S is large (convolutions), work goes along the rows of each channel,
+ *   in strips of neighbouring channels; where it is small (dense layers,
+ *   channels last), across the C * S columns, four rows at a time.
+ * - A unit of work is a strip, or a tile of columns, whose second pass
  *   follows its first while some of it is still in the cache. Where there are
  *   too few units to share out, their rows are cut into pieces, each pass in
  *   turn.
@@ -41,13 +41,14 @@
 
 namespace bnlasagne {
 
-/* From this S on, work goes along the rows. */
-const Index LONG_ROW = 1024;
+/* Bytes of a row, from which on work goes along the rows: some vectors, for
+ * sums that go through as many registers at once. */
+const Index LONG_ROW = 4 * REGISTER;
 /* Bytes, up to which an array is not worth a second thread. */
 const Index SMALL = 524288;
 /* Units, from which on they are shared out whole. */
 const Index ENOUGH_UNITS = 4;
-/* Columns of a tile: as many as have their sums in the first-level cache, for
+/* Columns of a unit: as many as have their sums in the first-level cache, for
  * rows are best walked far. */
 const Index WIDTH = 2048;
 /* Bytes of a piece. */
@@ -58,17 +59,17 @@ const Index APPLY_ROWS = 32;
 /* How the work is cut; a matter of the shape alone. */
 struct Plan {
     bool along_rows, whole_units, parallel;
-    Index channels;  // of a unit, which is one channel or a tile of columns
-    Index width;     // columns of a unit; none along rows
+    Index channels;  // of a unit: a strip of rows, or a tile of columns
+    Index width;     // columns of a unit; of its workspace, along rows
     Index units;
     Index total;     // to be cut in pieces: values of a channel, or rows
     Index length;    // of a piece
     Index pieces;    // of each unit
 
     Plan(const Shape& shape, Index bytes)
-        : along_rows(shape.S >= LONG_ROW),
+        : along_rows(shape.S * bytes >= LONG_ROW),
           parallel(shape.size() * bytes > SMALL),
-          channels(along_rows ? 1 : std::max(WIDTH / shape.S, Index(1))),
+          channels(std::max(WIDTH / shape.S, Index(1))),
           total(along_rows ? shape.count() : shape.M) {
         units = (shape.C + channels - 1) / channels;
         whole_units = units >= ENOUGH_UNITS || !parallel;
@@ -76,8 +77,10 @@ struct Plan {
             channels = shape.C;
             units = 1;
         }
-        width = along_rows ? 0 : std::min(channels, shape.C) * shape.S;
-        const Index row = along_rows ? bytes : shape.columns() * bytes;
+        const Index some = std::min(channels, shape.C);
+        // Along rows, there is a vector for each channel.
+        width = some * (along_rows ? REGISTER / bytes : shape.S);
+        const Index row = (along_rows ? some : shape.columns()) * bytes;
         length = whole_units
             ? std::max(total, Index(1))
             : std::max(PIECE / row, along_rows ? BLOCK : BLOCK_ROWS);
@@ -87,6 +90,12 @@ struct Plan {
     Index begin(Index piece) const { return piece * length; }
     Index end(Index piece) const {
         return std::min(total, (piece + 1) * length);
+    }
+    Strip strip(Index unit, Index piece, const Shape& shape) const {
+        const Index channel = unit * channels;
+        const Strip made = {channel, std::min(channels, shape.C - channel),
+                            begin(piece), end(piece)};
+        return made;
     }
     Tile tile(Index unit, Index piece, const Shape& shape) const {
         const Index column = unit * width;
@@ -276,6 +285,26 @@ template <typename T> struct Job {
         return made;
     }
 
+    /* The constants of the channels of a unit, by their numbers in it. */
+    struct AffineOf {
+        const Job& job;
+        const Index channel;
+        Affine<T> operator()(Index c) const { return job.affine(channel + c); }
+    };
+    AffineOf affine_of(Index unit) const {
+        return AffineOf{*this, unit * plan.channels};
+    }
+    struct GradientOf {
+        const Job& job;
+        const Index channel;
+        Gradient<T> operator()(Index c) const {
+            return job.gradient(channel + c);
+        }
+    };
+    GradientOf gradient_of(Index unit) const {
+        return GradientOf{*this, unit * plan.channels};
+    }
+
     /* Sets constants 0 to 3, those of Affine. */
     void set_affine(Index begin, Index end, const T* gamma, const T* beta) {
         T *units = constants[0], *centre = constants[1];
@@ -357,8 +386,8 @@ template <typename T, bool RECTIFY> struct Forward : Job<T> {
     void find(Index unit, Index piece, T in, const Work& work, double* means,
               double* m2) {
         if (plan.along_rows)
-            return row_moments(x, shape, unit, plan.begin(piece),
-                               plan.end(piece), in, means, m2);
+            return row_moments(x, shape, plan.strip(unit, piece, shape), in,
+                               work, means, m2);
         const Tile tile = plan.tile(unit, piece, shape);
         const bool merge = shape.S > 1;
         double* mean = merge ? work.results[0] : means;
@@ -454,8 +483,8 @@ template <typename T, bool RECTIFY> struct Forward : Job<T> {
     void second(Index unit, Index piece, const Work& work) {
         if (plan.along_rows)
             return row_normalize<T, RECTIFY>(
-                x, y, shape, unit, plan.begin(piece), plan.end(piece),
-                this->affine(unit));
+                x, y, shape, plan.strip(unit, piece, shape),
+                this->affine_of(unit));
         const Tile tile = plan.tile(unit, piece, shape);
         const T* constants[4];
         this->point(constants, 4, tile, work);
@@ -485,29 +514,26 @@ template <typename T, bool RECTIFY> struct Backward : Job<T> {
     }
 
     void first(Index unit, Index piece, const Work& work) {
-        double *sum = found[2 * piece], *product = found[2 * piece + 1];
-        if (plan.along_rows) {
-            TwoSums sums = row_gradient_sums<T, RECTIFY>(
-                x, dy, shape, unit, plan.begin(piece), plan.end(piece),
-                this->affine(unit));
-            sum[unit] = sums.first;
-            product[unit] = sums.second;
-            return;
-        }
+        const Index channel = unit * plan.channels;
+        double* sum = found[2 * piece] + channel;
+        double* product = found[2 * piece + 1] + channel;
+        if (plan.along_rows)
+            return row_gradient_sums<T, RECTIFY>(
+                x, dy, shape, plan.strip(unit, piece, shape),
+                this->affine_of(unit), work, sum, product);
         const Tile tile = plan.tile(unit, piece, shape);
         const T* constants[4];
         this->point(constants, 4, tile, work);
-        const Index channel = unit * plan.channels;
         const bool merge = shape.S > 1;
-        double* to = merge ? work.results[0] : sum + channel;
-        double* to_product = merge ? work.results[1] : product + channel;
+        double* to = merge ? work.results[0] : sum;
+        double* to_product = merge ? work.results[1] : product;
         (has_units(constants[0], tile.width)
             ? column_gradient_sums<T, RECTIFY, true>
             : column_gradient_sums<T, RECTIFY, false>)(
             x, dy, shape.columns(), tile, constants, work, to, to_product);
         if (merge) {
-            add_columns(tile, to, sum + channel);
-            add_columns(tile, to_product, product + channel);
+            add_columns(tile, to, sum);
+            add_columns(tile, to_product, product);
         }
     }
 
@@ -590,8 +616,8 @@ template <typename T, bool RECTIFY> struct Backward : Job<T> {
     void second(Index unit, Index piece, const Work& work) {
         if (plan.along_rows)
             return row_gradient<T, RECTIFY>(
-                x, dy, dx, shape, unit, plan.begin(piece), plan.end(piece),
-                this->gradient(unit));
+                x, dy, dx, shape, plan.strip(unit, piece, shape),
+                this->gradient_of(unit));
         const Tile tile = plan.tile(unit, piece, shape);
         const T* constants[9];
         this->point(constants, 9, tile, work);
@@ -725,7 +751,8 @@ void apply(Shape shape, const T* x, const T* mean, const T* std,
             const Index c = row % C;
             const Affine<T> affine = {units[c], centre[c], scale[c],
                                       constants[3][c]};
-            normalize_run<T, RECTIFY>(x + row * S, y + row * S, S, affine);
+            write_rows<1>(y + row * S, S, 0, Normalized<T, RECTIFY>{
+                x + row * S, affine});
         }
         return;
     }

@@ -1,7 +1,4 @@
-/* Work along the rows of one channel, for arrays with long rows.
- *
- * A channel's values are numbered through, row by row; each function takes
- * those from number begin to, and without, number end. */
+/* Work along the rows of neighbouring channels, for arrays with long rows. */
 #ifndef BNLASAGNE_ROWS_H
 #define BNLASAGNE_ROWS_H
 
@@ -20,16 +17,40 @@ const Index BLOCK = 4096;
  * block's mean. */
 const Index SAMPLE = 256;
 
-/* Calls f(offset, n) for runs of at most BLOCK neighbours. */
-template <typename F>
-inline void each_run(Shape shape, Index c, Index begin, Index end, F f) {
-    Index m = begin / shape.S, s = begin % shape.S;
-    while (begin < end) {
-        Index n = std::min(std::min(BLOCK, shape.S - s), end - begin);
-        f((m * shape.C + c) * shape.S + s, n);
-        begin += n;
+/* Some neighbouring channels. The values of each are numbered through, row by
+ * row, and the strip has those from number begin to, and without, number end. */
+struct Strip {
+    Index channel, channels, begin, end;
+    double count() const { return static_cast<double>(end - begin); }
+};
+
+/* Calls f(c, at, n, rows) for runs of at most BLOCK values of the strip's
+ * channel number c, in the order of the memory. Runs at the same place in
+ * several rows are given at once: in ROWS of them, or else in one. */
+template <Index ROWS, typename F>
+inline void each_run(Shape shape, Strip strip, F f) {
+    Index m = strip.begin / shape.S, s = strip.begin % shape.S;
+    for (Index done = strip.begin; done < strip.end;) {
+        const Index n = std::min(std::min(BLOCK, shape.S - s),
+                                 strip.end - done);
+        const Index rows =
+            n == shape.S && strip.end - done >= ROWS * n ? ROWS : 1;
+        const Index at = (m * shape.C + strip.channel) * shape.S + s;
+        for (Index c = 0; c < strip.channels; ++c)
+            f(c, at + c * shape.S, n, rows);
+        done += rows * n;
         s += n;
-        if (s == shape.S) s = 0, ++m;
+        if (s == shape.S) s = 0, m += rows;
+    }
+}
+
+/* Calls f(block) for blocks of whole rows, or of parts of one. */
+template <typename F> inline void each_block(Shape shape, Strip strip, F f) {
+    const Index length = shape.S < BLOCK ? BLOCK / shape.S * shape.S : BLOCK;
+    Strip block = strip;
+    for (; block.begin < strip.end; block.begin = block.end) {
+        block.end = std::min(block.begin + length, strip.end);
+        f(block);
     }
 }
 
@@ -40,160 +61,225 @@ inline Index to_next_row(Shape shape) {
     return shape.S <= BLOCK ? shape.columns() : 0;
 }
 
-struct TwoSums {
-    double first, second;
+template <typename V> struct Two {
+    V first, second;
+    void add(Two other) { first += other.first, second += other.second; }
 };
 
-/* Sums of two terms over all values. */
+/* The sums of a run's terms, lane by lane. */
 template <typename T, typename F>
-inline TwoSums sum_values(Shape shape, Index c, Index begin, Index end,
-                          F terms) {
-    typedef typename Vector<T>::type V;
-    const Index size = Vector<T>::size, ahead = to_next_row(shape);
-    V first[4] = {}, second[4] = {};
-    each_run(shape, c, begin, end, [&](Index at, Index n) {
-        Index i = 0;
-        for (; i + 4 * size <= n; i += 4 * size)
-            for (int k = 0; k < 4; ++k) {
-                const Index here = at + i + k * size;
-                if (ahead) terms.fetch_at(here + ahead);
-                terms(here, size, first[k], second[k]);
-            }
-        for (; i < n; i += size)
-            terms(at + i, std::min(size, n - i), first[0], second[0]);
-    });
-    TwoSums sums = {
-        total<T>((first[0] + first[1]) + (first[2] + first[3])),
-        total<T>((second[0] + second[1]) + (second[2] + second[3]))};
-    return sums;
+inline Two<typename Vector<T>::type> sum_run(Index at, Index n, Index ahead,
+                                             F terms) {
+    typedef Two<typename Vector<T>::type> Sums;
+    const Index size = Vector<T>::size;
+    Sums sums[4] = {};
+    Index i = 0;
+    for (; i + 4 * size <= n; i += 4 * size)
+        for (Index k = 0; k < 4; ++k) {
+            const Index here = at + i + k * size;
+            if (ahead && k * REGISTER % LINE == 0)
+                terms.fetch_at(here + ahead);
+            sums[k].add(terms(here, size));
+        }
+    for (; i + size <= n; i += size) sums[0].add(terms(at + i, size));
+    if (i < n) {
+        // A whole vector that ends with the run, of which some was added.
+        Sums rest = n < size ? terms(at, n) : terms(at + n - size, size);
+        const Index begin = n < size ? 0 : size - (n - i);
+        const Index end = n < size ? n : size;
+        rest.first = cut<T>(rest.first, begin, end);
+        rest.second = cut<T>(rest.second, begin, end);
+        sums[0].add(rest);
+    }
+    sums[0].add(sums[1]);
+    sums[2].add(sums[3]);
+    sums[0].add(sums[2]);
+    return sums[0];
 }
 
-template <typename T> struct AddValue {
+/* Sums two terms over all values of each channel, and calls f(c, sums). For
+ * channel number c, terms_of(c) gives the terms. */
+template <typename T, typename Terms, typename F>
+inline void sum_rows(Shape shape, Strip strip, const Workspace<T>& work,
+                     Terms terms_of, F f) {
+    typedef typename Vector<T>::type V;
+    const Index size = Vector<T>::size, ahead = to_next_row(shape);
+    T *first = work.sums[0], *second = work.sums[1];
+    std::fill(first, first + strip.channels * size, T(0));
+    std::fill(second, second + strip.channels * size, T(0));
+    each_run<1>(shape, strip, [=](Index c, Index at, Index n, Index) {
+        const Two<V> sums = sum_run<T>(at, n, ahead, terms_of(c));
+        T *one = first + c * size, *two = second + c * size;
+        store(one, load<V>(one) + sums.first);
+        store(two, load<V>(two) + sums.second);
+    });
+    for (Index c = 0; c < strip.channels; ++c) {
+        const Two<double> sums = {total<T>(load<V>(first + c * size)),
+                                  total<T>(load<V>(second + c * size))};
+        f(c, sums);
+    }
+}
+
+template <typename T> struct ValueTerms {
     typedef typename Vector<T>::type V;
     const T* x;
     T unit;
     void fetch_at(Index at) const { fetch(x + at); }
-    void operator()(Index at, Index n, V& first, V&) const {
-        first += load_some<V>(x + at, n, T(0)) * unit;
+    Two<V> operator()(Index at, Index n) const {
+        const Two<V> terms = {load_some<V>(x + at, n) * unit, V()};
+        return terms;
     }
 };
 
 /* Of values in another unit, a power of two. */
-template <typename T> struct AddDeviation {
+template <typename T> struct DeviationTerms {
     typedef typename Vector<T>::type V;
     const T* x;
     T unit, near;
     void fetch_at(Index at) const { fetch(x + at); }
-    void operator()(Index at, Index n, V& first, V& second) const {
-        V deviation = load_some<V>(x + at, n, near / unit) * unit - near;
-        first += deviation;
-        second += deviation * deviation;
+    Two<V> operator()(Index at, Index n) const {
+        const V deviation = load_some<V>(x + at, n) * unit - near;
+        const Two<V> terms = {deviation, deviation * deviation};
+        return terms;
     }
 };
 
-template <typename T, bool RECTIFY> struct AddGradient {
+template <typename T, bool RECTIFY> struct GradientTerms {
     typedef typename Vector<T>::type V;
     const T *x, *dy;
     Affine<T> affine;
     void fetch_at(Index at) const { fetch(x + at), fetch(dy + at); }
-    void operator()(Index at, Index n, V& first, V& second) const {
-        V value = load_some<V>(x + at, n, T(0));
-        V g = reaching<RECTIFY>(load_some<V>(dy + at, n, T(0)),
-                                affine(value));
-        first += g;
-        second += g * affine.deviation(value);
+    Two<V> operator()(Index at, Index n) const {
+        const V value = load_some<V>(x + at, n);
+        const V g = reaching<RECTIFY>(load_some<V>(dy + at, n),
+                                      affine(value));
+        const Two<V> terms = {g, g * affine.deviation(value)};
+        return terms;
     }
 };
 
-/* Calls f(begin, end) for blocks of whole rows, or of parts of one. */
-template <typename F>
-inline void each_block(Shape shape, Index begin, Index end, F f) {
-    const Index block = shape.S < BLOCK ? BLOCK / shape.S * shape.S : BLOCK;
-    for (; begin < end; begin += block) f(begin, std::min(begin + block, end));
-}
-
-/* Mean, and sum of squares about it, of values in the given unit. */
+/* Mean, and sum of squares about it, of each channel, of values in the given
+ * unit. */
 template <typename T>
-void row_moments(const T* x, Shape shape, Index c, Index begin, Index end,
-                 T unit, double* mean, double* m2) {
-    const Index sample = std::min(SAMPLE, end - begin);
-    T near = static_cast<T>(
-        sum_values<T>(shape, c, begin, begin + sample,
-                      AddValue<T>{x, unit}).first
-        / static_cast<double>(sample));
+void row_moments(const T* x, Shape shape, Strip strip, T unit,
+                 const Workspace<T>& work, double* mean, double* m2) {
+    Strip sample = strip;
+    sample.end = std::min(strip.end, strip.begin + SAMPLE);
+    sum_rows(shape, sample, work,
+             [=](Index) { return ValueTerms<T>{x, unit}; },
+             [=](Index c, Two<double> sums) {
+        mean[c] = static_cast<T>(sums.first / sample.count());
+        m2[c] = 0;
+    });
     double count = 0;
-    *mean = near;
-    *m2 = 0;
-    each_block(shape, begin, end, [&](Index from, Index to) {
-        TwoSums sums = sum_values<T>(shape, c, from, to,
-                                     AddDeviation<T>{x, unit, near});
-        const double n = static_cast<double>(to - from), all = count + n;
-        const double distance = sums.first / n;
-        const double own = sums.second - sums.first * distance;
-        const double delta = near + distance - *mean;
-        *m2 += (own < 0 ? 0 : own) + delta * delta * (count * n / all);
-        *mean += delta * (n / all);
-        near = static_cast<T>(*mean);
+    each_block(shape, strip, [&](Strip block) {
+        const double n = block.count(), all = count + n;
+        const double part = n / all, both = count * part;
+        sum_rows(shape, block, work,
+                 [=](Index c) {
+            return DeviationTerms<T>{x, unit, static_cast<T>(mean[c])};
+        }, [=](Index c, Two<double> sums) {
+            const double distance = sums.first / n;
+            const double own = sums.second - sums.first * distance;
+            const double delta = static_cast<double>(static_cast<T>(mean[c]))
+                                 + distance - mean[c];
+            m2[c] += (own < 0 ? 0 : own) + delta * delta * both;
+            mean[c] += delta * part;
+        });
         count = all;
     });
 }
 
-/* Writes results(i, n) for the n values from number i on of some neighbours,
- * where n is a whole vector but for fewer neighbours than that. Vectors between
- * the first and the last one start where no store straddles two cache lines.
- * They overlap these two, which are read first: y may be what is read. */
-template <typename T, typename F>
-inline void write_run(T* y, Index n, F results) {
-    const Index size = Vector<T>::size;
-    if (n < size) return store_some(y, n, results(Index(0), n));
-    const auto first = results(Index(0), size);
-    const auto last = results(n - size, size);
-    for (Index i = to_aligned(y); i + size <= n; i += size)
-        store(y + i, results(i, size));
-    store(y, first);
-    store(y + n - size, last);
+/* Writes results(i, n) to y + i, for the n values from there on in a row, where
+ * n is a whole vector but for fewer than that in all. Vectors between a row's
+ * first and last one start where no store straddles two cache lines. They
+ * overlap these two, which are read first: y may be what is read. */
+template <Index ROWS, typename T, typename F>
+inline void write_rows(T* y, Index n, Index stride, F results) {
+    const Index size = Vector<T>::size, some = std::min(n, size);
+    typename Vector<T>::type first[ROWS], last[ROWS], values[ROWS];
+    for (Index r = 0; r < ROWS; ++r) {
+        first[r] = results(r * stride, some);
+        last[r] = results(r * stride + n - some, some);
+    }
+    for (Index i = to_aligned(y); i + size <= n; i += size) {
+        for (Index r = 0; r < ROWS; ++r)
+            values[r] = results(r * stride + i, size);
+        for (Index r = 0; r < ROWS; ++r)
+            store(y + r * stride + i, values[r]);
+    }
+    for (Index r = 0; r < ROWS; ++r) {
+        store_some(y + r * stride, some, first[r]);
+        store_some(y + r * stride + n - some, some, last[r]);
+    }
 }
 
-template <typename T, bool RECTIFY>
-inline void normalize_run(const T* x, T* y, Index n, Affine<T> affine) {
-    typedef typename Vector<T>::type V;
-    write_run(y, n, [=](Index i, Index some) {
-        return rectified<RECTIFY>(affine(load_some<V>(x + i, some, T(0))));
+/* The same for all values of a strip: of_channel(c) has the results of channel
+ * number c. */
+template <Index ROWS, typename T, typename F>
+inline void write_strip(T* y, Shape shape, Strip strip, F of_channel) {
+    each_run<ROWS>(shape, strip, [=](Index c, Index at, Index n, Index rows) {
+        const auto results = of_channel(c);
+        const auto here = [=](Index i, Index some) {
+            return results(at + i, some);
+        };
+        if (rows == 1)
+            write_rows<1>(y + at, n, 0, here);
+        else
+            write_rows<ROWS>(y + at, n, shape.columns(), here);
     });
 }
 
-template <typename T, bool RECTIFY>
-void row_normalize(const T* x, T* y, Shape shape, Index c, Index begin,
-                   Index end, Affine<T> affine) {
-    each_run(shape, c, begin, end, [&](Index at, Index n) {
-        normalize_run<T, RECTIFY>(x + at, y + at, n, affine);
+template <typename T, bool RECTIFY> struct Normalized {
+    typedef typename Vector<T>::type V;
+    const T* x;
+    Affine<T> affine;
+    V operator()(Index at, Index n) const {
+        return rectified<RECTIFY>(affine(load_some<V>(x + at, n)));
+    }
+};
+
+/* affine_of(c) has the constants of channel number c. */
+template <typename T, bool RECTIFY, typename F>
+void row_normalize(const T* x, T* y, Shape shape, Strip strip, F affine_of) {
+    write_strip<NORMALIZED_ROWS>(y, shape, strip, [=](Index c) {
+        return Normalized<T, RECTIFY>{x, affine_of(c)};
     });
 }
 
 /* Sums of the gradient, and of its product with the deviation. */
-template <typename T, bool RECTIFY>
-TwoSums row_gradient_sums(const T* x, const T* dy, Shape shape, Index c,
-                          Index begin, Index end, Affine<T> affine) {
-    TwoSums all = {0, 0};
-    each_block(shape, begin, end, [&](Index from, Index to) {
-        TwoSums sums = sum_values<T>(shape, c, from, to,
-                                     AddGradient<T, RECTIFY>{x, dy, affine});
-        all.first += sums.first;
-        all.second += sums.second;
+template <typename T, bool RECTIFY, typename F>
+void row_gradient_sums(const T* x, const T* dy, Shape shape, Strip strip,
+                       F affine_of, const Workspace<T>& work, double* sum,
+                       double* product) {
+    std::fill(sum, sum + strip.channels, 0.0);
+    std::fill(product, product + strip.channels, 0.0);
+    each_block(shape, strip, [&](Strip block) {
+        sum_rows(shape, block, work,
+                 [=](Index c) {
+            return GradientTerms<T, RECTIFY>{x, dy, affine_of(c)};
+        }, [=](Index c, Two<double> sums) {
+            sum[c] += sums.first;
+            product[c] += sums.second;
+        });
     });
-    return all;
 }
 
-template <typename T, bool RECTIFY>
-void row_gradient(const T* x, const T* dy, T* dx, Shape shape, Index c,
-                  Index begin, Index end, Gradient<T> gradient) {
+template <typename T, bool RECTIFY> struct Gradients {
     typedef typename Vector<T>::type V;
-    each_run(shape, c, begin, end, [&](Index at, Index n) {
-        write_run(dx + at, n, [=](Index i, Index some) -> V {
-            V value = load_some<V>(x + at + i, some, T(0));
-            V above = load_some<V>(dy + at + i, some, T(0));
-            return gradient.template operator()<RECTIFY>(value, above);
-        });
+    const T *x, *dy;
+    Gradient<T> gradient;
+    V operator()(Index at, Index n) const {
+        return gradient.template operator()<RECTIFY>(
+            load_some<V>(x + at, n), load_some<V>(dy + at, n));
+    }
+};
+
+template <typename T, bool RECTIFY, typename F>
+void row_gradient(const T* x, const T* dy, T* dx, Shape shape, Strip strip,
+                  F gradient_of) {
+    write_strip<GRADIENT_ROWS>(dx, shape, strip, [=](Index c) {
+        return Gradients<T, RECTIFY>{x, dy, gradient_of(c)};
     });
 }
 

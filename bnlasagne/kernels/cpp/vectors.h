@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <type_traits>
 
 /* NaN and infinity have to be seen, sums must not be rearranged, and linking
  * with -ffast-math switches denormals off for the whole process. */
@@ -51,6 +52,15 @@ const Index REGISTER = 16;
 template <typename T> struct Vector {
     typedef T type __attribute__((vector_size(REGISTER)));
     static const Index size = REGISTER / sizeof(T);
+    /* The numbers of a vector's lanes. */
+    typedef typename std::conditional<
+        sizeof(T) == 4, std::int32_t, std::int64_t>::type Lane;
+    typedef Lane Lanes __attribute__((vector_size(REGISTER)));
+    static Lanes lanes() {
+        Lanes numbers;
+        for (Index i = 0; i < size; ++i) numbers[i] = static_cast<Lane>(i);
+        return numbers;
+    }
 };
 
 /* From and to any address; each is one instruction. */
@@ -64,13 +74,20 @@ template <typename V, typename T> inline void store(T* to, V value) {
     std::memcpy(to, &value, sizeof(V));
 }
 
-/* The vector at a place, filled up beyond its n-th lane. */
-template <typename V, typename T>
-inline V load_some(const T* from, Index n, T fill) {
+/* The vector at a place, with zero beyond its n-th lane. */
+template <typename V, typename T> inline V load_some(const T* from, Index n) {
     if (n == Vector<T>::size) return load<V>(from);
-    V vector = V() + fill;
+    V vector = V();
     std::memcpy(&vector, from, n * sizeof(T));
     return vector;
+}
+
+/* A vector with zero outside of lanes `begin` to, and without, `end`. */
+template <typename T, typename V> inline V cut(V vector, Index begin, Index end) {
+    typedef typename Vector<T>::Lane Lane;
+    const typename Vector<T>::Lanes lanes = Vector<T>::lanes();
+    return (lanes >= static_cast<Lane>(begin)) & (lanes < static_cast<Lane>(end))
+        ? vector : V();
 }
 
 template <typename V, typename T>
@@ -159,6 +176,20 @@ template <typename T> class Table {
         data_ = memory_.get() + (over ? line_ - over : 0);
     }
     T* operator[](Index array) const { return data_ + array * stride_; }
+};
+
+/* Rows that are written at once, so that their cache lines are waited for
+ * together: as many as do not evict each other's lines, which may all be of the
+ * same set, from a first-level cache with eight of each. */
+const Index NORMALIZED_ROWS = 4, GRADIENT_ROWS = 2;
+
+/* What a thread needs to work on a unit: for each of its columns, sums and
+ * constants; and results in double. */
+template <typename T> struct Workspace {
+    Table<T> sums, constants;
+    Table<double> results;
+    explicit Workspace(Index columns)
+        : sums(3, columns), constants(9, columns), results(2, columns) {}
 };
 
 /* ---- Arithmetic of the values ------------------------------------------ */
