@@ -116,8 +116,9 @@ def _deep(numbers, rounds):
     # Theano's gradients recurse, thousands of calls deep.
     sys.setrecursionlimit(20000)
     compiled, calls = {}, {}
-    # The first network of all pays for what is loaded and compiled once.
-    _compile("ours", 2), _compile("without", 2)
+    # The first networks of all pay for what is loaded and compiled once.
+    for way, number in itertools.product(WAY_LABELS, (1, 2)):
+        _compile(way, number)
     for way, number in itertools.product(WAY_LABELS, numbers):
         name = f"{way} {number}"
         compiled[name], calls[name] = _compile(way, number)
