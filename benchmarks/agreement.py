@@ -18,8 +18,8 @@ TOLERANCE = 2e-5
 # results are off by 5e-4.
 SINGLE_SUMS = 1e-3
 # Where an output is this near zero, rounding may decide what the rectifier
-# does to the gradient.
-UNDECIDED = 1e-4
+# does to the gradient. Above the errors of oneDNN.
+UNDECIDED = 1e-2
 
 
 class Convention(NamedTuple):
@@ -69,7 +69,7 @@ def without_undecided(data, case):
 
     Peers round differently. A single output just below zero with one, and
     just above with another, changes the gradients by more than all other
-    rounding. No gradient reaches these outputs here; one in 10,000 is near.
+    rounding. No gradient reaches these outputs here; one in 100 is near.
     """
     x, _, gamma, beta = _doubles(data)[:4]
     mean, variance = _statistics(x, case.axes)
