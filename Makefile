@@ -7,8 +7,8 @@ python = .venv/bin/python
 flags = if [ -e .venv/no-header ]; then \
 	export THEANO_FLAGS="cxx=,$${THEANO_FLAGS-}"; fi;
 
-.PHONY: help demo mpi-demo bench test coverage flags-test mpi-test \
-	frameworks-test docs lint clean
+.PHONY: help demo mpi-demo bench test coverage flags-test widths-test \
+	mpi-test frameworks-test docs lint clean
 
 help:
 	@echo "make demo   train on digits, with and without batch normalization"
@@ -17,6 +17,7 @@ help:
 	@echo "make test   ruff, then all tests but those of many processes"
 	@echo "make coverage  the same, and which branches the tests do not reach"
 	@echo "make flags-test  the tests of the kernels, with -ffast-math"
+	@echo "make widths-test  the tests of the kernels, for each vector width"
 	@echo "make mpi-test  the tests of distributed training, on 1 to 4 processes"
 	@echo "make frameworks-test  compare with PyTorch, Keras and ONNX"
 	@echo "make docs   build the pages and the API reference in build/docs"
@@ -63,6 +64,22 @@ flags-test:
 		THEANO_FLAGS="$(unsafe)" $(python) -m pytest -q \
 		-W "ignore:The value of the smallest subnormal" \
 		tests/kernels/test_ops.py tests/layers/test_layer.py; fi
+
+# The kernels as processors with shorter registers get them, from each compiler
+# that there is. With -march, Theano adds no flags of its own after these.
+widths = "-march=native" "-march=native -mno-avx512f -O1" \
+	"-march=native -mno-avx512f -mno-avx2" "-march=native -mno-avx"
+
+widths-test:
+	@.ci/venv test
+	@for cxx in g++ clang++; do for flags in $(widths); do \
+		if ! echo | $$cxx $$flags -E - >/dev/null 2>&1; then continue; fi; \
+		echo "$$cxx $$flags:"; \
+		THEANO_FLAGS="base_compiledir=$(CURDIR)/.venv/widths,cxx=$$cxx,gcc.cxxflags=$$flags" \
+		$(pytest) -q tests/kernels/test_ops.py -k "not -py- \
+		and (training or inference or mean or drift or outlier or extreme \
+		or bits)" || exit 1; \
+	done; done
 
 # Ranks share the cores. One that hangs is a failure, which the time limit ends.
 # Then the tests that start jobs of their own, which may fail.
