@@ -13,6 +13,7 @@ import os
 # Not `from . import`, which would import the package around this one: the
 # start-up hook needs this one alone.
 from .compiler import remember_march_flags, remember_trials
+from .glibc import raise_malloc_thresholds
 from .importing import repair_on_import
 from .lasagne import (
     hand_flags_into_loops,
@@ -53,7 +54,11 @@ _DURING = {
     "lasagne": [explained, with_pkg_resources],
 }
 _AFTERWARDS = {
-    "theano": [provide_downsample, give_up_scan_extension],
+    "theano": [
+        provide_downsample,
+        give_up_scan_extension,
+        raise_malloc_thresholds,
+    ],
     "theano.gof.cc": [keep_ops_without_props],
     "theano.gof.cmodule": [
         let_clang_compile,

@@ -3,13 +3,31 @@
 import ctypes
 import os
 
-__all__ = ["keep_freed_memory"]
+__all__ = ["keep_freed_memory", "raise_malloc_thresholds"]
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 # What users set themselves wins.
 _SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_MAX_",
              "MALLOC_MMAP_THRESHOLD_")
+
+# The largest array that glibc raises its thresholds for, without its own bytes.
+_LARGEST = 2 ** 25 - 2 ** 13
+
+
+def raise_malloc_thresholds(theano):
+    """Have malloc keep up to 64 MiB of freed memory, as it does in the end.
+
+    The first array of up to 32 MiB that is freed raises a threshold to its
+    size: from then on, malloc keeps freed memory of less than twice as much.
+    Two arrays of one size, such as the output of batch normalization and the
+    gradient of its input, are just that much, and would be given back to the
+    system in each step. So this frees the largest such array, once. No page of
+    it is ever used. Where the environment sets malloc, nothing happens.
+    """
+    import numpy as np  # Here, so that the start-up hook does not wait for it.
+
+    np.empty(_LARGEST, "uint8")
 
 
 def keep_freed_memory():

@@ -28,14 +28,14 @@ print(answer, call(), call())
 """
 
 
-def faults(keep, **variables):
+def faults(keep, code=COUNT, **variables):
     """Return the function's answer, and the page faults of each call."""
     names = [name for name in os.environ
              if name.startswith(("MALLOC_", "GLIBC_TUNABLES"))]
     clean = {name: value for name, value in os.environ.items()
              if name not in names}
     output = subprocess.run(
-        [sys.executable, "-c", COUNT, str(SOURCE), keep],
+        [sys.executable, "-c", code, str(SOURCE), keep],
         env=dict(clean, **variables), stdout=subprocess.PIPE, check=True,
         universal_newlines=True, timeout=300).stdout
     answer, first, second = output.split()
@@ -51,6 +51,32 @@ def test_no_page_faults_again():
     assert first > 30 and again < 5
     # The tester is right: otherwise they come again.
     assert faults("no")[2] > 30
+
+
+# Page faults of the third of three calls, which make and free two arrays of
+# 8 MiB, as a training step of one layer does.
+COUNT_TWO = """
+import resource, runpy, sys
+import numpy as np
+functions = runpy.run_path(sys.argv[1])
+if sys.argv[2] == "raise":
+    functions["raise_malloc_thresholds"](None)
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    arrays = [np.ones(2 ** 23, "uint8") for _ in range(2)]
+    del arrays
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+print(None, 0, after - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc",
+                    reason="malloc is not that of glibc")
+def test_two_arrays_of_a_size_stay(monkeypatch):
+    # Pages of 4 KiB, so that each array is many.
+    monkeypatch.setenv("NUMPY_MADVISE_HUGEPAGE", "0")
+    assert faults("raise", COUNT_TWO)[2] < 100
+    assert faults("no", COUNT_TWO)[2] > 1000  # The tester is right.
 
 
 @pytest.mark.parametrize("variables", [
