@@ -71,6 +71,10 @@ struct Plan {
           parallel(shape.size() * bytes > SMALL),
           channels(std::max(WIDTH / shape.S, Index(1))),
           total(along_rows ? shape.count() : shape.M) {
+        // Too few rows to be cut: narrower tiles instead.
+        if (parallel && !along_rows && shape.M <= BLOCK_ROWS)
+            channels = std::min(
+                channels, (shape.C + ENOUGH_UNITS - 1) / ENOUGH_UNITS);
         units = (shape.C + channels - 1) / channels;
         whole_units = units >= ENOUGH_UNITS || !parallel;
         if (!whole_units && !along_rows) {
