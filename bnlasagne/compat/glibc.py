@@ -11,7 +11,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_MAX_",
              "MALLOC_MMAP_THRESHOLD_")
 
-# The largest array that glibc raises its thresholds for, without its own bytes.
+# The largest array for which glibc raises its thresholds, less its own bytes.
 _LARGEST = 2 ** 25 - 2 ** 13
 
 
