@@ -12,6 +12,7 @@ import os
 
 # Not `from . import`, which would import the package around this one: the
 # start-up hook needs this one alone.
+from .blas import link_blas_of_scipy
 from .compiler import remember_march_flags, remember_trials
 from .glibc import raise_malloc_thresholds
 from .importing import repair_on_import
@@ -60,6 +61,7 @@ _AFTERWARDS = {
         raise_malloc_thresholds,
     ],
     "theano.gof.cc": [keep_ops_without_props],
+    "theano.configdefaults": [link_blas_of_scipy],
     "theano.gof.cmodule": [
         let_clang_compile,
         link_without_libpython,
