@@ -140,3 +140,23 @@ def test_growth(bench, quick, monkeypatch, tmp_path):
 def test_sizes(bench, least, most, sizes):
     curve = bench("growth").Curve("", (None,), least, most)
     assert curve.sizes() == sizes
+
+
+def test_libraries_take_turns(bench, monkeypatch, capsys):
+    blas = bench("blas")
+    calls = []
+
+    def compile_step(name, way):
+        flags = theano.config.blas.ldflags
+        return lambda *batch: calls.append(flags)
+
+    monkeypatch.setattr(blas, "STEPS", 3)
+    monkeypatch.setattr(blas.networks, "compile_step", compile_step)
+    with theano.configparser.change_flags(
+            **{"blas.ldflags": "-L/a -lopenblas", "floatX": "float32"}):
+        blas.main(["cnn"])
+    assert calls[2:] == ["-L/a -lopenblas", ""] * 3
+    assert "ms with -lopenblas" in capsys.readouterr().out
+    with theano.configparser.change_flags(**{"blas.ldflags": ""}), \
+            pytest.raises(SystemExit, match="no BLAS"):
+        blas.main([])
