@@ -169,7 +169,8 @@ def test_message_names_the_header_that_the_compiler_misses(tmp_path):
 
 
 def test_provides_what_is_missing_and_keeps_the_flags(bare):
-    write_package(bare, "numpy/distutils", '__version__ = "1.23.5"')
+    write_package(bare, "numpy/distutils", '__version__ = "1.23.5"\n'
+                  'empty = lambda size, dtype: None')
     (bare / "numpy/distutils/__config__.py").write_text("")
     out = succeed(
         run_python(
@@ -343,7 +344,8 @@ except ImportError as error:
 
 
 def test_leaves_what_is_there(bare):
-    write_package(bare, "numpy/distutils", '__version__ = "1.21.0"')
+    write_package(bare, "numpy/distutils", '__version__ = "1.21.0"\n'
+                  'empty = lambda size, dtype: None')
     (bare / "numpy/distutils/__config__.py").write_text(
         "blas_opt_info = {'libraries': ['mine']}"
     )
