@@ -10,6 +10,7 @@ for its turns. All obey the process that measures.
 import gc
 import json
 import multiprocessing
+import os
 import subprocess
 import sys
 import time
@@ -130,8 +131,13 @@ def _fork_on_demand(peers, descriptor):
 
 
 def _serve(connection, others, **job):
+    from bnlasagne.kernels.ops import FusedOp
+
     for other in others:
         other.close()
+    # Threads start in this process: its parent has none that a fork could
+    # lose.
+    FusedOp.home = os.getpid()
     serve(connection, lambda: _make(**job))
 
 
