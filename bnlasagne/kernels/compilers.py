@@ -191,4 +191,4 @@ def _key(cxx, cxxflags, program):
         status = os.stat(identity[0])
         identity += [status.st_size, status.st_mtime]
     return digest(GCC_compiler.version_str(), identity, cxxflags,
-                       _STANDARD, _OTHER_STANDARDS, _FLAGS, program)
+                  _STANDARD, _OTHER_STANDARDS, _FLAGS, program)

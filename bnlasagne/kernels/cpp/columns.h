@@ -231,7 +231,7 @@ template <typename T, typename F> struct WriteColumns {
     template <typename V, typename Rows>
     void column(Index at, Index j, Rows rows) const {
         const auto constants = results.columns.template at<V>(j);
-        V values[4];
+        V values[MOST_ROWS];
         for (Index r = 0; r < rows; ++r) {
             const Index here = at + r * stride;
             if (begins_line<T>(j)) results.fetch_at(here + rows * stride);

@@ -182,6 +182,8 @@ template <typename T> class Table {
  * together: as many as do not evict each other's lines, which may all be of the
  * same set, from a first-level cache with eight of each. */
 const Index NORMALIZED_ROWS = 4, GRADIENT_ROWS = 2;
+const Index MOST_ROWS =
+    NORMALIZED_ROWS > GRADIENT_ROWS ? NORMALIZED_ROWS : GRADIENT_ROWS;
 
 /* What a thread needs to work on a unit: for each of its columns, sums and
  * constants; and results in double. */
