@@ -63,12 +63,8 @@ requirements = [
     "Theano==1.0.5",
     # Its development version, 0.2.dev1, works as well. PyPI has 0.1 only.
     "Lasagne>=0.1",
-    # 1.17.3 is the first with wheels for Python 3.8; Theano 1.0.5 uses names
-    # that 1.24 removed.
-    "numpy>=1.17.3,<1.24",
-    # Lasagne 0.1 imports pkg_resources without asking for it: setuptools 82
-    # dropped it, and 80.9 began to print a warning about it.
-    "setuptools<80.9",
+    # The first with wheels for Python 3.8.
+    "numpy>=1.17.3,<3",
     "packaging",
 ]
 plot = [

@@ -19,10 +19,11 @@ from .importing import repair_on_import
 from .lasagne import (
     hand_flags_into_loops,
     ignore_image_shape_warning,
-    with_pkg_resources,
+    pkg_resources_for_lasagne,
 )
 from .mpi4py import hidden_mpi4py, launched_rank
-from .numpy import blas_opt_info
+from .numpy import numpy_for_theano
+from .python import distutils_for_theano, imp_for_theano
 from .scipy import without_scipy_signal, without_scipy_stats
 from .theano import (
     forget_failed_import,
@@ -43,7 +44,6 @@ __all__ = ["apply", "launched_rank", "max_pool_2d", "prepare"]
 _DURING = {
     "theano": [
         explained,
-        blas_opt_info,
         own_compile_directory,
         words_for_a_missing_header,
     ],
@@ -52,7 +52,7 @@ _DURING = {
     "theano.tensor.nnet.abstract_conv": [without_scipy_signal],
     "theano.tensor.nnet.conv": [without_scipy_signal],
     "theano.tensor.blas_headers": [without_blas_warning],
-    "lasagne": [explained, with_pkg_resources],
+    "lasagne": [explained],
 }
 _AFTERWARDS = {
     "theano": [
@@ -74,6 +74,15 @@ _AFTERWARDS = {
     "lasagne.layers.recurrent": [hand_flags_into_loops],
 }
 
+_INSTEAD = {
+    "theano": {
+        "distutils": distutils_for_theano,
+        "imp": imp_for_theano,
+        "numpy": numpy_for_theano,
+    },
+    "lasagne": {"pkg_resources": pkg_resources_for_lasagne},
+}
+
 
 def apply():
     """Check the installed versions and import Theano; again is harmless.
@@ -81,7 +90,7 @@ def apply():
     Raises
     ------
     ImportError
-        If Python, NumPy, Theano, Lasagne or setuptools is missing or in a
+        If Python, NumPy, Theano or Lasagne is missing or in a
         version that cannot work. The message names the versions that work
         and the command that installs them.
     """
@@ -100,7 +109,11 @@ def prepare():
     """
     forget_failed_import()
     names = os.environ.get("BNLASAGNE_NO_REPAIR", "").replace(",", " ").split()
-    repair_on_import(_without(names, _DURING), _without(names, _AFTERWARDS))
+    repair_on_import(
+        _without(names, _DURING), _without(names, _AFTERWARDS),
+        {package: {module: repair for module, repair in table.items()
+                   if repair.__name__ not in names}
+         for package, table in _INSTEAD.items()})
 
 
 def _without(names, table):

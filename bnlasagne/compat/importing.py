@@ -1,38 +1,64 @@
 """Repair modules while they are imported."""
 
+import builtins
 import contextlib
+import functools
+import importlib
 import sys
+import types
 
-__all__ = ["repair_on_import"]
+__all__ = ["repair_on_import", "view"]
 
 
-def repair_on_import(during, afterwards):
+def repair_on_import(during, afterwards, instead):
     """Have modules repaired as they are imported, whoever imports them.
 
-    Both arguments map names of modules to lists of functions. Those of
-    `during` return context managers, within all of which the module's code is
-    executed, the first outermost. Those of `afterwards` then take the module.
-    A module that is imported already is repaired at once.
+    The first two arguments map names of modules to lists of functions. Those
+    of `during` return context managers, within all of which the module's code
+    is executed, the first outermost. Those of `afterwards` then take the
+    module. A module that is imported already is repaired at once.
+
+    `instead` maps names of packages to what their modules, and nobody else,
+    get for an import: a table from the name of a module without a dot to a
+    function that returns it, or raises ImportError.
     """
     for finder in sys.meta_path[:]:
         # By name: it may be that of another copy of this module.
         if type(finder).__name__ == _RepairingFinder.__name__:
             sys.meta_path.remove(finder)
-    sys.meta_path.insert(0, _RepairingFinder(during, afterwards))
+    sys.meta_path.insert(0, _RepairingFinder(during, afterwards, instead))
     for name, repairs in afterwards.items():
         if sys.modules.get(name):
             _repair(sys.modules[name], repairs)
 
 
+def view(module, **names):
+    """Return a copy of a module in which some names are added or replaced.
+
+    The copy holds the same objects, so that it costs no time to use.
+    """
+    copy = types.ModuleType(module.__name__)
+    vars(copy).update(vars(module))
+    # What the module makes or imports at its first use.
+    copy.__getattr__ = lambda name: getattr(module, name)
+    vars(copy).update(names)
+    return copy
+
+
 class _RepairingFinder:
     """Find some modules as the other finders do, and have them repaired."""
 
-    def __init__(self, during, afterwards):
+    def __init__(self, during, afterwards, instead):
         self._during = during
         self._afterwards = afterwards
+        self._builtins = {
+            package: {**vars(builtins), "__import__": _import_instead(table)}
+            for package, table in instead.items() if table}
 
     def find_spec(self, name, path=None, target=None):
-        if name not in self._during and name not in self._afterwards:
+        own_builtins = self._builtins.get(name.partition(".")[0])
+        if not (own_builtins or name in self._during
+                or name in self._afterwards):
             return None
         others = (getattr(finder, "find_spec", None)
                   for finder in sys.meta_path[:] if finder is not self)
@@ -43,7 +69,7 @@ class _RepairingFinder:
                 if hasattr(spec.loader, "exec_module"):
                     spec.loader = _RepairingLoader(
                         spec.loader, self._during.get(name, ()),
-                        self._afterwards.get(name, ()))
+                        self._afterwards.get(name, ()), own_builtins)
                 return spec
         return None
 
@@ -51,16 +77,20 @@ class _RepairingFinder:
 class _RepairingLoader:
     """Execute a module's code by its own loader, with the repairs."""
 
-    def __init__(self, loader, during, afterwards):
+    def __init__(self, loader, during, afterwards, own_builtins):
         self._loader = loader
         self._during = during
         self._afterwards = afterwards
+        self._builtins = own_builtins
 
     def __getattr__(self, name):
         return getattr(self._loader, name)
 
     def exec_module(self, module):
         module.__loader__ = module.__spec__.loader = self._loader
+        if self._builtins:
+            # Python looks here for `__import__`, for functions too.
+            module.__builtins__ = self._builtins
         with contextlib.ExitStack() as stack:
             for context in self._during:
                 stack.enter_context(context())
@@ -71,3 +101,26 @@ class _RepairingLoader:
 def _repair(module, repairs):
     for repair in repairs:
         repair(module)
+
+
+def _import_instead(table):
+    """Make an `__import__` that takes some modules from a table."""
+    make = functools.lru_cache(maxsize=None)(lambda name: table[name]())
+
+    def import_(name, globals=None, locals=None, fromlist=(), level=0):
+        first, *parts = name.split(".")
+        if level or first not in table:
+            return builtins.__import__(name, globals, locals, fromlist, level)
+        package = module = make(first)
+        for part in parts:
+            module = _part(module, part)
+        # As `import a.b` gives the name `a`, and `from a.b import c` needs b.
+        return module if fromlist else package
+
+    return import_
+
+
+def _part(module, name):
+    if not hasattr(module, name):
+        importlib.import_module(f"{module.__name__}.{name}")
+    return getattr(module, name)

@@ -1,38 +1,28 @@
 """Repair Lasagne 0.1, the release on PyPI."""
 
-import contextlib
 import functools
-import types
+import importlib
 import warnings
-
-from .versions import pip_line
+from types import FunctionType, SimpleNamespace
 
 __all__ = [
     "hand_flags_into_loops",
     "ignore_image_shape_warning",
-    "with_pkg_resources",
+    "pkg_resources_for_lasagne",
 ]
 
 
-@contextlib.contextmanager
-def with_pkg_resources():
-    """Explain that setuptools is missing; keep it from warning if it is there.
+def pkg_resources_for_lasagne():
+    """Return what Lasagne 0.1 uses of `pkg_resources`: it asks its version.
 
-    Lasagne 0.1 imports pkg_resources without asking pip for it. Setuptools
-    warns of that import from version 80.9 on, and has no such module from 82
-    on.
+    Setuptools has no such module from 82 on, and warns of it from 80.9 on.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "pkg_resources is deprecated")
-        try:
-            yield
-        except ImportError as error:
-            if error.name != "pkg_resources":
-                raise
-            raise ImportError(
-                "Lasagne 0.1 needs the module pkg_resources, which setuptools "
-                "had up to version 81 (and, without a warning, before 80.9). "
-                f"Type:\n{pip_line()}", name="pkg_resources") from error
+    return SimpleNamespace(get_distribution=_get_distribution)
+
+
+def _get_distribution(name):
+    metadata = importlib.import_module("importlib.metadata")
+    return SimpleNamespace(version=metadata.version(name))
 
 
 def ignore_image_shape_warning(lasagne):
@@ -53,10 +43,10 @@ def hand_flags_into_loops(recurrent):
     @functools.wraps(method)
     def get_output_for(self, inputs, **flags):
         # The same code, which finds this call's flags in what it calls.
-        helper = types.SimpleNamespace(**{
+        helper = SimpleNamespace(**{
             **vars(recurrent.helper), "get_output": functools.partial(
                 recurrent.helper.get_output, **flags)})
-        function = types.FunctionType(
+        function = FunctionType(
             method.__code__, dict(vars(recurrent), helper=helper),
             method.__name__, method.__defaults__, method.__closure__)
         return function(self, inputs, **flags)

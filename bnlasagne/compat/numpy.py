@@ -1,24 +1,57 @@
-"""Give back what NumPy has removed and Theano needs."""
+"""Give Theano what NumPy has removed."""
 
-import contextlib
 import importlib
-import warnings
+from types import SimpleNamespace
 
-__all__ = ["blas_opt_info"]
+from .importing import view
+
+__all__ = ["numpy_for_theano"]
 
 
-@contextlib.contextmanager
-def blas_opt_info():
-    """Have `numpy.distutils.__config__.blas_opt_info`, gone since NumPy 1.22.
+def numpy_for_theano():
+    """Return NumPy with what Theano 1.0.5 uses of older versions.
 
-    Theano reads it to find a BLAS.
+    For Theano alone. Some of the names are NumPy's again, with another meaning
+    (`numpy.bool`), and other packages ask which of them exist.
     """
-    with warnings.catch_warnings():
-        # NumPy >= 1.23 says that numpy.distutils ends with Python 3.12.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        config = importlib.import_module("numpy.distutils.__config__")
-    if not hasattr(config, "blas_opt_info"):
-        # Empty, because NumPy's own BLAS is not one to link against: Theano
-        # then looks for the system's.
-        config.blas_opt_info = {}
-    yield
+    # Here, so that the start-up hook does not wait for it.
+    numpy = importlib.import_module("numpy")
+    return view(numpy, bool=bool, complex=complex, distutils=_distutils(numpy),
+                linalg=view(numpy.linalg, linalg=numpy.linalg),
+                **{name: make(numpy) for name, make in _REMOVED.items()
+                   if not hasattr(numpy, name)})
+
+
+class _Casts:
+    """Cast an array by `cast[dtype](array)`."""
+
+    def __init__(self, numpy):
+        self._numpy = numpy
+
+    def __getitem__(self, dtype):
+        return lambda value: self._numpy.asarray(value).astype(dtype)
+
+
+# Gone since NumPy 2.
+_REMOVED = {
+    "ComplexWarning": lambda numpy: numpy.exceptions.ComplexWarning,
+    # In the place of an axis, it means all axes. It is NPY_RAVEL_AXIS in C.
+    "MAXDIMS": lambda numpy: int(numpy.iinfo(numpy.intc).min),
+    "cast": _Casts,
+    "product": lambda numpy: numpy.prod,
+    "sctype2char": lambda numpy: lambda dtype: numpy.dtype(dtype).char,
+}
+
+
+def _distutils(numpy):
+    """Return what Theano uses of `numpy.distutils`, gone with Python 3.12.
+
+    Theano looks there for the BLAS that NumPy was built with. NumPy says so up
+    to 1.21; its wheels since then have one that cannot be linked.
+    """
+    configuration = importlib.import_module("numpy.__config__")
+    return SimpleNamespace(
+        __config__=SimpleNamespace(
+            blas_opt_info=getattr(configuration, "blas_opt_info", {})),
+        misc_util=SimpleNamespace(
+            get_numpy_include_dirs=lambda: [numpy.get_include()]))

@@ -11,13 +11,12 @@ __all__ = ["REQUIREMENTS", "check", "explained", "pip_line"]
 REQUIREMENTS = (
     "Theano==1.0.5",
     "Lasagne>=0.1",
-    "numpy>=1.17.3,<1.24",
-    "setuptools<80.9",
+    "numpy>=1.17.3,<3",
     "packaging",
 )
 # Of Lasagne, every release works, and so do checkouts of any version.
 _WHY = {
-    "numpy": "Theano 1.0.5 uses names that NumPy 1.24 removed",
+    "numpy": "1.17.3 is the oldest for Python 3.8; 3 is unknown",
     "theano": "older ones fail on current Pythons; newer ones are "
               "Theano-PyMC, to be uninstalled first",
 }
@@ -63,13 +62,12 @@ def pip_line(python=None):
 
 
 def _refusal_of_python():
-    if (3, 8) <= sys.version_info[:2] < (3, 12):
+    if sys.version_info[:2] >= (3, 8):
         return None
     return ImportError(
-        "bnlasagne needs Python 3.8 to 3.11 (Theano 1.0.5 cannot be built for "
-        f"a newer one), but this is Python {sys.version_info[0]}."
-        f"{sys.version_info[1]}. Install Python 3.11, say, and type:\n"
-        + pip_line("python3.11"))
+        "bnlasagne needs Python 3.8 or later, but this is Python "
+        f"{sys.version_info[0]}.{sys.version_info[1]}. Install Python 3.11, "
+        "say, and type:\n" + pip_line("python3.11"))
 
 
 def _refusal_of_missing():

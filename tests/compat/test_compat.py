@@ -115,17 +115,17 @@ np.testing.assert_array_equal(got, x[:, :, 0, :6].reshape(2, 3, 3, 2).max(3))
 
 def test_import_of_theano_that_failed_before_is_repaired():
     # In a notebook, `import lasagne` fails, then people find bnlasagne. The
-    # first import fails here on every NumPy, at the very same place.
+    # first import fails here with every NumPy and Python.
     out = succeed(
         run_python(
             """
-import numpy.distutils.__config__ as config
-if hasattr(config, 'blas_opt_info'):
-    del config.blas_opt_info
+import numpy, sys
+sys.modules['numpy.distutils'] = None
 try:
     import lasagne
-except AttributeError as error:
-    print(error)
+except ImportError as error:
+    print('failed')
+del sys.modules['numpy.distutils']
 import bnlasagne.compat
 import lasagne
 import theano
@@ -135,8 +135,7 @@ print(theano.config.floatX)
             THEANO_FLAGS="floatX=float32",
         )
     )
-    assert "blas_opt_info" in out
-    assert out.endswith("float32\n")
+    assert out == "failed\nfloat32\n"
 
 
 def test_message_names_the_header_that_the_compiler_misses(tmp_path):
@@ -169,17 +168,12 @@ def test_message_names_the_header_that_the_compiler_misses(tmp_path):
 
 
 def test_provides_what_is_missing_and_keeps_the_flags(bare):
-    write_package(bare, "numpy/distutils", '__version__ = "1.23.5"\n'
-                  'empty = lambda size, dtype: None')
-    (bare / "numpy/distutils/__config__.py").write_text("")
     out = succeed(
         run_python(
             """
 import bnlasagne
-import numpy.distutils.__config__ as config
 from theano.tensor.signal import downsample
 import os, sys
-assert config.blas_opt_info == {}
 assert downsample.max_pool_2d is bnlasagne.compat.max_pool_2d
 bnlasagne.compat.apply()
 import theano.tensor.signal.downsample
@@ -344,19 +338,12 @@ except ImportError as error:
 
 
 def test_leaves_what_is_there(bare):
-    write_package(bare, "numpy/distutils", '__version__ = "1.21.0"\n'
-                  'empty = lambda size, dtype: None')
-    (bare / "numpy/distutils/__config__.py").write_text(
-        "blas_opt_info = {'libraries': ['mine']}"
-    )
     (bare / "theano/tensor/signal/downsample.py").write_text("mine = True")
     succeed(
         run_python(
             """
 import bnlasagne
-import numpy.distutils.__config__ as config
 from theano.tensor.signal import downsample
-assert config.blas_opt_info == {'libraries': ['mine']}
 assert downsample.mine
 assert not hasattr(downsample, 'max_pool_2d')
 """,
@@ -537,12 +524,12 @@ def test_every_name_of_a_repair_is_documented():
 
     page = (ROOT / "docs" / "stack.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"`(\w+)`", page))
-    for table in (compat._DURING, compat._AFTERWARDS):
-        for repair in itertools.chain.from_iterable(table.values()):
-            # These change nothing but the words of errors.
-            if repair.__name__ not in ("explained",
-                                       "words_for_a_missing_header"):
-                assert repair.__name__ in documented
+    tables = [*compat._DURING.values(), *compat._AFTERWARDS.values(),
+              *map(dict.values, compat._INSTEAD.values())]
+    for repair in itertools.chain.from_iterable(tables):
+        # These change nothing but the words of errors.
+        if repair.__name__ not in ("explained", "words_for_a_missing_header"):
+            assert repair.__name__ in documented
 
 
 def test_hook_lets_work_what_works(bare):
@@ -611,14 +598,14 @@ def test_setup_installs_the_hook(tmp_path):
 # The messages
 # ---------------------------------------------------------------------------
 
-WANTED = {"numpy": "numpy>=1.17.3,<1.24", "theano": "Theano==1.0.5",
+WANTED = {"numpy": "numpy>=1.17.3,<3", "theano": "Theano==1.0.5",
           "lasagne": "Lasagne>=0.1"}
 
 
 def assert_tells_what_to_type(message):
     assert message.endswith(
         f'Type: {sys.executable} -m pip install "Theano==1.0.5" '
-        '"Lasagne>=0.1" "numpy>=1.17.3,<1.24" "setuptools<80.9" "packaging"')
+        '"Lasagne>=0.1" "numpy>=1.17.3,<3" "packaging"')
 
 
 @pytest.mark.parametrize("package", WANTED)
@@ -631,8 +618,7 @@ def test_message_for_a_missing_package(bare, package):
 
 @pytest.mark.parametrize("is_imported", [False, True])
 @pytest.mark.parametrize("package, version", [
-    ("numpy", "1.24.0"),
-    ("numpy", "1.24.0rc1"),
+    ("numpy", "3.0.0"),
     ("numpy", "1.16.6"),
     ("theano", "1.0.5.dev1"),
     ("theano", "1.1.2"),
@@ -643,6 +629,8 @@ def test_message_for_a_wrong_version(bare, package, version, is_imported):
     else:
         write_package(bare, package, "raise SystemError('was imported')")
         write_metadata(bare, package, version)
+    if package == "numpy":
+        write_package(bare, "theano", "import numpy")
     message = refusal(bare, "import bnlasagne" if not is_imported else
                       f"import {package}; import bnlasagne")
     assert (f"needs {WANTED[package]}, but found {version} in "
@@ -702,20 +690,12 @@ def test_folder_without_code_is_not_a_package(bare):
     assert "needs Theano==1.0.5, but there is none" in message
 
 
-def test_message_for_missing_pkg_resources(bare):
-    write_package(bare, "lasagne", "import pkg_resources")
-    hide(bare, "pkg_resources")
-    message = refusal(bare, "import bnlasagne, lasagne")
-    assert "Lasagne 0.1 needs the module pkg_resources" in message
-    assert_tells_what_to_type(message)
-
-
-@pytest.mark.parametrize("version", [(3, 7), (3, 12), (4, 0)])
+@pytest.mark.parametrize("version", [(3, 6), (3, 7)])
 def test_message_for_a_python_that_cannot_work(bare, version):
     info = version + (0, "final", 0)
     message = refusal(
         bare, f"import sys; sys.version_info = {info}; import bnlasagne")
-    assert "needs Python 3.8 to 3.11" in message
+    assert "needs Python 3.8 or later" in message
     assert "this is Python {}.{}".format(*version) in message
     assert "python3.11 -m pip install" in message
 
