@@ -154,7 +154,7 @@ setup(
     ],
     packages=find_packages(include=["bnlasagne", "bnlasagne.*"]),
     py_modules=["start_bnlasagne"],
-    package_data={"bnlasagne.kernels": ["cpp/*.h"]},
+    package_data={"bnlasagne.compat": ["*.h"], "bnlasagne.kernels": ["cpp/*.h"]},
     data_files=[],
     distclass=DistributionWithHook,
     cmdclass={"install_data": InstallHook, "develop": DevelopWithHook},

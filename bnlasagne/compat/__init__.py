@@ -23,6 +23,7 @@ from .lasagne import (
 )
 from .mpi4py import hidden_mpi4py, launched_rank
 from .numpy import numpy_for_theano
+from .numpy_c_api import speak_numpy_2
 from .python import distutils_for_theano, imp_for_theano
 from .scipy import without_scipy_signal, without_scipy_stats
 from .theano import (
@@ -67,6 +68,7 @@ _AFTERWARDS = {
         link_without_libpython,
         remember_march_flags,
         remember_trials,
+        speak_numpy_2,
     ],
     "theano.gof.op": [version_code_in_files],
     # Not of the module that causes it: the context above ends later.
