@@ -1,14 +1,16 @@
 # Every target makes .venv first, or brings it up to date; PYTHON=… says with
-# which interpreter (3.8 to 3.11).
+# which interpreter (3.8 to 3.13).
 
-python = .venv/bin/python
+# The folder of the environment.
+export venv ?= .venv
+python = $(venv)/bin/python
 
 # Without Python.h, no compiler: see .ci/venv. THEANO_FLAGS comes last, wins.
-flags = if [ -e .venv/no-header ]; then \
+flags = if [ -e $(venv)/no-header ]; then \
 	export THEANO_FLAGS="cxx=,$${THEANO_FLAGS-}"; fi;
 
 .PHONY: help demo mpi-demo bench test coverage flags-test widths-test \
-	mpi-test frameworks-test docs lint clean
+	mpi-test pythons-test core-test frameworks-test docs lint clean
 
 help:
 	@echo "make demo   train on digits, with and without batch normalization"
@@ -20,6 +22,7 @@ help:
 	@echo "make widths-test  the tests of the kernels, for each vector width"
 	@echo "make mpi-test  the tests of distributed training, on 1 to 4 processes"
 	@echo "make frameworks-test  compare with PyTorch, Keras and ONNX"
+	@echo "make pythons-test  a choice of the tests, on other Pythons"
 	@echo "make docs   build the pages and the API reference in build/docs"
 	@echo "make lint   ruff only"
 	@echo "make clean  remove what the other targets made"
@@ -32,7 +35,7 @@ RANKS ?= 2
 
 mpi-demo:
 	@.ci/venv examples,mpi
-	@$(flags) OMP_NUM_THREADS=1 .venv/bin/mpiexec -n $(RANKS) \
+	@$(flags) OMP_NUM_THREADS=1 $(venv)/bin/mpiexec -n $(RANKS) \
 		$(python) -m mpi4py examples/mnist_mpi.py
 
 bench:
@@ -56,11 +59,11 @@ coverage: lint
 
 # What users may have in their .theanorc. Theano's own modules then switch off
 # denormal numbers, of which NumPy warns.
-unsafe = base_compiledir=$(CURDIR)/.venv/fast-math,gcc.cxxflags=-O3 -ffast-math
+unsafe = base_compiledir=$(CURDIR)/$(venv)/fast-math,gcc.cxxflags=-O3 -ffast-math
 
 flags-test:
 	@.ci/venv test
-	@if [ -e .venv/no-header ]; then echo "No C++ compiler: no flags."; else \
+	@if [ -e $(venv)/no-header ]; then echo "No C++ compiler: no flags."; else \
 		THEANO_FLAGS="$(unsafe)" $(python) -m pytest -q \
 		-W "ignore:The value of the smallest subnormal" \
 		tests/kernels/test_ops.py tests/layers/test_layer.py; fi
@@ -73,11 +76,11 @@ widths = "-march=native" "-march=native -mno-avx512f -O1" \
 
 widths-test:
 	@.ci/venv test
-	@if [ -e .venv/no-header ]; then echo "No C++ compiler: no widths."; exit; fi; \
+	@if [ -e $(venv)/no-header ]; then echo "No C++ compiler: no widths."; exit; fi; \
 	for cxx in g++ clang++; do for flags in $(widths); do \
 		if ! echo | $$cxx $$flags -E - >/dev/null 2>&1; then continue; fi; \
 		echo "$$cxx $$flags:"; \
-		THEANO_FLAGS="base_compiledir=$(CURDIR)/.venv/widths,cxx=$$cxx,gcc.cxxflags=$$flags" \
+		THEANO_FLAGS="base_compiledir=$(CURDIR)/$(venv)/widths,cxx=$$cxx,gcc.cxxflags=$$flags" \
 		$(pytest) -q -W ignore::RuntimeWarning tests/kernels/test_ops.py \
 		-k "not -py- \
 		and (training or inference or mean or drift or outlier or extreme \
@@ -90,11 +93,31 @@ mpi-test:
 	@.ci/venv test
 	@$(flags) for ranks in 1 2 3 4; do \
 		echo "On $$ranks processes:"; \
-		OMP_NUM_THREADS=1 MPIEXEC_TIMEOUT=900 .venv/bin/mpiexec \
+		OMP_NUM_THREADS=1 MPIEXEC_TIMEOUT=900 $(venv)/bin/mpiexec \
 			-n $$ranks $(python) -m mpi4py -m pytest -q \
 			tests/parallel/ranks || exit 1; \
 	done; \
 	$(python) -m pytest -q -m jobs tests/parallel tests/examples
+
+# On other Pythons, those that this machine has of the versions below, with the
+# NumPy that is named there or else the newest, each in an environment of its
+# own.
+pythons ?= 3.8:numpy==1.17.3 3.12:numpy<2 3.13
+core ?= tests/compat tests/test_house.py tests/kernels/test_ops.py \
+	tests/networks tests/averages tests/layers README.md
+
+pythons-test:
+	@for one in $(foreach one,$(pythons),"$(one)"); do \
+		PYTHON= $(MAKE) --no-print-directory core-test \
+			venv=".venv-$${one%%:*}" version="$${one%%:*}" \
+			also="$$(echo "$$one" | cut -s -d: -f2)" || exit 1; \
+	done
+
+core-test:
+	@.ci/venv test "$(version)" "$(also)"; case $$? in \
+	0) $(flags) $(pytest) -q $(core) ;; \
+	3) ;; \
+	*) exit 1 ;; esac
 
 frameworks-test:
 	@.ci/venv frameworks
@@ -106,5 +129,5 @@ docs:
 	@echo "Built the pages. Open build/docs/index.html"
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf .venv .venv-* .pytest_cache .ruff_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 from setuptools import Distribution, find_packages, setup
-from setuptools.command.develop import develop
 
 # After setuptools, which brings its own.
 from distutils.command.install_data import install_data  # isort: skip
@@ -39,22 +38,12 @@ class DistributionWithHook(Distribution):
 
 
 class InstallHook(install_data):
-    """Part of `pip install .` and of today's `pip install --editable .`."""
+    """Part of `pip install .` and of `pip install --editable .`."""
 
     def run(self):
         super().run()
         folder = self.get_finalized_command("install").install_lib
         self.outfiles.append(self.copy_file(HOOK, folder)[0])
-
-
-class DevelopWithHook(develop):
-    """What older versions of pip run for `pip install --editable .`."""
-
-    def run(self):
-        super().run()
-        # Newer versions of setuptools only call pip here.
-        if self.install_dir and not self.uninstall:
-            self.copy_file(HOOK, self.install_dir)
 
 
 # bnlasagne/compat names these in its messages.
@@ -94,6 +83,8 @@ test = [
     "pytest-cov",
     "pytest-xdist",
     "hypothesis>=6",
+    # The first that makes wheels by itself: tests build some.
+    "setuptools>=70.1",
     # Pinned: each release of ruff may find more.
     "ruff==0.17.6",
     *examples,  # the tests run them
@@ -150,19 +141,24 @@ setup(
         "Programming Language :: Python :: 3.9",
         "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
     packages=find_packages(include=["bnlasagne", "bnlasagne.*"]),
     py_modules=["start_bnlasagne"],
-    package_data={"bnlasagne.compat": ["*.h"], "bnlasagne.kernels": ["cpp/*.h"]},
+    package_data={
+        "bnlasagne.kernels": ["cpp/*.h"],
+        "bnlasagne.compat": [
+            "*.h", "build_theano/*.*", "build_theano/stand_ins/*.py"],
+    },
     data_files=[],
     distclass=DistributionWithHook,
-    cmdclass={"install_data": InstallHook, "develop": DevelopWithHook},
-    python_requires=">=3.8,<3.12",
-    # The marker lets pip come to python_requires and say what is wrong;
-    # without it, some versions first fail to build Theano.
+    cmdclass={"install_data": InstallHook},
+    python_requires=">=3.8",
+    # For later Pythons, build_backend.py names a folder that builds Theano.
     install_requires=[
-        line + '; python_version < "3.12"' for line in requirements
+        requirements[0] + '; python_version < "3.12"', *requirements[1:],
     ],
     extras_require={
         "plot": plot, "mpi": mpi, "examples": examples, "test": test,

@@ -5,15 +5,10 @@ import importlib.util
 import os
 import sys
 
-__all__ = ["REQUIREMENTS", "check", "explained", "pip_line"]
+from .install import REQUIREMENTS, install_line, is_asked_for, main
 
-# What setup.py asks pip for (a test compares the two).
-REQUIREMENTS = (
-    "Theano==1.0.5",
-    "Lasagne>=0.1",
-    "numpy>=1.17.3,<3",
-    "packaging",
-)
+__all__ = ["check", "explained"]
+
 # Of Lasagne, every release works, and so do checkouts of any version.
 _WHY = {
     "numpy": "1.17.3 is the oldest for Python 3.8; 3 is unknown",
@@ -31,8 +26,11 @@ def check():
     """
     refusal = (_refusal_of_python() or _refusal_of_missing()
                or _refusal_of_version(_imported_version))
-    if refusal is not None:
-        raise refusal
+    if refusal is None:
+        return
+    if is_asked_for():
+        sys.exit(main(sys.argv[1:]))
+    raise refusal
 
 
 @contextlib.contextmanager
@@ -44,30 +42,22 @@ def explained():
         refusal = _refusal_of_python() or _refusal_of_version(
             lambda package: (_imported_version(package)
                              or _installed_version(package)))
+        if refusal is None and isinstance(error, ImportError):
+            refusal = _refusal_of_missing()
         # Lasagne passes on what Theano's import raised: that is explained.
         if refusal is None or str(error) == str(refusal):
             raise
         raise refusal from error
 
 
-def pip_line(python=None):
-    """Write the command that installs versions that work.
-
-    It names all of them at once: asked for one package alone, pip may pick
-    another that does not fit, such as the newest NumPy for Theano.
-    """
-    python = python or sys.executable or "python"
-    return f"    {python} -m pip install " + " ".join(
-        f'"{line}"' for line in REQUIREMENTS)
-
-
 def _refusal_of_python():
-    if sys.version_info[:2] >= (3, 8):
+    # Later ones than those that are tested may work.
+    if sys.version_info >= (3, 8):
         return None
     return ImportError(
         "bnlasagne needs Python 3.8 or later, but this is Python "
         f"{sys.version_info[0]}.{sys.version_info[1]}. Install Python 3.11, "
-        "say, and type:\n" + pip_line("python3.11"))
+        f"say, and type:\n{install_line('python3.11')}")
 
 
 def _refusal_of_missing():
@@ -94,7 +84,7 @@ def _refusal_of_version(version_of):
 
 def _refusal(package, found):
     return ImportError(f"bnlasagne needs {_requirement(package)}, but {found}."
-                       f" Type:\n{pip_line()}", name=package)
+                       f" Type:\n{install_line()}", name=package)
 
 
 def _requirement(package):

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import types
 
+from bnlasagne.compat.install import REQUIREMENTS, install_line
 from bnlasagne.compat.theano import let_clang_compile
 
 import pytest
@@ -603,16 +604,16 @@ WANTED = {"numpy": "numpy>=1.17.3,<3", "theano": "Theano==1.0.5",
 
 
 def assert_tells_what_to_type(message):
-    assert message.endswith(
-        f'Type: {sys.executable} -m pip install "Theano==1.0.5" '
-        '"Lasagne>=0.1" "numpy>=1.17.3,<3" "packaging"')
+    command = " ".join(install_line().split())
+    assert message.endswith(f"Type: {command}")
 
 
 @pytest.mark.parametrize("package", WANTED)
 def test_message_for_a_missing_package(bare, package):
     hide(bare, package)
     message = refusal(bare)
-    assert f"needs {WANTED[package]}, but there is none" in message
+    assert f"needs {WANTED[package]}" in message
+    assert "but there is none" in message
     assert_tells_what_to_type(message)
 
 
@@ -633,8 +634,8 @@ def test_message_for_a_wrong_version(bare, package, version, is_imported):
         write_package(bare, "theano", "import numpy")
     message = refusal(bare, "import bnlasagne" if not is_imported else
                       f"import {package}; import bnlasagne")
-    assert (f"needs {WANTED[package]}, but found {version} in "
-            f"{bare / package} (") in message
+    assert f"needs {WANTED[package]}" in message
+    assert f"but found {version} in {bare / package} (" in message
     assert_tells_what_to_type(message)
 
 
@@ -690,19 +691,14 @@ def test_folder_without_code_is_not_a_package(bare):
     assert "needs Theano==1.0.5, but there is none" in message
 
 
-@pytest.mark.parametrize("version", [(3, 6), (3, 7)])
-def test_message_for_a_python_that_cannot_work(bare, version):
-    info = version + (0, "final", 0)
-    message = refusal(
-        bare, f"import sys; sys.version_info = {info}; import bnlasagne")
-    assert "needs Python 3.8 or later" in message
-    assert "this is Python {}.{}".format(*version) in message
+def test_message_for_a_python_that_cannot_work(bare):
+    message = refusal(bare, "import sys; sys.version_info = (3, 7, 0, "
+                      "'final', 0); import bnlasagne")
+    assert "needs Python 3.8 or later, but this is Python 3.7." in message
     assert "python3.11 -m pip install" in message
 
 
 def test_messages_ask_for_what_setup_asks_for():
-    from bnlasagne.compat.versions import REQUIREMENTS
-
     setup = (ROOT / "setup.py").read_text(encoding="utf-8")
     block = re.search(r"^requirements = \[(.*?)^\]", setup, re.M | re.S)
     lines = re.findall(r'^ *"(.*)",$', block.group(1), re.M)
