@@ -24,7 +24,7 @@ from .lasagne import (
 from .mpi4py import hidden_mpi4py, launched_rank
 from .numpy import numpy_for_theano
 from .numpy_c_api import speak_numpy_2
-from .python import distutils_for_theano, imp_for_theano
+from .python import distutils_for_theano, imp_for_theano, name_pickled_arrays
 from .scipy import without_scipy_signal, without_scipy_stats
 from .theano import (
     forget_failed_import,
@@ -33,11 +33,19 @@ from .theano import (
     link_without_libpython,
     max_pool_2d,
     own_compile_directory,
+    pkg_resources_for_theano,
     provide_downsample,
     without_blas_warning,
     words_for_a_missing_header,
 )
 from .theano_cache import keep_ops_without_props, version_code_in_files
+from .theano_numpy import (
+    be_dtypes,
+    copy_random_states,
+    flatten_inverse_of_unique,
+    take_short_signatures,
+    wrap_integers_around,
+)
 from .versions import check, explained
 
 __all__ = ["apply", "launched_rank", "max_pool_2d", "prepare"]
@@ -71,6 +79,13 @@ _AFTERWARDS = {
         speak_numpy_2,
     ],
     "theano.gof.op": [version_code_in_files],
+    "theano.gof.utils": [be_dtypes],
+    "theano.misc.pkl_utils": [name_pickled_arrays],
+    "theano.misc.safe_asarray": [wrap_integers_around],
+    "theano.scalar.basic": [take_short_signatures],
+    "theano.tensor.extra_ops": [flatten_inverse_of_unique],
+    "theano.tensor.nnet.sigm": [take_short_signatures],
+    "theano.tensor.raw_random": [copy_random_states],
     # Not of the module that causes it: the context above ends later.
     "lasagne": [ignore_image_shape_warning],
     "lasagne.layers.recurrent": [hand_flags_into_loops],
@@ -81,6 +96,7 @@ _INSTEAD = {
         "distutils": distutils_for_theano,
         "imp": imp_for_theano,
         "numpy": numpy_for_theano,
+        "pkg_resources": pkg_resources_for_theano,
     },
     "lasagne": {"pkg_resources": pkg_resources_for_lasagne},
 }

@@ -1,12 +1,15 @@
 """Give Theano what Python has removed."""
 
 import importlib.util
+import io
 import os
 import shutil
 import sysconfig
 from types import SimpleNamespace
 
-__all__ = ["distutils_for_theano", "imp_for_theano"]
+from .importing import view
+
+__all__ = ["distutils_for_theano", "imp_for_theano", "name_pickled_arrays"]
 
 
 def distutils_for_theano():
@@ -48,3 +51,18 @@ def _find_module(name):
     if spec is None:
         raise ImportError(f"No module named {name!r}", name=name)
     return spec
+
+
+def name_pickled_arrays(pkl_utils):
+    """Let `theano.misc.pkl_utils` keep arrays beside what it pickles.
+
+    Since Python 3.13, picklers take the function that names the arrays, and
+    unpicklers the one that loads them, only if they are of a subclass.
+    """
+    pickle = pkl_utils.pickle
+    try:
+        pickle.Pickler(io.BytesIO()).persistent_id = id
+    except AttributeError:
+        pkl_utils.pickle = view(pickle, **{
+            name: type(name, (getattr(pickle, name),), {})
+            for name in ("Pickler", "Unpickler")})

@@ -1,0 +1,108 @@
+"""Let Theano's Ops compute with NumPy 2 what they computed before.
+
+Each repair first tries whether NumPy still does what the Op expects of it. All
+go with Theano 1.0.5.
+"""
+
+import copy
+import functools
+import warnings
+from types import SimpleNamespace
+
+from .importing import view
+
+__all__ = [
+    "be_dtypes",
+    "copy_random_states",
+    "flatten_inverse_of_unique",
+    "take_short_signatures",
+    "wrap_integers_around",
+]
+
+
+def be_dtypes(utils):
+    """Let NumPy take Theano's variables and types for their dtypes.
+
+    Since 2.4, it refuses an object whose attribute `dtype` is a string.
+    """
+    np, node_or_type = utils.np, utils.object2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # NumPy 1.20 and later warn.
+        try:
+            np.dtype(SimpleNamespace(dtype="int8"))
+        except ValueError:
+            node_or_type.__numpy_dtype__ = property(
+                lambda self: np.dtype(self.dtype))
+
+
+def wrap_integers_around(safe_asarray):
+    """Wrap integers around that a dtype cannot hold, instead of an error.
+
+    Theano then compares what it got with what it gave, and tells the user or
+    takes a larger dtype.
+    """
+    asarray = safe_asarray._asarray
+
+    @functools.wraps(asarray)
+    def wrapping(a, dtype, order=None):
+        try:
+            return asarray(a, dtype, order)
+        except OverflowError:
+            return asarray(safe_asarray.np.asarray(a), dtype, order)
+
+    safe_asarray._asarray = wrapping
+
+
+def take_short_signatures(module):
+    """Let the scalar Ops of a module ask NumPy for float32 by ``sig="f"``.
+
+    They do so for int8 and uint8. NumPy 2 refuses it, earlier ones warn.
+    """
+    np = module.np
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            np.exp(np.int8(0), sig="f")
+        except (DeprecationWarning, TypeError):
+            module.np = view(np, **{
+                name: _with_signature(value) for name, value in
+                vars(np).items() if isinstance(value, np.ufunc)})
+
+
+def _with_signature(ufunc):
+    @functools.wraps(ufunc)
+    def call(*args, sig=None, **options):
+        if sig:
+            options["dtype"] = sig
+        return ufunc(*args, **options)
+    return call
+
+
+def copy_random_states(raw_random):
+    """Copy the state of a random stream where a random Op asks for it.
+
+    Since NumPy 2, `copy.copy()` gives two generators with one state, and an Op
+    that is not in place changed the state that it was given.
+    """
+    state = raw_random.np.random.RandomState(0)
+    if copy.copy(state)._bit_generator is state._bit_generator:
+        raw_random.copy = copy.deepcopy
+
+
+def flatten_inverse_of_unique(extra_ops):
+    """Give the output `inverse` of `Unique` one axis, whatever NumPy gives it.
+
+    NumPy 2 gives it the shape of the input.
+    """
+    np, op = extra_ops.np, extra_ops.Unique
+    if np.unique([[0]], return_inverse=True)[1].ndim == 1:
+        return
+    perform = op.perform
+
+    @functools.wraps(perform)
+    def flat(self, node, inputs, outputs):
+        perform(self, node, inputs, outputs)
+        for output in outputs[1:]:
+            output[0] = output[0].ravel()
+
+    op.perform = flat

@@ -1,0 +1,71 @@
+"""Theano's Ops compute with new versions of NumPy as with old ones."""
+
+import bnlasagne  # isort: skip  # noqa: F401  # It repairs the stack.
+
+import io
+
+import numpy as np
+import pytest
+import theano
+import theano.tensor as T
+from theano.misc import pkl_utils
+from theano.tensor.shared_randomstreams import RandomStreams
+
+
+# Of NumPy from 1.20 up to 2.3.
+@pytest.mark.filterwarnings("ignore:in the future the `.dtype` attribute")
+def test_variables_and_types_are_dtypes():
+    assert np.zeros((), T.fmatrix).dtype == "float32"
+    assert np.dtype(T.fmatrix()) == np.dtype(theano.scalar.float32)
+    with pytest.raises(TypeError):
+        np.dtype(theano.tensor.raw_random.random_state_type)
+    # It asks for the type that two variables have in common.
+    assert T.ceil_intdiv(T.iscalar(), T.lscalar()).dtype == "int64"
+
+
+def test_integers_wrap_around():
+    x = T.wvector()
+    f = theano.function([theano.In(x, allow_downcast=True)], x)
+    assert f([2 ** 16 + 3, -1]).tolist() == [3, -1]
+    with pytest.raises(TypeError, match="cannot store accurately"):
+        theano.function([x], x)([2 ** 16 + 3])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+@pytest.mark.parametrize("op", [
+    theano.scalar.exp, T.nnet.sigm.scalar_softplus])
+def test_small_integers_are_computed_in_float32(op, dtype):
+    x = theano.scalar.get_scalar_type(dtype)()
+    mode = theano.Mode(linker="py", optimizer=None)
+    got = theano.function([x], op(x), mode)(3)
+    assert got.dtype == "float32"
+    y = theano.scalar.float32()
+    expected = theano.function([y], op(y), mode)(3)
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_random_op_leaves_its_state_alone():
+    x = RandomStreams(1).uniform((3,))
+    mode = theano.Mode(linker="py", optimizer=None)
+    f = theano.function([], x, mode, no_default_updates=True)
+    np.testing.assert_array_equal(f(), f())
+    g = theano.function([], x, mode)
+    assert (g() != g()).all()
+
+
+def test_inverse_of_unique_is_a_vector():
+    x = T.matrix()
+    outputs = T.extra_ops.Unique(True, True, True)(x)
+    values = np.array([[3, 1, 3]], x.dtype)
+    got = theano.function([x], outputs, theano.Mode(linker="py"))(values)
+    assert [output.tolist() for output in got] == [
+        [1, 3], [1, 0], [1, 0, 1], [1, 2]]
+
+
+def test_arrays_are_dumped_beside_the_pickle():
+    file = io.BytesIO()
+    pkl_utils.dump([theano.shared(np.arange(3), "x")], file)
+    file.seek(0)
+    assert np.load(file)["x"].tolist() == [0, 1, 2]
+    loaded, = pkl_utils.load(file)
+    assert loaded.get_value().tolist() == [0, 1, 2]
