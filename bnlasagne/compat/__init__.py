@@ -19,13 +19,13 @@ from .importing import repair_on_import
 from .lasagne import (
     hand_flags_into_loops,
     ignore_image_shape_warning,
-    pkg_resources_for_lasagne,
 )
 from .mpi4py import hidden_mpi4py, launched_rank
 from .numpy import numpy_for_theano
 from .numpy_c_api import speak_numpy_2
 from .python import distutils_for_theano, imp_for_theano, name_pickled_arrays
 from .scipy import without_scipy_signal, without_scipy_stats
+from .setuptools import pkg_resources
 from .theano import (
     forget_failed_import,
     give_up_scan_extension,
@@ -33,7 +33,6 @@ from .theano import (
     link_without_libpython,
     max_pool_2d,
     own_compile_directory,
-    pkg_resources_for_theano,
     provide_downsample,
     without_blas_warning,
     words_for_a_missing_header,
@@ -96,9 +95,9 @@ _INSTEAD = {
         "distutils": distutils_for_theano,
         "imp": imp_for_theano,
         "numpy": numpy_for_theano,
-        "pkg_resources": pkg_resources_for_theano,
+        "pkg_resources": pkg_resources,
     },
-    "lasagne": {"pkg_resources": pkg_resources_for_lasagne},
+    "lasagne": {"pkg_resources": pkg_resources},
 }
 
 

@@ -1,28 +1,13 @@
 """Repair Lasagne 0.1, the release on PyPI."""
 
 import functools
-import importlib
 import warnings
 from types import FunctionType, SimpleNamespace
 
 __all__ = [
     "hand_flags_into_loops",
     "ignore_image_shape_warning",
-    "pkg_resources_for_lasagne",
 ]
-
-
-def pkg_resources_for_lasagne():
-    """Return what Lasagne 0.1 uses of `pkg_resources`: it asks its version.
-
-    Setuptools has no such module from 82 on, and warns of it from 80.9 on.
-    """
-    return SimpleNamespace(get_distribution=_get_distribution)
-
-
-def _get_distribution(name):
-    metadata = importlib.import_module("importlib.metadata")
-    return SimpleNamespace(version=metadata.version(name))
 
 
 def ignore_image_shape_warning(lasagne):

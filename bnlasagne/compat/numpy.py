@@ -16,7 +16,8 @@ def numpy_for_theano():
     """
     # Here, so that the start-up hook does not wait for it.
     numpy = importlib.import_module("numpy")
-    return view(numpy, bool=bool, complex=complex, distutils=_distutils(numpy),
+    return view(numpy, bool=bool, complex=complex, product=numpy.prod,
+                distutils=_distutils(numpy),
                 linalg=view(numpy.linalg, linalg=numpy.linalg),
                 **{name: make(numpy) for name, make in _REMOVED.items()
                    if not hasattr(numpy, name)})
@@ -38,7 +39,6 @@ _REMOVED = {
     # In the place of an axis, it means all axes. It is NPY_RAVEL_AXIS in C.
     "MAXDIMS": lambda numpy: int(numpy.iinfo(numpy.intc).min),
     "cast": _Casts,
-    "product": lambda numpy: numpy.prod,
     "sctype2char": lambda numpy: lambda dtype: numpy.dtype(dtype).char,
 }
 

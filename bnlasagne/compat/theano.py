@@ -19,7 +19,6 @@ __all__ = [
     "link_without_libpython",
     "max_pool_2d",
     "own_compile_directory",
-    "pkg_resources_for_theano",
     "provide_downsample",
     "without_blas_warning",
     "words_for_a_missing_header",
@@ -109,15 +108,6 @@ def without_blas_warning():
         yield
     finally:
         logger.removeFilter(is_other)
-
-
-def pkg_resources_for_theano():
-    """Return what Theano uses of `pkg_resources`: an error that it expects.
-
-    Setuptools has no such module from 82 on, and warns of it from 80.9 on.
-    `theano.gpuarray` imports it, which `theano.scan` imports.
-    """
-    return types.SimpleNamespace(DistributionNotFound=ImportError)
 
 
 def provide_downsample(theano):
