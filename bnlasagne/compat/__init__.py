@@ -20,11 +20,11 @@ from .lasagne import (
     hand_flags_into_loops,
     ignore_image_shape_warning,
 )
-from .mpi4py import hidden_mpi4py, launched_rank
+from .mpi4py import launched_rank, mpi4py_for_theano
 from .numpy import numpy_for_theano
 from .numpy_c_api import speak_numpy_2
 from .python import distutils_for_theano, imp_for_theano, name_pickled_arrays
-from .scipy import without_scipy_signal, without_scipy_stats
+from .scipy import scipy_for_theano
 from .setuptools import pkg_resources
 from .theano import (
     forget_failed_import,
@@ -55,10 +55,6 @@ _DURING = {
         own_compile_directory,
         words_for_a_missing_header,
     ],
-    "theano.scalar.basic_scipy": [without_scipy_stats],
-    "theano.tensor.io": [hidden_mpi4py],
-    "theano.tensor.nnet.abstract_conv": [without_scipy_signal],
-    "theano.tensor.nnet.conv": [without_scipy_signal],
     "theano.tensor.blas_headers": [without_blas_warning],
     "lasagne": [explained],
 }
@@ -94,8 +90,10 @@ _INSTEAD = {
     "theano": {
         "distutils": distutils_for_theano,
         "imp": imp_for_theano,
+        "mpi4py": mpi4py_for_theano,
         "numpy": numpy_for_theano,
         "pkg_resources": pkg_resources,
+        "scipy": scipy_for_theano,
     },
     "lasagne": {"pkg_resources": pkg_resources},
 }

@@ -1,11 +1,10 @@
 """Keep Theano from starting MPI in programs that do not want it."""
 
-import contextlib
 import importlib
 import os
 import sys
 
-__all__ = ["hidden_mpi4py", "launched_rank"]
+__all__ = ["launched_rank", "mpi4py_for_theano"]
 
 # How launchers of MPI programs tell a process its rank: MPICH and those that
 # go back to it, Open MPI, and all that follow PMIx.
@@ -17,25 +16,16 @@ def launched_rank():
     return next(filter(None, map(os.environ.get, _RANKS)), "")
 
 
-@contextlib.contextmanager
-def hidden_mpi4py():
-    """Have Theano's import of mpi4py fail as if there were none.
+def mpi4py_for_theano():
+    """Return mpi4py, or have Theano's import of it fail as if there were none.
 
     Importing ``mpi4py.MPI`` starts MPI, may hang, or raises errors that Theano
     does not expect. Only programs that ``mpiexec`` started, or that imported
     it before, want it.
     """
     if "mpi4py.MPI" in sys.modules or (launched_rank() and _can_start_mpi()):
-        yield
-        return
-    # The package itself may fail, too.
-    name = "mpi4py.MPI" if "mpi4py" in sys.modules else "mpi4py"
-    sys.modules[name] = None
-    try:
-        yield
-    finally:
-        # Whoever asks for it gets mpi4py, or its own error.
-        sys.modules.pop(name, None)
+        return importlib.import_module("mpi4py")
+    raise ImportError("mpiexec did not start this program.", name="mpi4py")
 
 
 def _can_start_mpi():

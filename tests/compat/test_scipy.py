@@ -42,14 +42,27 @@ print(before == (sys.modules['scipy.stats'], sys.modules['scipy.signal']))
     assert out == "True\n"
 
 
-def test_nothing_changes_for_theano():
-    code = """
-import theano.tensor.nnet.conv as conv
-import theano.tensor.nnet.abstract_conv as abstract_conv
-import theano.scalar.basic_scipy as scipys
-print(*[getattr(module, name, None) for module in (conv, abstract_conv, scipys)
-        for name in ('imported_scipy_signal', 'imported_scipy_special')])
-"""
-    off = "without_scipy_stats,without_scipy_signal"
-    out = run(code + f"print({PARTS})", BNLASAGNE_NO_REPAIR=off)
-    assert out == run(code) + "[True, True]\n"
+@pytest.mark.parametrize("mode", ["valid", "full"])
+def test_convolution_without_a_compiler(mode):
+    out = run(f"""
+import numpy as np
+import theano.tensor as T
+print({PARTS})
+rng = np.random.RandomState(0)
+x, w = rng.normal(size=(2, 3, 5, 6)), rng.normal(size=(4, 3, 3, 2))
+X, W = T.tensor4(), T.tensor4()
+got = T.nnet.conv2d(X, W, border_mode='{mode}').eval({{X: x, W: w}})
+edge = (2, 1) if '{mode}' == 'full' else (0, 0)
+padded = np.pad(x, [(0, 0), (0, 0)] + [(pad, pad) for pad in edge])
+want = sum(np.einsum('nchw,oc->nohw', padded[:, :, i:i + got.shape[2],
+                                             j:j + got.shape[3]],
+                     w[:, :, 2 - i, 1 - j])
+           for i in range(3) for j in range(2))
+np.testing.assert_allclose(got, want)
+""")
+    assert out == "[False, False]\n"
+
+
+def test_repair_is_switched_off():
+    assert run(f"print({PARTS})",
+               BNLASAGNE_NO_REPAIR="scipy_for_theano") == "[True, True]\n"
