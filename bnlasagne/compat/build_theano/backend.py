@@ -66,9 +66,9 @@ def _run_pip(wheels, *arguments):
 
 
 def _environment():
-    # Those that end so tell a build about its own backend.
+    # Such a variable, of whatever full name, is about this very backend.
     env = {name: value for name, value in os.environ.items()
-           if not name.endswith("_BACKEND_PATH")}
+           if "_BACKEND_PATH" not in name}
     env["PYTHONPATH"] = os.pathsep.join(
         filter(None, [str(STAND_INS), env.get("PYTHONPATH")]))
     # Python is not to import what lies in the folder where it starts.
