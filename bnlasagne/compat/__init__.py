@@ -22,7 +22,7 @@ from .lasagne import (
 )
 from .mpi4py import launched_rank, mpi4py_for_theano
 from .numpy import numpy_for_theano
-from .numpy_c_api import speak_numpy_2
+from .numpy_c_api import increment_rows, speak_numpy_2
 from .python import distutils_for_theano, imp_for_theano, name_pickled_arrays
 from .scipy import scipy_for_theano
 from .setuptools import pkg_resources
@@ -81,6 +81,7 @@ _AFTERWARDS = {
     "theano.tensor.extra_ops": [flatten_inverse_of_unique],
     "theano.tensor.nnet.sigm": [take_short_signatures],
     "theano.tensor.raw_random": [copy_random_states],
+    "theano.tensor.subtensor": [increment_rows],
     # Not of the module that causes it: the context above ends later.
     "lasagne": [ignore_image_shape_warning],
     "lasagne.layers.recurrent": [hand_flags_into_loops],
