@@ -35,6 +35,7 @@ from .theano import (
     own_compile_directory,
     provide_downsample,
     without_blas_warning,
+    without_deprecation_warnings,
     words_for_a_missing_header,
 )
 from .theano_cache import keep_ops_without_props, version_code_in_files
@@ -52,6 +53,7 @@ __all__ = ["apply", "launched_rank", "max_pool_2d", "prepare"]
 _DURING = {
     "theano": [
         explained,
+        without_deprecation_warnings,
         own_compile_directory,
         words_for_a_missing_header,
     ],

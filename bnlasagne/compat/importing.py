@@ -6,6 +6,8 @@ import functools
 import importlib
 import sys
 import types
+import warnings
+from importlib.machinery import SourceFileLoader
 
 __all__ = ["repair_on_import", "view"]
 
@@ -94,8 +96,19 @@ class _RepairingLoader:
         with contextlib.ExitStack() as stack:
             for context in self._during:
                 stack.enter_context(context())
-            self._loader.exec_module(module)
+            self._execute(module)
         _repair(module, self._afterwards)
+
+    def _execute(self, module):
+        if type(self._loader) is not SourceFileLoader:
+            self._loader.exec_module(module)
+            return
+        # Python compiles the source, unless somebody did before. It warns of
+        # code that was fine when it was written.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            code = self._loader.get_code(module.__name__)
+        exec(code, vars(module))
 
 
 def _repair(module, repairs):

@@ -16,7 +16,10 @@ def numpy_for_theano():
     """
     # Here, so that the start-up hook does not wait for it.
     numpy = importlib.import_module("numpy")
+    # NumPy 2 warns of the old name.
+    core = "numpy._core" if numpy.__version__ >= "2" else "numpy.core"
     return view(numpy, bool=bool, complex=complex, product=numpy.prod,
+                core=importlib.import_module(core),
                 distutils=_distutils(numpy),
                 linalg=view(numpy.linalg, linalg=numpy.linalg),
                 **{name: make(numpy) for name, make in _REMOVED.items()

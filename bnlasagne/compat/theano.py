@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import types
+import warnings
 
 from .mpi4py import launched_rank
 
@@ -21,6 +22,7 @@ __all__ = [
     "own_compile_directory",
     "provide_downsample",
     "without_blas_warning",
+    "without_deprecation_warnings",
     "words_for_a_missing_header",
 ]
 
@@ -94,6 +96,16 @@ def _is_format_set():
                 if re.search(r"^\s*compiledir_format\b", file.read(), re.M):
                     return True
     return False
+
+
+@contextlib.contextmanager
+def without_deprecation_warnings():
+    """Keep to itself what Theano and Lasagne use that is deprecated."""
+    for package in ("theano", "lasagne"):
+        for category in (DeprecationWarning, PendingDeprecationWarning):
+            warnings.filterwarnings(
+                "ignore", category=category, module=package + r"(\.|$)")
+    yield
 
 
 @contextlib.contextmanager

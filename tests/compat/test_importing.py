@@ -2,10 +2,12 @@
 
 import importlib
 import types
+import warnings
 
 from bnlasagne.compat.importing import repair_on_import, view
 
 import pytest
+from helpers.programs import ROOT, run_python, succeed
 
 
 @pytest.fixture
@@ -103,3 +105,16 @@ def test_view_adds_names_and_leaves_the_module():
     assert changed.random is numpy.random
     with pytest.raises(AttributeError):
         changed.nothing  # noqa: B018
+
+
+def test_old_code_is_compiled_without_warnings(package):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module = package("got = '\\d' is 'd'", gone=stand_in)
+    assert module.got is False
+
+
+def test_import_of_a_source_without_its_cache_warns_of_nothing(tmp_path):
+    for first in ("bnlasagne", "bnlasagne, theano.gpuarray"):
+        succeed(run_python(f"import {first}", ROOT, PYTHONWARNINGS="error",
+                           PYTHONPYCACHEPREFIX=str(tmp_path)))
