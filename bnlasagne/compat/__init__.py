@@ -21,9 +21,11 @@ from .lasagne import (
     ignore_image_shape_warning,
 )
 from .mpi4py import launched_rank, mpi4py_for_theano
+from .number_types import compare_numbers_in_full, let_integers_wrap
 from .numpy import numpy_for_theano
 from .numpy_c_api import increment_rows, speak_numpy_2
 from .python import distutils_for_theano, imp_for_theano, name_pickled_arrays
+from .random_streams import copy_random_states, mask_in_64_bits
 from .scipy import scipy_for_theano
 from .setuptools import pkg_resources
 from .theano import (
@@ -41,10 +43,8 @@ from .theano import (
 from .theano_cache import keep_ops_without_props, version_code_in_files
 from .theano_numpy import (
     be_dtypes,
-    copy_random_states,
     flatten_inverse_of_unique,
     take_short_signatures,
-    wrap_integers_around,
 )
 from .versions import check, explained
 
@@ -78,8 +78,12 @@ _AFTERWARDS = {
     "theano.gof.op": [version_code_in_files],
     "theano.gof.utils": [be_dtypes],
     "theano.misc.pkl_utils": [name_pickled_arrays],
-    "theano.misc.safe_asarray": [wrap_integers_around],
-    "theano.scalar.basic": [take_short_signatures],
+    "theano.sandbox.rng_mrg": [mask_in_64_bits],
+    "theano.scalar.basic": [
+        compare_numbers_in_full,
+        let_integers_wrap,
+        take_short_signatures,
+    ],
     "theano.tensor.extra_ops": [flatten_inverse_of_unique],
     "theano.tensor.nnet.sigm": [take_short_signatures],
     "theano.tensor.raw_random": [copy_random_states],

@@ -1,11 +1,14 @@
 """Give Theano what NumPy has removed."""
 
+import contextlib
+import functools
 import importlib
+import warnings
 from types import SimpleNamespace
 
 from .importing import view
 
-__all__ = ["numpy_for_theano"]
+__all__ = ["keeps_lowest_bits", "numpy_for_theano"]
 
 
 def numpy_for_theano():
@@ -22,8 +25,43 @@ def numpy_for_theano():
                 core=importlib.import_module(core),
                 distutils=_distutils(numpy),
                 linalg=view(numpy.linalg, linalg=numpy.linalg),
+                array=_wrapping(numpy, numpy.array),
+                asarray=_wrapping(numpy, numpy.asarray),
                 **{name: make(numpy) for name, make in _REMOVED.items()
                    if not hasattr(numpy, name)})
+
+
+def _wrapping(numpy, make):
+    """Let `make` keep the lowest bits of integers that do not fit the type.
+
+    NumPy 2 refuses Python's integers, but converts its own.
+    """
+    if keeps_lowest_bits(numpy):
+        return make
+
+    @functools.wraps(make)
+    def array(value, dtype=None, *arguments, **keywords):
+        if (dtype is not None and numpy.dtype(dtype).kind in "iu"
+                and getattr(value, "dtype", "O") == "O"):
+            with contextlib.suppress(OverflowError):
+                value = numpy.asarray(value, "int64")
+        return make(value, dtype, *arguments, **keywords)
+
+    return array
+
+
+def keeps_lowest_bits(numpy):
+    """Tell whether this is NumPy before 1.24, which has given warnings since.
+
+    Since 2.0, integers that do not fit are errors, and Python's numbers take
+    the type of others in an expression.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            return numpy.int8(300) == 44
+        except (DeprecationWarning, OverflowError):
+            return False
 
 
 class _Casts:

@@ -4,7 +4,6 @@ Each repair first tries whether NumPy still does what the Op expects of it. All
 go with Theano 1.0.5.
 """
 
-import copy
 import functools
 import warnings
 from types import SimpleNamespace
@@ -13,10 +12,8 @@ from .importing import view
 
 __all__ = [
     "be_dtypes",
-    "copy_random_states",
     "flatten_inverse_of_unique",
     "take_short_signatures",
-    "wrap_integers_around",
 ]
 
 
@@ -33,24 +30,6 @@ def be_dtypes(utils):
         except ValueError:
             node_or_type.__numpy_dtype__ = property(
                 lambda self: np.dtype(self.dtype))
-
-
-def wrap_integers_around(safe_asarray):
-    """Wrap integers around that a dtype cannot hold, instead of an error.
-
-    Theano then compares what it got with what it gave, and tells the user or
-    takes a larger dtype.
-    """
-    asarray = safe_asarray._asarray
-
-    @functools.wraps(asarray)
-    def wrapping(a, dtype, order=None):
-        try:
-            return asarray(a, dtype, order)
-        except OverflowError:
-            return asarray(safe_asarray.np.asarray(a), dtype, order)
-
-    safe_asarray._asarray = wrapping
 
 
 def take_short_signatures(module):
@@ -76,17 +55,6 @@ def _with_signature(ufunc):
             options["dtype"] = sig
         return ufunc(*args, **options)
     return call
-
-
-def copy_random_states(raw_random):
-    """Copy the state of a random stream where a random Op asks for it.
-
-    Since NumPy 2, `copy.copy()` gives two generators with one state, and an Op
-    that is not in place changed the state that it was given.
-    """
-    state = raw_random.np.random.RandomState(0)
-    if copy.copy(state)._bit_generator is state._bit_generator:
-        raw_random.copy = copy.deepcopy
 
 
 def flatten_inverse_of_unique(extra_ops):

@@ -9,7 +9,6 @@ import pytest
 import theano
 import theano.tensor as T
 from theano.misc import pkl_utils
-from theano.tensor.shared_randomstreams import RandomStreams
 
 
 # Of NumPy from 1.20 up to 2.3.
@@ -23,14 +22,6 @@ def test_variables_and_types_are_dtypes():
     assert T.ceil_intdiv(T.iscalar(), T.lscalar()).dtype == "int64"
 
 
-def test_integers_wrap_around():
-    x = T.wvector()
-    f = theano.function([theano.In(x, allow_downcast=True)], x)
-    assert f([2 ** 16 + 3, -1]).tolist() == [3, -1]
-    with pytest.raises(TypeError, match="cannot store accurately"):
-        theano.function([x], x)([2 ** 16 + 3])
-
-
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
 @pytest.mark.parametrize("op", [
     theano.scalar.exp, T.nnet.sigm.scalar_softplus])
@@ -42,15 +33,6 @@ def test_small_integers_are_computed_in_float32(op, dtype):
     y = theano.scalar.float32()
     expected = theano.function([y], op(y), mode)(3)
     np.testing.assert_allclose(got, expected, rtol=1e-6)
-
-
-def test_random_op_leaves_its_state_alone():
-    x = RandomStreams(1).uniform((3,))
-    mode = theano.Mode(linker="py", optimizer=None)
-    f = theano.function([], x, mode, no_default_updates=True)
-    np.testing.assert_array_equal(f(), f())
-    g = theano.function([], x, mode)
-    assert (g() != g()).all()
 
 
 def test_inverse_of_unique_is_a_vector():

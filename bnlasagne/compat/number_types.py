@@ -1,0 +1,56 @@
+"""Have Theano type and convert Python's numbers as with NumPy 1."""
+
+import functools
+
+from .numpy import keeps_lowest_bits
+
+__all__ = ["compare_numbers_in_full", "let_integers_wrap"]
+
+
+def compare_numbers_in_full(scalar):
+    """Let Theano take the smallest type that holds a Python number exactly.
+
+    It compares the number to its values in one type after the other. NumPy 2
+    rounds a Python number to the type of what it is compared to, so that 0.1
+    equals its value in float32. This goes with Theano 1.0.5.
+    """
+    caster, np = scalar.NumpyAutocaster, scalar.np
+    call = caster.__call__
+    if keeps_lowest_bits(np):
+        return
+
+    @functools.wraps(call)
+    def call_with_candidates(self, number):
+        if (scalar.config.cast_policy == "custom"
+                and not hasattr(number, "dtype")):
+            self = caster(candidates(np.asarray(number), self.dtypes))
+        return call(self, number)
+
+    def candidates(value, dtypes):
+        # Theano rounds a float to floatX. If no type fits, it takes the last.
+        with np.errstate(all="ignore"):
+            return [dtype for dtype in dtypes if dtype == dtypes[-1]
+                    or dtype == scalar.config.floatX
+                    or value.astype(dtype) == value]
+
+    caster.__call__ = call_with_candidates
+
+
+def let_integers_wrap(scalar):
+    """Let casts to integers keep the lowest bits, in Python as in C.
+
+    An Op without C code gets Python integers, and NumPy 2 refuses those that
+    do not fit the type. This goes with Theano 1.0.5.
+    """
+    cast, np = scalar.Cast, scalar.np
+    impl = cast.impl
+    if keeps_lowest_bits(np):
+        return
+
+    @functools.wraps(impl)
+    def wrapping(self, number):
+        if self.o_type in scalar.integer_types:
+            return np.asarray(number, self.o_type.dtype)[()]
+        return impl(self, number)
+
+    cast.impl = wrapping

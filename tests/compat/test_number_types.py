@@ -1,0 +1,102 @@
+"""The types that Theano gives to numbers, as with NumPy 1.23."""
+
+import bnlasagne  # isort: skip  # noqa: F401  # It repairs the stack.
+
+import warnings
+
+import numpy as np
+import pytest
+import theano
+import theano.tensor as T
+
+INTEGERS = [(1, "int8"), (200, "int16"), (1000, "int16"), (-40000, "int32"),
+            (2**40, "int64"), (2**63, "uint64"), (-2**63, "int64"),
+            (True, "int8")]
+FLOATS = [(0.5, "float32"), (0.1, "float64"), (1e300, "float64"),
+          (16777217.0, "float64"), (float("inf"), "float32"),
+          (float("nan"), "float64")]
+TYPED = [(np.float64(0.5), "float64"), (np.float32(0.1), "float32"),
+         (np.int64(1), "int64"), (np.array(0.5), "float64"),
+         (np.bool_(True), "bool"), (1j, "complex128"), ([1, 2], "int64"),
+         ([1, 2.5], "float64"), ([True], "bool")]
+
+
+@pytest.mark.parametrize("value,dtype", INTEGERS + FLOATS + TYPED)
+def test_types_of_constants_in_float64(value, dtype, float64):
+    constant = T.constant(value)
+    assert constant.dtype == dtype
+    np.testing.assert_array_equal(constant.data, value)
+
+
+@pytest.mark.parametrize("value,dtype", INTEGERS + TYPED + [
+    (value, "float32") for value, _ in FLOATS if value != 1e300])
+def test_types_of_constants_in_float32(value, dtype):
+    with theano.configparser.change_flags(floatX="float32"):
+        assert T.constant(value).dtype == dtype
+
+
+@pytest.mark.parametrize("floatX", ["float32", "float64"])
+def test_types_by_the_other_policy(floatX):
+    with theano.configparser.change_flags(
+            floatX=floatX, cast_policy="numpy+floatX"):
+        assert T.constant(1).dtype == "int64"
+        assert T.constant(2**63).dtype == "uint64"
+        assert T.constant(0.5).dtype == floatX
+        assert T.constant(0.1).dtype == floatX
+        assert T.constant(np.float64(0.1)).dtype == "float64"
+        with pytest.raises(TypeError):
+            T.constant(2**64)
+
+
+def test_a_number_that_fits_no_type(float64):
+    with pytest.raises(OverflowError):
+        T.constant(2**64)
+
+
+def test_types_that_are_given(float64):
+    with theano.scalar.autocast_float_as("float32"):
+        assert T.constant(0.1).dtype == "float32"
+    with theano.scalar.autocast_float_as("float64"):
+        assert T.constant(0.5).dtype == "float64"
+    assert T.constant(0.5).dtype == "float32"
+
+
+def test_types_of_expressions(float64):
+    assert (T.fvector() * 0.1).dtype == "float64"
+    assert (T.fvector() * 0.5).dtype == "float32"
+    assert (T.bvector() + 200).dtype == "int16"
+    assert (T.bvector() + 2**40).dtype == "int64"
+
+
+def test_no_warning_of_a_number(float64):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert T.constant(1000).dtype == "int16"
+        assert T.constant(1e300).dtype == "float64"
+
+
+@pytest.mark.parametrize("value,dtype,expected", [
+    (300, "int8", 44), (-1, "uint8", 255), (2**40 + 5, "int32", 5),
+    (-1, "uint64", 2**64 - 1), ([300, -1], "int8", [44, -1])])
+def test_integers_keep_their_lowest_bits(value, dtype, expected, mode):
+    assert theano._asarray(value, dtype).tolist() == expected
+    assert T.constant(value, dtype=dtype).data.tolist() == expected
+    x = T.lvector()
+    got = theano.function([x], T.cast(x, dtype), mode=mode)(
+        np.atleast_1d(value))
+    assert got.dtype == dtype
+    assert got.tolist() == np.atleast_1d(expected).tolist()
+
+
+def test_integers_wrap_around_in_inputs():
+    x = T.wvector()
+    f = theano.function([theano.In(x, allow_downcast=True)], x)
+    assert f([2 ** 16 + 3, -1]).tolist() == [3, -1]
+    with pytest.raises(TypeError, match="cannot store accurately"):
+        theano.function([x], x)([2 ** 16 + 3])
+
+
+def test_what_no_integer_type_holds():
+    with pytest.raises(OverflowError):
+        theano._asarray(2**64, "int64")
+    assert theano._asarray(2**64, "float64") == 2.0**64
