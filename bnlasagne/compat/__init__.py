@@ -21,7 +21,11 @@ from .lasagne import (
     ignore_image_shape_warning,
 )
 from .mpi4py import launched_rank, mpi4py_for_theano
-from .number_types import compare_numbers_in_full, let_integers_wrap
+from .number_types import (
+    compare_numbers_in_full,
+    divide_in_full,
+    let_integers_wrap,
+)
 from .numpy import numpy_for_theano
 from .numpy_c_api import increment_rows, speak_numpy_2
 from .python import distutils_for_theano, imp_for_theano, name_pickled_arrays
@@ -81,6 +85,7 @@ _AFTERWARDS = {
     "theano.sandbox.rng_mrg": [mask_in_64_bits],
     "theano.scalar.basic": [
         compare_numbers_in_full,
+        divide_in_full,
         let_integers_wrap,
         take_short_signatures,
     ],

@@ -4,7 +4,11 @@ import functools
 
 from .numpy import keeps_lowest_bits
 
-__all__ = ["compare_numbers_in_full", "let_integers_wrap"]
+__all__ = [
+    "compare_numbers_in_full",
+    "divide_in_full",
+    "let_integers_wrap",
+]
 
 
 def compare_numbers_in_full(scalar):
@@ -34,6 +38,24 @@ def compare_numbers_in_full(scalar):
                     or value.astype(dtype) == value]
 
     caster.__call__ = call_with_candidates
+
+
+def divide_in_full(scalar):
+    """Let `inv` divide in double precision, in Python as in C.
+
+    It divides a one of NumPy's float32 by the number that it gets. NumPy 2
+    gives the quotient this type if the number is one of Python's.
+    """
+    inv, np = scalar.Inv, scalar.np
+    impl = inv.impl
+    if (np.float32(1.0) / 3.0).dtype == "float64":
+        return
+
+    @functools.wraps(impl)
+    def impl_in_full(self, number):
+        return impl(self, np.asarray(number)[()])
+
+    inv.impl = impl_in_full
 
 
 def let_integers_wrap(scalar):

@@ -41,10 +41,11 @@ def _wrapping(numpy, make):
 
     @functools.wraps(make)
     def array(value, dtype=None, *arguments, **keywords):
-        if (dtype is not None and numpy.dtype(dtype).kind in "iu"
-                and getattr(value, "dtype", "O") == "O"):
-            with contextlib.suppress(OverflowError):
-                value = numpy.asarray(value, "int64")
+        kind = "" if dtype is None else numpy.dtype(dtype).kind
+        if kind in ("i", "u") and getattr(value, "dtype", "O") == "O":
+            for wide in {"i": ["int64"], "u": ["int64", "uint64"]}[kind]:
+                with contextlib.suppress(OverflowError):
+                    value = numpy.asarray(value, wide)
         return make(value, dtype, *arguments, **keywords)
 
     return array

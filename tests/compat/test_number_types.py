@@ -88,6 +88,24 @@ def test_integers_keep_their_lowest_bits(value, dtype, expected, mode):
     assert got.tolist() == np.atleast_1d(expected).tolist()
 
 
+def test_large_integers_keep_their_lowest_bits(mode):
+    x = T.TensorType("uint64", [False])()
+    got = theano.function([x], T.cast(x, "uint32"), mode=mode)(
+        np.array([2**63 + 7], "uint64"))
+    assert got.dtype == "uint32"
+    assert got.tolist() == [7]
+
+
+@pytest.mark.parametrize("dtype", ["int32", "float32", "float64"])
+def test_one_divided_by_a_number(dtype, mode):
+    x = T.vector(dtype=dtype)
+    values = np.array([3, 7, 70001], dtype)
+    got = theano.function([x], T.inv(x), mode)(values)
+    exact = 1.0 / values
+    assert got.dtype == exact.dtype
+    np.testing.assert_array_equal(got, exact)
+
+
 def test_integers_wrap_around_in_inputs():
     x = T.wvector()
     f = theano.function([theano.In(x, allow_downcast=True)], x)
