@@ -1,6 +1,8 @@
 """Package metadata; `pip install .` installs everything that is needed."""
 
+import io
 import re
+from functools import partial
 from pathlib import Path
 
 from setuptools import Distribution, find_packages, setup
@@ -27,8 +29,21 @@ def version():
 HOOK = "start_bnlasagne.pth"
 
 
+def write_dynamic(write_pkg_file, file):
+    """Name a field as uv does, for which others are not dynamic."""
+    text = io.StringIO()
+    write_pkg_file(text)
+    file.write(text.getvalue().replace(
+        "\nDynamic: requires-dist\n", "\nDynamic: Requires-Dist\n"))
+
+
 class DistributionWithHook(Distribution):
-    """Has the command install_data run."""
+    """Has the command install_data run, and uv ask for the requirements."""
+
+    def __init__(self, attrs=None):
+        super().__init__(attrs)
+        self.metadata.write_pkg_file = partial(
+            write_dynamic, self.metadata.write_pkg_file)
 
     def has_data_files(self):
         return True

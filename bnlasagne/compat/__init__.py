@@ -30,11 +30,11 @@ from .numpy import numpy_for_theano
 from .numpy_c_api import increment_rows, speak_numpy_2
 from .python import distutils_for_theano, imp_for_theano, name_pickled_arrays
 from .random_streams import copy_random_states, mask_in_64_bits
+from .scan import compile_scan_extension
 from .scipy import scipy_for_theano
 from .setuptools import pkg_resources
 from .theano import (
     forget_failed_import,
-    give_up_scan_extension,
     let_clang_compile,
     link_without_libpython,
     max_pool_2d,
@@ -61,13 +61,13 @@ _DURING = {
         own_compile_directory,
         words_for_a_missing_header,
     ],
+    "theano.scan_module.scan_perform_ext": [compile_scan_extension],
     "theano.tensor.blas_headers": [without_blas_warning],
     "lasagne": [explained],
 }
 _AFTERWARDS = {
     "theano": [
         provide_downsample,
-        give_up_scan_extension,
         raise_malloc_thresholds,
     ],
     "theano.gof.cc": [keep_ops_without_props],

@@ -15,7 +15,6 @@ from .mpi4py import launched_rank
 
 __all__ = [
     "forget_failed_import",
-    "give_up_scan_extension",
     "let_clang_compile",
     "link_without_libpython",
     "max_pool_2d",
@@ -150,17 +149,6 @@ def max_pool_2d(input, ds, ignore_border=None, st=None, padding=(0, 0),
 
     return pool.pool_2d(input, ws=ds, ignore_border=ignore_border, stride=st,
                         pad=padding, mode=mode)
-
-
-def give_up_scan_extension(theano):
-    """Let theano.scan fall back on Python where its C code cannot compile.
-
-    Python 3.11 has no ``longintrepr.h``, which it includes. Theano falls back
-    by itself if the extension cannot be imported, but not if the compiler
-    fails on it.
-    """
-    if sys.version_info >= (3, 11):
-        sys.modules.setdefault("theano.scan_module.scan_perform_ext", None)
 
 
 def let_clang_compile(cmodule):

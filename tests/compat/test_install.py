@@ -238,6 +238,22 @@ def test_wheel_names_no_folder(tmp_path, clone, kind):
             if "__pycache__" not in name] == before
 
 
+@builds
+def test_sdist_has_all_that_builds_and_says_what_is_dynamic(tmp_path, clone):
+    path = call_hook("build_sdist", tmp_path, clone)
+    with tarfile.open(str(path)) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+        info = tar.extractfile(tar.getnames()[0] + "/PKG-INFO").read()
+    assert {"pyproject.toml", "build_backend.py", "start_bnlasagne.pth",
+            "bnlasagne/compat/build_theano/backend.py",
+            "bnlasagne/compat/build_theano/pyproject.toml",
+            "bnlasagne/compat/build_theano/stand_ins/configparser.py",
+            } <= names
+    # Otherwise uv takes the requirements from here.
+    assert (b"\nDynamic: Requires-Dist\n" in info
+            or b"\nMetadata-Version: 2.1\n" in b"\n" + info)
+
+
 # ---------------------------------------------------------------------------
 # python -m bnlasagne.compat install
 # ---------------------------------------------------------------------------
