@@ -22,8 +22,10 @@ from .lasagne import (
 )
 from .mpi4py import launched_rank, mpi4py_for_theano
 from .number_types import (
+    add_numbers_in_place,
     compare_numbers_in_full,
     divide_in_full,
+    filter_numbers_in_full,
     let_integers_wrap,
 )
 from .numpy import numpy_for_theano
@@ -86,13 +88,14 @@ _AFTERWARDS = {
     "theano.scalar.basic": [
         compare_numbers_in_full,
         divide_in_full,
+        filter_numbers_in_full,
         let_integers_wrap,
         take_short_signatures,
     ],
     "theano.tensor.extra_ops": [flatten_inverse_of_unique],
     "theano.tensor.nnet.sigm": [take_short_signatures],
     "theano.tensor.raw_random": [copy_random_states],
-    "theano.tensor.subtensor": [increment_rows],
+    "theano.tensor.subtensor": [add_numbers_in_place, increment_rows],
     # Not of the module that causes it: the context above ends later.
     "lasagne": [ignore_image_shape_warning],
     "lasagne.layers.recurrent": [hand_flags_into_loops],

@@ -5,10 +5,39 @@ import functools
 from .numpy import keeps_lowest_bits
 
 __all__ = [
+    "add_numbers_in_place",
     "compare_numbers_in_full",
     "divide_in_full",
+    "filter_numbers_in_full",
     "let_integers_wrap",
 ]
+
+_KINDS = {"b": 0, "u": 1, "i": 1, "f": 2, "c": 3}
+
+
+def add_numbers_in_place(subtensor):
+    """Let `inc_subtensor()` add numbers of wider types, as int16 to uint8.
+
+    NumPy 1 took the type of the array if the number, an array without axes,
+    was no wider in kind. NumPy 2 refuses, or adds float64 to float32 in double
+    precision. This goes with Theano 1.0.5.
+    """
+    op, np = subtensor.IncSubtensor, subtensor.np
+    if np.result_type(np.zeros(1, "f4"), np.zeros((), "f8")) == "f4":
+        return
+    make_node = op.make_node
+
+    @functools.wraps(make_node)
+    def make_node_with_cast(self, x, y, *indices):
+        x, y = map(subtensor.theano.tensor.as_tensor_variable, (x, y))
+        axes = x.ndim - sum(not isinstance(index, slice)
+                            for index in self.idx_list)
+        wider = _KINDS[np.dtype(y.dtype).kind] > _KINDS[np.dtype(x.dtype).kind]
+        if axes and not (y.ndim or wider or self.set_instead_of_inc):
+            y = y.astype(x.dtype)
+        return make_node(self, x, y, *indices)
+
+    op.make_node = make_node_with_cast
 
 
 def compare_numbers_in_full(scalar):
@@ -38,6 +67,27 @@ def compare_numbers_in_full(scalar):
                     or value.astype(dtype) == value]
 
     caster.__call__ = call_with_candidates
+
+
+def filter_numbers_in_full(scalar):
+    """Let scalar types refuse a Python number that they do not hold exactly.
+
+    Like `compare_numbers_in_full`, for the values of scalar variables.
+    """
+    kind, np = scalar.Scalar, scalar.np
+    filter_ = kind.filter
+    if keeps_lowest_bits(np):
+        return
+
+    @functools.wraps(filter_)
+    def filter_typed(self, data, strict=False, allow_downcast=None):
+        rounded = allow_downcast is None and self.dtype == scalar.config.floatX
+        if (isinstance(data, (int, float, complex)) and not strict
+                and not (rounded and type(data) is float)):
+            data = np.asarray(data)[()]
+        return filter_(self, data, strict, allow_downcast)
+
+    kind.filter = filter_typed
 
 
 def divide_in_full(scalar):

@@ -118,3 +118,54 @@ def test_what_no_integer_type_holds():
     with pytest.raises(OverflowError):
         theano._asarray(2**64, "int64")
     assert theano._asarray(2**64, "float64") == 2.0**64
+
+
+@pytest.mark.parametrize("dtype,number,expected", [
+    ("uint8", 200, 203), ("uint8", 1000, 235), ("uint64", np.int64(7), 10),
+    ("int8", 300, 47), ("float32", np.float64(0.1), np.float32(3.1)),
+    ("float32", 0.1, np.float32(3) + np.float32(0.1))])
+def test_a_wider_number_is_added_in_place(dtype, number, expected, mode):
+    x = T.vector(dtype=dtype)
+    f = theano.function([x], T.inc_subtensor(x[1:], number), mode=mode)
+    assert f(np.array([3, 3], dtype)).tolist() == [3, expected]
+    assert f.maker.fgraph.outputs[0].dtype == dtype
+
+
+@pytest.mark.parametrize("dtype,number", [("int32", 0.5), ("float64", 1j)])
+def test_a_number_of_a_wider_kind_is_not_added_in_place(dtype, number, mode):
+    x = T.vector(dtype=dtype)
+    f = theano.function([x], T.inc_subtensor(x[1:], number), mode=mode)
+    with pytest.raises(TypeError):
+        f(np.array([3, 3], dtype))
+
+
+def test_a_wider_number_is_added_in_place_in_c():
+    x = T.vector(dtype="uint8")
+    f = theano.function([x], T.inc_subtensor(x[1:], 200))
+    assert f(np.array([3, 3], "uint8")).tolist() == [3, 203]
+
+
+@pytest.mark.parametrize("dtype,value", [
+    ("float32", 0.1), ("float32", 1e300), ("float16", 2**40), ("int8", 300),
+    ("uint8", -1), ("complex64", 0.1)])
+def test_scalars_refuse_what_they_do_not_hold(dtype, value, float64):
+    kind = theano.scalar.get_scalar_type(dtype)
+    with pytest.raises(TypeError):
+        kind.filter(value)
+    with np.errstate(over="ignore"):
+        expected = np.asarray(value).astype(dtype)
+        assert kind.filter(value, allow_downcast=True) == expected
+
+
+@pytest.mark.parametrize("dtype,value", [
+    ("float32", 0.5), ("float64", 0.1), ("int8", 3), ("uint64", 2**63),
+    ("bool", True)])
+def test_scalars_take_what_they_hold(dtype, value, float64):
+    got = theano.scalar.get_scalar_type(dtype).filter(value)
+    assert got == value
+    assert got.dtype == dtype
+
+
+def test_scalars_round_to_floatX():
+    with theano.configparser.change_flags(floatX="float32"):
+        assert theano.scalar.float32.filter(0.1) == np.float32(0.1)
