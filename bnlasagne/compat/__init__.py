@@ -24,6 +24,7 @@ from .mpi4py import launched_rank, mpi4py_for_theano
 from .number_types import (
     add_numbers_in_place,
     compare_numbers_in_full,
+    count_in_64_bits,
     divide_in_full,
     filter_numbers_in_full,
     let_integers_wrap,
@@ -84,6 +85,7 @@ _AFTERWARDS = {
     "theano.gof.op": [version_code_in_files],
     "theano.gof.utils": [be_dtypes],
     "theano.misc.pkl_utils": [name_pickled_arrays],
+    "theano.sandbox.multinomial": [count_in_64_bits],
     "theano.sandbox.rng_mrg": [mask_in_64_bits],
     "theano.scalar.basic": [
         compare_numbers_in_full,
@@ -92,9 +94,9 @@ _AFTERWARDS = {
         let_integers_wrap,
         take_short_signatures,
     ],
-    "theano.tensor.extra_ops": [flatten_inverse_of_unique],
+    "theano.tensor.extra_ops": [count_in_64_bits, flatten_inverse_of_unique],
     "theano.tensor.nnet.sigm": [take_short_signatures],
-    "theano.tensor.raw_random": [copy_random_states],
+    "theano.tensor.raw_random": [copy_random_states, count_in_64_bits],
     "theano.tensor.subtensor": [add_numbers_in_place, increment_rows],
     # Not of the module that causes it: the context above ends later.
     "lasagne": [ignore_image_shape_warning],

@@ -7,6 +7,7 @@ from .numpy import keeps_lowest_bits
 __all__ = [
     "add_numbers_in_place",
     "compare_numbers_in_full",
+    "count_in_64_bits",
     "divide_in_full",
     "filter_numbers_in_full",
     "let_integers_wrap",
@@ -88,6 +89,53 @@ def filter_numbers_in_full(scalar):
         return filter_(self, data, strict, allow_downcast)
 
     kind.filter = filter_typed
+
+
+# The Ops without C code that calculate with an input and a number of Python's,
+# and what one of them calls.
+_COUNTING = ("FillDiagonalOffset", "MultinomialFromUniform",
+             "ChoiceFromUniform", "random_integers_helper")
+
+
+def count_in_64_bits(module):
+    """Give the integers that some Ops count with to them in 64 bits.
+
+    Theano's constants have small types: 127 is an int8. NumPy 1 computed
+    127 + 1 and 127 * 200 in 64 bits, NumPy 2 does in 8. This goes with Theano
+    1.0.5.
+    """
+    np = module.np
+    if (np.int8(1) + 1).dtype == "int64":
+        return
+    for name in set(_COUNTING) & set(vars(module)):
+        counting = getattr(module, name)
+        if isinstance(counting, type):
+            counting.perform = _perform_in_64_bits(counting.perform)
+        else:
+            setattr(module, name, _in_64_bits(counting))
+
+
+def _perform_in_64_bits(perform):
+    @functools.wraps(perform)
+    def perform_in_64_bits(self, node, inputs, outputs):
+        # An array is not to change its type.
+        return perform(self, node, [
+            value if value.ndim else _widened(value) for value in inputs
+        ], outputs)
+    return perform_in_64_bits
+
+
+def _in_64_bits(function):
+    @functools.wraps(function)
+    def function_in_64_bits(random_state, low, high, size):
+        return function(random_state, _widened(low), _widened(high), size)
+    return function_in_64_bits
+
+
+def _widened(value):
+    dtype = value.dtype
+    small = dtype.kind in "iu" and dtype.itemsize < 8
+    return value.astype("int64") if small else value
 
 
 def divide_in_full(scalar):

@@ -8,6 +8,11 @@ import numpy as np
 import pytest
 import theano
 import theano.tensor as T
+from theano.sandbox.multinomial import (
+    ChoiceFromUniform,
+    MultinomialFromUniform,
+)
+from theano.tensor.shared_randomstreams import RandomStreams
 
 INTEGERS = [(1, "int8"), (200, "int16"), (1000, "int16"), (-40000, "int32"),
             (2**40, "int64"), (2**63, "uint64"), (-2**63, "int64"),
@@ -104,6 +109,40 @@ def test_one_divided_by_a_number(dtype, mode):
     exact = 1.0 / values
     assert got.dtype == exact.dtype
     np.testing.assert_array_equal(got, exact)
+
+
+def test_a_range_up_to_the_largest_of_a_small_type():
+    stream = RandomStreams(1)
+    draw = theano.function([], [
+        stream.random_integers((50,), 126, 127),
+        stream.random_integers((50,), [-3], T.constant([255], dtype="uint8")),
+        stream.random_integers((50,), 32767, 32767)])
+    small, wide, largest = draw()
+    assert set(small) == {126, 127}
+    assert -3 <= wide.min() < 60 < 190 < wide.max() <= 255
+    assert set(largest) == {32767}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("offset", [-3, 3])
+def test_the_diagonal_of_a_large_matrix(offset, dtype):
+    x = T.matrix(dtype=dtype)
+    filled = theano.function([x], T.extra_ops.fill_diagonal_offset(
+        x, np.array(5, dtype), offset))
+    got = filled(np.zeros((400, 200), dtype))
+    assert got.dtype == dtype
+    np.testing.assert_array_equal(got, 5 * np.eye(400, 200, offset))
+
+
+@pytest.mark.parametrize("draw", [
+    MultinomialFromUniform("auto"), ChoiceFromUniform(odtype="auto")])
+def test_drawing_for_many_rows(draw, mode):
+    rows = T.fmatrix()
+    f = theano.function([rows], draw(rows, T.ones_like(rows[:, 0]) / 2, 1),
+                        mode)
+    got = f(np.tile(np.array([0, 0, 1], "float32"), (200, 1)))
+    assert got.shape[0] == 200
+    assert (got.argmax(1) == 2).all() or (got == 2).all()
 
 
 def test_integers_wrap_around_in_inputs():
