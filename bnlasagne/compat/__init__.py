@@ -51,6 +51,7 @@ from .theano_cache import keep_ops_without_props, version_code_in_files
 from .theano_numpy import (
     be_dtypes,
     flatten_inverse_of_unique,
+    index_by_lists,
     take_short_signatures,
 )
 from .versions import check, explained
@@ -97,6 +98,7 @@ _AFTERWARDS = {
     "theano.tensor.extra_ops": [count_in_64_bits, flatten_inverse_of_unique],
     "theano.tensor.nnet.sigm": [take_short_signatures],
     "theano.tensor.raw_random": [copy_random_states, count_in_64_bits],
+    "theano.tensor.sort": [index_by_lists],
     "theano.tensor.subtensor": [add_numbers_in_place, increment_rows],
     # Not of the module that causes it: the context above ends later.
     "lasagne": [ignore_image_shape_warning],

@@ -13,6 +13,7 @@ from .importing import view
 __all__ = [
     "be_dtypes",
     "flatten_inverse_of_unique",
+    "index_by_lists",
     "take_short_signatures",
 ]
 
@@ -74,3 +75,32 @@ def flatten_inverse_of_unique(extra_ops):
             output[0] = output[0].ravel()
 
     op.perform = flat
+
+
+def index_by_lists(sort):
+    """Let `topk` index what NumPy has partitioned by a list of slices.
+
+    NumPy 1.23 takes a tuple only, earlier ones warn.
+    """
+    np = sort.np
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            np.zeros(1)[[slice(None)]]
+            return
+        except (FutureWarning, IndexError):
+            pass
+
+    class Partitioned(np.ndarray):
+        """Takes the list, and gives an ordinary array."""
+
+        def __getitem__(self, slices):
+            return self.view(np.ndarray)[tuple(slices)]
+
+    def partitioned(function):
+        return functools.wraps(function)(
+            lambda *arguments, **keywords: function(
+                *arguments, **keywords).view(Partitioned))
+
+    sort.np = view(np, partition=partitioned(np.partition),
+                   argpartition=partitioned(np.argpartition))

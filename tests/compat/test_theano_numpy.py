@@ -44,6 +44,21 @@ def test_inverse_of_unique_is_a_vector():
         [1, 3], [1, 0], [1, 0, 1], [1, 2]]
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("k", [1, 3, -2])
+def test_the_largest_values(k, axis):
+    x = T.matrix()
+    values = np.random.RandomState(1).permutation(20).reshape(4, 5)
+    outputs = T.topk_and_argtopk(x, k, axis, sorted=False)
+    largest, where = theano.function([x], outputs)(values.astype(x.dtype))
+    in_order = np.sort(values, axis)
+    expected = np.take(in_order, range(-k, 0) if k > 0 else range(-k), axis)
+    assert type(largest) is type(where) is np.ndarray
+    np.testing.assert_array_equal(np.sort(largest, axis), expected)
+    np.testing.assert_array_equal(
+        np.take_along_axis(values, where, axis), largest)
+
+
 def test_arrays_are_dumped_beside_the_pickle():
     file = io.BytesIO()
     pkl_utils.dump([theano.shared(np.arange(3), "x")], file)
