@@ -98,6 +98,7 @@ _AFTERWARDS = {
     "theano.tensor.extra_ops": [count_in_64_bits, flatten_inverse_of_unique],
     "theano.tensor.nnet.sigm": [take_short_signatures],
     "theano.tensor.raw_random": [copy_random_states, count_in_64_bits],
+    "theano.tensor.signal.pool": [index_by_lists],
     "theano.tensor.sort": [index_by_lists],
     "theano.tensor.subtensor": [add_numbers_in_place, increment_rows],
     # Not of the module that causes it: the context above ends later.

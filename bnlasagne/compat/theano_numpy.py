@@ -77,12 +77,12 @@ def flatten_inverse_of_unique(extra_ops):
     op.perform = flat
 
 
-def index_by_lists(sort):
-    """Let `topk` index what NumPy has partitioned by a list of slices.
+def index_by_lists(module):
+    """Let pooling without C code and `topk` index by lists of slices.
 
     NumPy 1.23 takes a tuple only, earlier ones warn.
     """
-    np = sort.np
+    np = module.np
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
@@ -91,16 +91,33 @@ def index_by_lists(sort):
         except (FutureWarning, IndexError):
             pass
 
-    class Partitioned(np.ndarray):
-        """Takes the list, and gives an ordinary array."""
+    class Array(np.ndarray):
+        """Takes such a list for the tuple that it stands for."""
 
-        def __getitem__(self, slices):
-            return self.view(np.ndarray)[tuple(slices)]
+        def __getitem__(self, key):
+            return super().__getitem__(_as_tuple(key))
 
-    def partitioned(function):
-        return functools.wraps(function)(
-            lambda *arguments, **keywords: function(
-                *arguments, **keywords).view(Partitioned))
+        def __setitem__(self, key, value):
+            super().__setitem__(_as_tuple(key), value)
 
-    sort.np = view(np, partition=partitioned(np.partition),
-                   argpartition=partitioned(np.argpartition))
+    # Where the Ops pad an image.
+    module.np = view(np, zeros=lambda *arguments, **keywords: np.zeros(
+        *arguments, **keywords).view(Array))
+    for op in vars(module).values():
+        if isinstance(op, type) and "perform" in vars(op):
+            op.perform = _perform_on(Array, op.perform, np.asarray)
+
+
+def _as_tuple(key):
+    return tuple(key) if isinstance(key, list) else key
+
+
+def _perform_on(array, perform, plain):
+    """Make an Op compute with another kind of array, and give plain ones."""
+    @functools.wraps(perform)
+    def perform_on(self, node, inputs, outputs, *params):
+        perform(self, node, [value.view(array) for value in inputs], outputs,
+                *params)
+        for output in outputs:
+            output[0] = plain(output[0])
+    return perform_on

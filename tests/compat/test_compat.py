@@ -73,7 +73,6 @@ def refusal(folder, code="import bnlasagne"):
 # ---------------------------------------------------------------------------
 
 
-@needs_compiler  # Theano's pooling in Python fails with NumPy 1.23.
 def test_lasagne_pools_as_theano_does_without_warnings():
     # UserWarning is what Theano warns with about the old argument names.
     succeed(

@@ -9,6 +9,7 @@ import pytest
 import theano
 import theano.tensor as T
 from theano.misc import pkl_utils
+from theano.tensor.signal.pool import pool_2d
 
 
 # Of NumPy from 1.20 up to 2.3.
@@ -57,6 +58,36 @@ def test_the_largest_values(k, axis):
     np.testing.assert_array_equal(np.sort(largest, axis), expected)
     np.testing.assert_array_equal(
         np.take_along_axis(values, where, axis), largest)
+
+
+@pytest.mark.parametrize("pad", [0, 1])
+@pytest.mark.parametrize("kind", ["max", "sum", "average_inc_pad"])
+def test_pooling_in_python(kind, pad):
+    x = T.tensor4()
+    mode = theano.Mode(linker="py")
+    pooled = pool_2d(
+        x, (2, 2), ignore_border=True, pad=(pad, pad), mode=kind)
+    weights = np.arange(1.0, pad + 5).astype(x.dtype)[:2 + pad]
+    f = theano.function(
+        [x], [pooled, theano.grad((pooled * weights).sum(), x)], mode)
+    values = np.random.RandomState(1).rand(2, 3, 4, 4).astype(x.dtype)
+    got, gradient = f(values)
+    assert type(got) is type(gradient) is np.ndarray
+    edges = ((0, 0), (0, 0), (pad, pad), (pad, pad))
+    padded = np.pad(values, edges, "constant")
+    n = 2 + pad
+    parts = padded.reshape(2, 3, n, 2, n, 2).transpose(0, 1, 2, 4, 3, 5)
+    parts = parts.reshape(2, 3, n, n, 4)
+    reduce = {"max": np.max, "sum": np.sum, "average_inc_pad": np.mean}[kind]
+    np.testing.assert_allclose(got, reduce(parts, -1), rtol=1e-5)
+    share = {"max": parts == parts.max(-1, keepdims=True),
+             "sum": np.ones(parts.shape),
+             "average_inc_pad": np.full(parts.shape, 0.25)}[kind]
+    expected = (share * weights[:, None]).reshape(2, 3, n, n, 2, 2)
+    expected = expected.transpose(0, 1, 2, 4, 3, 5).reshape(padded.shape)
+    inside = slice(pad, padded.shape[2] - pad)
+    np.testing.assert_allclose(
+        gradient, expected[:, :, inside, inside], rtol=1e-5)
 
 
 def test_arrays_are_dumped_beside_the_pickle():
