@@ -1,55 +1,105 @@
-"""Let the C code of ``theano.scan`` compile on current Pythons."""
+"""Compile the C loop of theano.scan for this Python and NumPy."""
 
 import contextlib
-import re
+import functools
+import importlib
 import sys
+import warnings
 from pathlib import Path
+
+# Not `from . import`: see __init__.py.
+from .kept import answers, digest, keep
 
 __all__ = ["compile_scan_extension"]
 
-_failures = []
+_FILE = "scan"
+# Less of the second saves half of the time that compiling takes.
+_FLAGS = ("-fwrapv", "-fno-strict-aliasing", "-O1", "-g0")
 
 
 @contextlib.contextmanager
 def compile_scan_extension():
-    """Translate the loop that Cython 0.28 wrote as C code, for its compiler.
+    """Have a loop in C for Theano, or an ImportError, so that it uses Python.
 
-    Python 3.11 and NumPy 2 have hidden what it uses of them. Where it cannot
-    be compiled nevertheless, loops run in Python. This goes with Theano 1.0.5.
+    Python 3.11 and NumPy 2 changed what Theano's C code uses. Theano falls
+    back on Python if the extension cannot be imported, but not if the compiler
+    fails on it. This goes with Theano 1.0.5.
     """
-    cmodule = sys.modules["theano.gof.cmodule"]
-    numpy_2 = int(cmodule.numpy.__version__.split(".")[0]) >= 2
-    if sys.version_info < (3, 11) and not numpy_2:
-        yield
-        return
-    if _failures:  # Theano would try again for each loop.
-        raise ImportError(str(_failures[0]))
-    compiler = cmodule.GCC_compiler
-    compile_str = compiler.compile_str
+    cmodule = importlib.import_module("theano.gof.cmodule")
+    numpy = cmodule.numpy.__version__
+    if sys.version_info >= (3, 11) or int(numpy.split(".")[0]) >= 2:
+        with warnings.catch_warnings():
+            # NumPy's types grow, behind what the loop uses of them.
+            warnings.filterwarnings("ignore", r"numpy\.\w+ size changed")
+            loop = cmodule.config.cxx and _loop(cmodule, numpy)
+        if not loop:
+            raise ImportError("theano.scan has no loop in C: Python runs it.")
+        # Theano's module looks here before it compiles.
+        package = sys.modules[loop.__name__.rpartition(".")[0]]
+        package._version = loop.get_version()
+        sys.modules["scan_perform"] = package
+        sys.modules["scan_perform.scan_perform"] = loop
+    yield
 
-    def compile_translation(name, code, *arguments, **keywords):
-        return compile_str(name, _translate(code, numpy_2), *arguments,
-                           **keywords)
 
-    compiler.compile_str = staticmethod(compile_translation)
+@functools.lru_cache(maxsize=None)
+def _loop(cmodule, numpy):
+    """Compile the loop, or load it; return None if that fails.
+
+    A failure is kept, too, so that other processes do not try again.
+    """
+    source = _source()
+    flags = [*_FLAGS, *cmodule.GCC_compiler.compile_args()]
+    key = digest(source, flags, sys.version, numpy, cmodule.config.cxx,
+                 cmodule.GCC_compiler.version_str())
+    if key in answers(_FILE):
+        return None
+    folder = Path(cmodule.config.compiledir, "scan_perform", f"for_{key[:16]}")
     try:
-        yield
-    except ImportError:  # There is no compiler.
-        raise
+        return _loaded(cmodule, folder) or _compiled(
+            cmodule, source, flags, folder)
     except Exception as error:
-        _failures.append(error)
-        raise ImportError(str(error)) from error
+        keep(_FILE, key, str(error)[:300])
+        return None
+
+
+def _source():
+    """Return Theano's C code, after what it needs on this machine."""
+    package = importlib.import_module("theano.scan_module")
+    code = Path(package.__file__).with_name("c_code") / "scan_perform.c"
+    header = Path(__file__).with_name("scan_perform.h")
+    return (f"{header.read_text('utf-8')}#line 1\n"
+            f"{code.read_text('utf-8')}")
+
+
+def _loaded(cmodule, folder):
+    """Load what another process has compiled."""
+    # The file that is written last.
+    if not (folder / "__init__.py").exists():
+        return None
+    name = f"scan_perform.{cmodule.get_lib_extension()}"
+    return cmodule.dlimport(str(folder / name))
+
+
+def _compiled(cmodule, source, flags, folder):
+    """Compile the loop, and load it."""
+    # Theano's function for modules prints what it cannot compile.
+    include = [f"-I{path}" for path in cmodule.std_include_dirs()]
+    done, _, error = cmodule.GCC_compiler.try_compile_tmp(
+        source, tmp_prefix="scan_perform_", comp_args=False, output=True,
+        flags=[*flags, *include, "-fsyntax-only"])
+    if not done:
+        raise ImportError(f"The C++ compiler refuses the loop: {error}")
+    lock = importlib.import_module("theano.gof.compilelock")
+    lock.get_lock()
+    try:
+        # Another process may have compiled it.
+        if not (folder / "__init__.py").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            cmodule.GCC_compiler.compile_str(
+                "scan_perform", source, location=str(folder), preargs=flags,
+                py_module=False, hide_symbols=False)
+            (folder / "__init__.py").touch()
     finally:
-        compiler.compile_str = staticmethod(compile_str)
-
-
-def _translate(code, numpy_2):
-    # The branch for PyPy adds a traceback without fields that are private.
-    code = re.sub(r"#if CYTHON_COMPILING_IN_PYPY(\s+PyObject \*tmp_type,)",
-                  r"#if 1\1", code)
-    if numpy_2:
-        code = re.sub(
-            r"(__pyx_v_\w+)->(subarray|fields|names)\b",
-            lambda match: f"PyDataType_{match[2].upper()}({match[1]})", code)
-    header = Path(__file__).with_name("scan_perform.h").read_text("utf-8")
-    return f"{header}#line 1\n{code}"
+        lock.release_lock()
+    return _loaded(cmodule, folder)
