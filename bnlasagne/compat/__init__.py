@@ -17,6 +17,7 @@ from .compiler import remember_march_flags, remember_trials
 from .glibc import raise_malloc_thresholds
 from .importing import repair_on_import
 from .lasagne import (
+    count_grid_points,
     hand_flags_into_loops,
     ignore_image_shape_warning,
 )
@@ -104,6 +105,7 @@ _AFTERWARDS = {
     # Not of the module that causes it: the context above ends later.
     "lasagne": [ignore_image_shape_warning],
     "lasagne.layers.recurrent": [hand_flags_into_loops],
+    "lasagne.layers.special": [count_grid_points],
 }
 
 _INSTEAD = {

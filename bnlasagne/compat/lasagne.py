@@ -1,13 +1,29 @@
-"""Repair Lasagne 0.1, the release on PyPI."""
+"""Repair Lasagne: 0.1, the release on PyPI, and the later 0.2.dev1."""
 
 import functools
 import warnings
 from types import FunctionType, SimpleNamespace
 
+from .importing import view
+
 __all__ = [
+    "count_grid_points",
     "hand_flags_into_loops",
     "ignore_image_shape_warning",
 ]
+
+
+def count_grid_points(special):
+    """Let `TPSTransformerLayer` give the width of its grid as a float.
+
+    NumPy 1.18 takes integers only. Lasagne 0.1 has neither layer nor module.
+    """
+    np = special.np
+    try:
+        np.linspace(-1, 1, 2.0)
+    except TypeError:
+        special.np = view(np, linspace=lambda start, stop, num: np.linspace(
+            start, stop, int(num)))
 
 
 def ignore_image_shape_warning(lasagne):
