@@ -34,12 +34,14 @@ def build_wheel(wheel_directory, config_settings=None,
         wheels = Path(folder, "wheels")
         lines = Path(folder, "requirements.txt")
         lines.write_text(f"{REQUIREMENT} --hash=sha256:{SHA256}\n")
-        error = _run_pip(wheels, "--no-binary", "Theano", "--require-hashes",
-                         "--requirement", str(lines))
+        process = _run_pip(wheels, "--no-binary", "Theano", "--require-hashes",
+                           "--requirement", str(lines))
         # A folder of the user's may have the wheel instead of the source.
-        if error and _run_pip(wheels, "--no-index", "--only-binary", "Theano",
-                              REQUIREMENT):
-            sys.exit(_words_for(error))
+        if process.returncode and _run_pip(
+                wheels, "--no-index", "--only-binary", "Theano", REQUIREMENT
+                ).returncode:
+            print(process.stdout.rstrip())
+            sys.exit(_words_for(process.stdout))
         wheel, = wheels.glob("*.whl")
         shutil.copy(str(wheel), wheel_directory)
         return wheel.name
@@ -55,14 +57,11 @@ def _pip():
 
 
 def _run_pip(wheels, *arguments):
-    """Have pip make a wheel; return None or what it wrote when it failed."""
-    process = subprocess.run(
+    return subprocess.run(
         [sys.executable, *_pip(), "wheel", "--no-deps", "--no-build-isolation",
          "--wheel-dir", str(wheels), *outer.options(), *arguments],
         cwd=outer.folder(), env=_environment(), stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, encoding="utf-8", errors="replace")
-    print(process.stdout.rstrip())
-    return process.stdout if process.returncode else None
 
 
 def _environment():
@@ -79,8 +78,6 @@ def _environment():
 def _words_for(output):
     errors = re.findall(r"^ *(?:ERROR|error): (.*)", output, re.M)
     return (f"bnlasagne needs {REQUIREMENT}, but pip could not build it from "
-            f"its source: {(errors or ['see above'])[0]}. Where no index can "
-            f"be reached, lay the source, {REQUIREMENT.replace('==', '-')}"
-            ".tar.gz, or a wheel of it in a folder, and set "
-            "PIP_FIND_LINKS=/that/folder (or PIP_INDEX_URL=, to an index that "
-            "has it)")
+            f"its source: {(errors or ['see above'])[0]}. Where pip reaches "
+            "no index, set PIP_FIND_LINKS=/folder/of/Theano-1.0.5.tar.gz, or "
+            "PIP_INDEX_URL=https://an/index/that/has/it")
