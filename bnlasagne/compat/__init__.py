@@ -24,6 +24,7 @@ from .lasagne import (
 from .mpi4py import launched_rank, mpi4py_for_theano
 from .number_types import (
     add_numbers_in_place,
+    cast_numbers_in_place,
     compare_numbers_in_full,
     count_in_64_bits,
     divide_in_full,
@@ -96,6 +97,7 @@ _AFTERWARDS = {
         let_integers_wrap,
         take_short_signatures,
     ],
+    "theano.tensor.elemwise": [cast_numbers_in_place],
     "theano.tensor.extra_ops": [count_in_64_bits, flatten_inverse_of_unique],
     "theano.tensor.nnet.sigm": [take_short_signatures],
     "theano.tensor.raw_random": [copy_random_states, count_in_64_bits],

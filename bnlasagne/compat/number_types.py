@@ -2,10 +2,12 @@
 
 import functools
 
+from .importing import view
 from .numpy import keeps_lowest_bits
 
 __all__ = [
     "add_numbers_in_place",
+    "cast_numbers_in_place",
     "compare_numbers_in_full",
     "count_in_64_bits",
     "divide_in_full",
@@ -39,6 +41,31 @@ def add_numbers_in_place(subtensor):
         return make_node(self, x, y, *indices)
 
     op.make_node = make_node_with_cast
+
+
+def cast_numbers_in_place(elemwise):
+    """Let an Op without C code write integers in place as in a new array.
+
+    It casts arrays of Python numbers, but not the single number that NumPy
+    gives instead of an array without axes. This goes with Theano 1.0.5.
+    """
+    np = elemwise.np
+    if keeps_lowest_bits(np):
+        return
+
+    def frompyfunc(function, nin, nout):
+        ufunc = np.frompyfunc(function, nin, nout)
+
+        def call(*inputs):
+            outputs = ufunc(*inputs)
+            if nout == 1:
+                return np.asarray(outputs, object)
+            return tuple(np.asarray(output, object) for output in outputs)
+
+        call.nout, call.reduce = nout, ufunc.reduce
+        return call
+
+    elemwise.np = view(np, frompyfunc=frompyfunc)
 
 
 def compare_numbers_in_full(scalar):

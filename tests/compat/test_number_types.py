@@ -208,3 +208,63 @@ def test_scalars_take_what_they_hold(dtype, value, float64):
 def test_scalars_round_to_floatX():
     with theano.configparser.change_flags(floatX="float32"):
         assert theano.scalar.float32.filter(0.1) == np.float32(0.1)
+
+
+def test_integers_keep_their_lowest_bits_in_place(mode):
+    x = T.vector(dtype="uint8")
+    f = theano.function([x], T.ptp(x), mode=mode)
+    assert f(np.array([0, 3, 200], "uint8")) == 200
+
+
+@pytest.mark.parametrize("number,dtype,expected", [
+    (5, "int8", 10), (300, "int64", 600), (0.1, "float64", 0.2),
+    (1.5, "float32", 3.0), (np.float32(0.1), "float32", np.float32(0.2))])
+def test_updates_by_numbers(number, dtype, expected, mode, float64):
+    shared = theano.shared(np.zeros((), dtype))
+    step = theano.function([], [], updates={shared: shared + number},
+                           mode=mode)
+    step()
+    step()
+    assert shared.get_value().dtype == dtype
+    assert shared.get_value() == expected
+
+
+@pytest.mark.parametrize("number,dtype", [
+    (5, "uint8"), (300, "int8"), (0.1, "float32"), (1.5, "int8"),
+    (1, "bool"), (np.float64(0.5), "float32")])
+def test_updates_of_wider_types_are_refused(number, dtype, float64):
+    shared = theano.shared(np.zeros((), dtype))
+    with pytest.raises(TypeError, match="update must have the same type"):
+        theano.function([], [], updates={shared: shared + number})
+
+
+@pytest.mark.parametrize("dtype,expected", [
+    ("int8", -32), ("uint8", 224), ("int16", 12000)])
+def test_updates_keep_the_lowest_bits(dtype, expected, mode):
+    shared = theano.shared(np.array(120, dtype))
+    step = theano.function(
+        [], [], updates={shared: T.cast(shared * 10, dtype)}, mode=mode)
+    step()
+    step()
+    assert shared.get_value() == expected
+
+
+@pytest.mark.parametrize("value,dtype", [
+    (5, "int64"), (1.5, "float64"), (True, "bool"),
+    (np.float32(0.1), "float32")])
+def test_types_of_shared_variables(value, dtype):
+    assert theano.shared(value).dtype == dtype
+
+
+@pytest.mark.parametrize("dtype,value,refused", [
+    ("float32", 0.1, True), ("float32", 0.5, False), ("int8", 300, True),
+    ("int64", 1.5, True), ("uint8", -1, True), ("float64", 0.1, False)])
+def test_inputs_that_lose_precision(dtype, value, refused, quick, float64):
+    x = T.scalar(dtype=dtype)
+    if refused:
+        with pytest.raises(TypeError):
+            theano.function([x], x)(value)
+    else:
+        assert theano.function([x], x)(value) == value
+    rounding = theano.function([x], x, allow_input_downcast=True)
+    assert rounding(value) == np.asarray(value).astype(dtype)
