@@ -52,8 +52,10 @@ from .theano import (
 from .theano_cache import keep_ops_without_props, version_code_in_files
 from .theano_numpy import (
     be_dtypes,
+    call_methods_by_new_names,
     flatten_inverse_of_unique,
     index_by_lists,
+    keep_eigenvalues_real,
     take_short_signatures,
 )
 from .versions import check, explained
@@ -76,6 +78,7 @@ _AFTERWARDS = {
         provide_downsample,
         raise_malloc_thresholds,
     ],
+    "theano.compile.debugmode": [call_methods_by_new_names],
     "theano.gof.cc": [keep_ops_without_props],
     "theano.configdefaults": [link_blas_of_scipy],
     "theano.gof.cmodule": [
@@ -88,6 +91,7 @@ _AFTERWARDS = {
     "theano.gof.op": [version_code_in_files],
     "theano.gof.utils": [be_dtypes],
     "theano.misc.pkl_utils": [name_pickled_arrays],
+    "theano.printing": [call_methods_by_new_names],
     "theano.sandbox.multinomial": [count_in_64_bits],
     "theano.sandbox.rng_mrg": [mask_in_64_bits],
     "theano.scalar.basic": [
@@ -99,6 +103,7 @@ _AFTERWARDS = {
     ],
     "theano.tensor.elemwise": [cast_numbers_in_place],
     "theano.tensor.extra_ops": [count_in_64_bits, flatten_inverse_of_unique],
+    "theano.tensor.nlinalg": [keep_eigenvalues_real],
     "theano.tensor.nnet.sigm": [take_short_signatures],
     "theano.tensor.raw_random": [copy_random_states, count_in_64_bits],
     "theano.tensor.signal.pool": [index_by_lists],

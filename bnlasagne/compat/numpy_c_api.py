@@ -27,6 +27,8 @@ def speak_numpy_2(cmodule):
 
     @functools.wraps(compile_str)
     def with_header(module_name, src_code, *arguments, **keywords):
+        # `ConvOp` includes it, and needs nothing of it.
+        src_code = src_code.replace("#include <numpy/noprefix.h>", "")
         return compile_str(module_name, f"{header}#line 1\n{src_code}",
                            *arguments, **keywords)
 

@@ -6,14 +6,16 @@ go with Theano 1.0.5.
 
 import functools
 import warnings
-from types import SimpleNamespace
+from types import CodeType, FunctionType, SimpleNamespace
 
 from .importing import view
 
 __all__ = [
     "be_dtypes",
+    "call_methods_by_new_names",
     "flatten_inverse_of_unique",
     "index_by_lists",
+    "keep_eigenvalues_real",
     "take_short_signatures",
 ]
 
@@ -121,3 +123,48 @@ def _perform_on(array, perform, plain):
         for output in outputs:
             output[0] = plain(output[0])
     return perform_on
+
+
+def keep_eigenvalues_real(nlinalg):
+    """Let `eig` return real numbers where the imaginary parts are zeros.
+
+    NumPy returns complex numbers since 2.5, and warns when Theano casts them.
+    """
+    np, op = nlinalg.np, nlinalg.Eig
+    if np.linalg.eig(np.eye(1))[0].dtype.kind != "c":
+        return
+
+    def eig(matrix):
+        values, vectors = np.linalg.eig(matrix)
+        if matrix.dtype.kind == "c" or values.imag.any():
+            return values, vectors
+        return values.real, vectors.real
+
+    op._numop = staticmethod(eig)
+
+
+def call_methods_by_new_names(module):
+    """Let a module call methods of arrays that NumPy 2 has renamed or removed.
+
+    `itemset` is gone since 2.0, `tostring` since 2.3. Of an array without
+    axes, `fill` sets the one value, too.
+    """
+    names = {old: new for old, new in (
+        ("itemset", "fill"), ("tostring", "tobytes"))
+        if not hasattr(module.np.ndarray, old)}
+    own = [value for value in vars(module).values()
+           if getattr(value, "__module__", None) == module.__name__]
+    methods = [value for part in own if isinstance(part, type)
+               for value in vars(part).values()]
+    for function in own + methods:
+        if names and isinstance(function, FunctionType):
+            function.__code__ = _renamed(function.__code__, names)
+
+
+def _renamed(code, names):
+    """Return a function's code, and the code of those in it, with new names.
+    """
+    return code.replace(
+        co_names=tuple(names.get(name, name) for name in code.co_names),
+        co_consts=tuple(_renamed(value, names) if isinstance(value, CodeType)
+                        else value for value in code.co_consts))

@@ -97,3 +97,30 @@ def test_arrays_are_dumped_beside_the_pickle():
     assert np.load(file)["x"].tolist() == [0, 1, 2]
     loaded, = pkl_utils.load(file)
     assert loaded.get_value().tolist() == [0, 1, 2]
+
+
+@pytest.mark.filterwarnings("error::numpy.exceptions.ComplexWarning"
+                            if hasattr(np, "exceptions") else "error")
+def test_real_eigenvalues_stay_real(rng):
+    x = T.dmatrix()
+    values = rng.normal(size=(3, 3))
+    values = values.dot(values.T)
+    eig = theano.function([x], T.nlinalg.eig(x), theano.Mode("py", None))
+    for got, expected in zip(eig(values), np.linalg.eig(values)):
+        assert got.dtype == "float64"
+        np.testing.assert_array_equal(got, expected.real)
+
+
+def test_debug_mode_changes_a_value_without_axes():
+    total, x = theano.shared(np.asarray(1.)), T.dscalar()
+    add = theano.function([x], total * x, updates=[(total, total + x)],
+                          mode=theano.compile.DebugMode(check_c_code=False))
+    assert [float(add(value)) for value in (2., 3.)] == [2., 9.]
+    assert total.get_value() == 6
+
+
+@pytest.mark.filterwarnings("ignore:tostring")  # With NumPy before 2.3.
+def test_digests_of_arrays():
+    digest = theano.printing.hex_digest
+    assert digest(np.ones((2, 3))) == digest(np.ones((2, 3)))
+    assert digest(np.ones((2, 3))) != digest(np.zeros((2, 3)))
