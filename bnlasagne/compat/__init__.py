@@ -56,6 +56,7 @@ from .theano_numpy import (
     flatten_inverse_of_unique,
     index_by_lists,
     keep_eigenvalues_real,
+    partition_by_indices,
     take_short_signatures,
 )
 from .versions import check, explained
@@ -107,7 +108,7 @@ _AFTERWARDS = {
     "theano.tensor.nnet.sigm": [take_short_signatures],
     "theano.tensor.raw_random": [copy_random_states, count_in_64_bits],
     "theano.tensor.signal.pool": [index_by_lists],
-    "theano.tensor.sort": [index_by_lists],
+    "theano.tensor.sort": [index_by_lists, partition_by_indices],
     "theano.tensor.subtensor": [add_numbers_in_place, increment_rows],
     # Not of the module that causes it: the context above ends later.
     "lasagne": [ignore_image_shape_warning],

@@ -15,6 +15,7 @@ __all__ = [
     "call_methods_by_new_names",
     "flatten_inverse_of_unique",
     "index_by_lists",
+    "partition_by_indices",
     "keep_eigenvalues_real",
     "take_short_signatures",
 ]
@@ -168,3 +169,19 @@ def _renamed(code, names):
         co_names=tuple(names.get(name, name) for name in code.co_names),
         co_consts=tuple(_renamed(value, names) if isinstance(value, CodeType)
                         else value for value in code.co_consts))
+
+
+def partition_by_indices(sort):
+    """Have `topk` give values in the order in which `argtopk` gives indices.
+
+    The gradient of `topk` takes both orders for the same. Since 1.25, NumPy
+    partitions values and indices by two algorithms where the processor has
+    AVX-512; with older versions, this changes nothing.
+    """
+    np = sort.np
+
+    def partition(values, kth, axis):
+        return np.take_along_axis(
+            values, np.argpartition(values, kth, axis), axis)
+
+    sort.np = view(np, partition=partition)

@@ -60,6 +60,15 @@ def test_the_largest_values(k, axis):
         np.take_along_axis(values, where, axis), largest)
 
 
+def test_values_and_indices_are_in_one_order():
+    x = T.vector()
+    values = np.random.RandomState(1).rand(257).astype(x.dtype)
+    # Apart: one Op that gives both takes the values by the indices.
+    f = theano.function([x], T.topk(x, 129, sorted=False))
+    g = theano.function([x], T.argtopk(x, 129, sorted=False))
+    np.testing.assert_array_equal(f(values), values[g(values)])
+
+
 @pytest.mark.parametrize("pad", [0, 1])
 @pytest.mark.parametrize("kind", ["max", "sum", "average_inc_pad"])
 def test_pooling_in_python(kind, pad):
