@@ -1,6 +1,8 @@
 """The whole networks of the benchmarks, and how cost grows."""
 
 import importlib
+import re
+import sys
 from pathlib import Path
 
 import lasagne
@@ -160,3 +162,23 @@ def test_libraries_take_turns(bench, monkeypatch, capsys):
     with theano.configparser.change_flags(**{"blas.ldflags": ""}), \
             pytest.raises(SystemExit, match="no BLAS"):
         blas.main([])
+
+
+def test_loops_take_turns(bench, monkeypatch, capsys):
+    loops = bench("loops")
+    monkeypatch.setattr(loops, "CALLS", 3)
+    ways = []
+
+    def compiled():
+        way = sys.modules.get(loops.EXTENSION, "C") or "Python"
+        return lambda: ways.append(way)
+
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, loops.EXTENSION, "C")
+        patch.setattr(loops.scan_module, "scan_perform_ext", "C",
+                      raising=False)
+        loops._compare("a sum", compiled)
+        assert loops.scan_module.scan_perform_ext == "C"
+    assert ways[2:] == ["C", "Python"] * 3
+    assert re.search("a sum: .* ms in C, .* ms in Python: .* times",
+                     capsys.readouterr().out)
