@@ -135,5 +135,8 @@ def _import_instead(table):
 
 def _part(module, name):
     if not hasattr(module, name):
-        importlib.import_module(f"{module.__name__}.{name}")
+        # NumPy 1.17 warns of one that Theano imports.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module(f"{module.__name__}.{name}")
     return getattr(module, name)

@@ -7,6 +7,7 @@ import warnings
 from bnlasagne.compat.importing import repair_on_import, view
 
 import pytest
+from helpers.common import needs_compiler
 from helpers.programs import ROOT, run_python, succeed
 
 
@@ -114,6 +115,7 @@ def test_old_code_is_compiled_without_warnings(package):
     assert module.got is False
 
 
+@needs_compiler  # Theano warns that there is none.
 def test_import_of_a_source_without_its_cache_warns_of_nothing(tmp_path):
     for first in ("bnlasagne", "bnlasagne, theano.gpuarray"):
         succeed(run_python(f"import {first}", ROOT, PYTHONWARNINGS="error",
