@@ -443,7 +443,7 @@ def test_links_without_the_library_of_python(tmp_path):
     # As a Python that was built without, or moved after it was built.
     out = succeed(run_python(
         """
-from distutils import sysconfig
+import sysconfig
 sysconfig.get_config_vars().update(
     LDLIBRARY='libpython9.9.so', LIBDIR='/nowhere')
 import bnlasagne.compat
@@ -453,7 +453,8 @@ source = '''
 static PyModuleDef module = {PyModuleDef_HEAD_INIT, "tiny", NULL, -1, NULL};
 PyMODINIT_FUNC PyInit_tiny(void) { return PyModule_Create(&module); }
 '''
-module = GCC_compiler.compile_str('tiny', source, %r, hide_symbols=False)
+module = GCC_compiler.compile_str('tiny', source, %r, hide_symbols=False,
+                                  preargs=['-fPIC'])
 print(module.__file__)
 """ % str(tmp_path), ROOT))
     assert out == "{}\n".format(tmp_path / "tiny.so")
