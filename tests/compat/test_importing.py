@@ -116,7 +116,14 @@ def test_old_code_is_compiled_without_warnings(package):
 
 
 @needs_compiler  # Theano warns that there is none.
-def test_import_of_a_source_without_its_cache_warns_of_nothing(tmp_path):
-    for first in ("bnlasagne", "bnlasagne, theano.gpuarray"):
-        succeed(run_python(f"import {first}", ROOT, PYTHONWARNINGS="error",
-                           PYTHONPYCACHEPREFIX=str(tmp_path)))
+def test_import_of_sources_without_their_caches_warns_of_nothing(tmp_path):
+    # Of other packages than Theano and Lasagne, it may.
+    out = succeed(run_python("""
+import warnings
+with warnings.catch_warnings(record=True) as found:
+    warnings.simplefilter("always")
+    import bnlasagne, theano.gpuarray
+print([str(one) for one in found
+       if "theano" in one.filename or "lasagne" in one.filename])
+""", ROOT, PYTHONPYCACHEPREFIX=str(tmp_path)))
+    assert out == "[]\n"
