@@ -135,9 +135,9 @@ def apply():
     Raises
     ------
     ImportError
-        If Python, NumPy, Theano or Lasagne is missing or in a
-        version that cannot work. The message names the versions that work
-        and the command that installs them.
+        If Python, NumPy, Theano or Lasagne is missing or in a version that
+        cannot work. The message names the versions that work and the command
+        that installs them.
     """
     prepare()
     check()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import theano
 import theano.tensor as T
+from helpers.common import needs_compiler
 from helpers.programs import ROOT, run_python, succeed
 from numpy.testing import assert_allclose
 from theano.gof import compilelock
@@ -127,6 +128,16 @@ print(sums([1, 2]), [thunk.perform.__name__ for thunk in sums.fn.thunks
                      and thunk.perform.__name__ in ("p", "execute")])
 """, ROOT, THEANO_FLAGS="cxx=,floatX=float64"))
     assert out == "[2. 3.] ['execute']\n"
+
+
+@needs_compiler
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Theano compiles it")
+def test_warnings_are_no_reason_to_give_up(tmp_path):
+    succeed(run_python("""
+import bnlasagne
+import theano.scan_module.scan_perform_ext
+""", ROOT, PYTHONWARNINGS="error",
+        THEANO_FLAGS=f"base_compiledir={tmp_path}"))
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="Theano compiles it")
