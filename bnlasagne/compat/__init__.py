@@ -8,7 +8,9 @@ Theano flags stay in force.
 """
 
 import importlib
+import itertools
 import os
+import warnings
 
 # Not `from . import`, which would import the package around this one: the
 # start-up hook needs this one alone.
@@ -154,11 +156,21 @@ def prepare():
     """
     forget_failed_import()
     names = os.environ.get("BNLASAGNE_NO_REPAIR", "").replace(",", " ").split()
+    for name in set(names) - {repair.__name__ for repair in _all_repairs()}:
+        warnings.warn(
+            f"BNLASAGNE_NO_REPAIR names {name!r}, but there is no such repair."
+            " docs/stack.md lists their names.", stacklevel=2)
     repair_on_import(
         _without(names, _DURING), _without(names, _AFTERWARDS),
         {package: {module: repair for module, repair in table.items()
                    if repair.__name__ not in names}
          for package, table in _INSTEAD.items()})
+
+
+def _all_repairs():
+    return itertools.chain(
+        *_DURING.values(), *_AFTERWARDS.values(),
+        *(table.values() for table in _INSTEAD.values()))
 
 
 def _without(names, table):

@@ -76,7 +76,7 @@ def link_blas_of_scipy(configdefaults):
     Theano does not look for a BLAS if `blas.ldflags` is set.
     """
     ask = configdefaults.try_blas_flag
-    if not sys.platform.startswith("linux") or hasattr(ask, "__wrapped__"):
+    if not sys.platform.startswith("linux"):
         return
 
     @functools.wraps(ask)

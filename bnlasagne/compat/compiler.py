@@ -39,7 +39,7 @@ def remember_march_flags(cmodule):
     """Let Theano know the flags of this processor without asking."""
     compiler = cmodule.GCC_compiler
     ask = compiler.compile_args
-    if not _can_remember(ask):
+    if not _is_known_system():
         return
 
     @functools.wraps(ask)
@@ -60,7 +60,7 @@ def remember_trials(cmodule):
     """Let Theano know without a trial which libraries it can link."""
     compiler = cmodule.GCC_compiler
     ask = compiler.try_compile_tmp
-    if not _can_remember(ask):
+    if not _is_known_system():
         return
 
     @functools.wraps(ask)
@@ -91,10 +91,8 @@ def _keep(key, answer):
         keep(_FILE, key, answer)
 
 
-def _can_remember(ask):
-    """Tell whether this system is known, and the repair not yet made."""
-    return (sys.platform.startswith("linux")
-            and not hasattr(ask, "__wrapped__"))
+def _is_known_system():
+    return sys.platform.startswith("linux")
 
 
 def _key_of_trial(cmodule, question):

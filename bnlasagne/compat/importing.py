@@ -11,6 +11,9 @@ from importlib.machinery import SourceFileLoader
 
 __all__ = ["repair_on_import", "view"]
 
+# Where a module holds the names of its repairs.
+_DONE = "__bnlasagne_repairs__"
+
 
 def repair_on_import(during, afterwards, instead):
     """Have modules repaired as they are imported, whoever imports them.
@@ -18,7 +21,8 @@ def repair_on_import(during, afterwards, instead):
     The first two arguments map names of modules to lists of functions. Those
     of `during` return context managers, within all of which the module's code
     is executed, the first outermost. Those of `afterwards` then take the
-    module. A module that is imported already is repaired at once.
+    module. A module that is imported already is repaired at once, unless it
+    was repaired before.
 
     `instead` maps names of packages to what their modules, and nobody else,
     get for an import: a table from the name of a module without a dot to a
@@ -90,6 +94,7 @@ class _RepairingLoader:
 
     def exec_module(self, module):
         module.__loader__ = module.__spec__.loader = self._loader
+        vars(module).pop(_DONE, None)  # It may be executed again.
         if self._builtins:
             # Python looks here for `__import__`, for functions too.
             module.__builtins__ = self._builtins
@@ -112,8 +117,12 @@ class _RepairingLoader:
 
 
 def _repair(module, repairs):
+    done = vars(module).setdefault(_DONE, set())
     for repair in repairs:
-        repair(module)
+        # By name: it may be that of another copy of this package.
+        if repair.__name__ not in done:
+            done.add(repair.__name__)
+            repair(module)
 
 
 def _import_instead(table):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 from .importing import view
 
-__all__ = ["keeps_lowest_bits", "numpy_for_theano"]
+__all__ = ["is_numpy_2", "keeps_lowest_bits", "numpy_for_theano"]
 
 
 def numpy_for_theano():
@@ -20,7 +20,7 @@ def numpy_for_theano():
     # Here, so that the start-up hook does not wait for it.
     numpy = importlib.import_module("numpy")
     # NumPy 2 warns of the old name.
-    core = "numpy._core" if numpy.__version__ >= "2" else "numpy.core"
+    core = "numpy._core" if is_numpy_2(numpy) else "numpy.core"
     return view(numpy, bool=bool, complex=complex, product=numpy.prod,
                 core=importlib.import_module(core),
                 distutils=_distutils(numpy),
@@ -29,6 +29,11 @@ def numpy_for_theano():
                 asarray=_wrapping(numpy, numpy.asarray),
                 **{name: make(numpy) for name, make in _REMOVED.items()
                    if not hasattr(numpy, name)})
+
+
+def is_numpy_2(numpy):
+    """Tell whether this is NumPy 2 or later."""
+    return int(numpy.__version__.split(".")[0]) >= 2
 
 
 def _wrapping(numpy, make):

@@ -4,6 +4,8 @@ import functools
 import hashlib
 from pathlib import Path
 
+from .numpy import is_numpy_2
+
 __all__ = ["increment_rows", "speak_numpy_2"]
 
 
@@ -16,7 +18,7 @@ def speak_numpy_2(cmodule):
     """
     compiler = cmodule.GCC_compiler
     compile_args, compile_str = compiler.compile_args, compiler.compile_str
-    if not _is_2(cmodule.numpy) or hasattr(compile_str, "__wrapped__"):
+    if not is_numpy_2(cmodule.numpy):
         return
     header, version = _code_and_version("numpy_2.h")
 
@@ -46,10 +48,6 @@ def increment_rows(subtensor):
     subtensor.inc_code = lambda: code
     subtensor.AdvancedIncSubtensor1.c_code_cache_version = (
         lambda self: (int(version, 16),))
-
-
-def _is_2(numpy):
-    return int(numpy.__version__.split(".")[0]) >= 2
 
 
 def _code_and_version(name):

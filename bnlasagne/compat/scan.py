@@ -9,6 +9,7 @@ from pathlib import Path
 
 # Not `from . import`: see __init__.py.
 from .kept import answers, digest, keep
+from .numpy import is_numpy_2
 
 __all__ = ["compile_scan_extension"]
 
@@ -26,13 +27,13 @@ def compile_scan_extension():
     fails on it. This goes with Theano 1.0.5.
     """
     cmodule = importlib.import_module("theano.gof.cmodule")
-    numpy = cmodule.numpy.__version__
-    if sys.version_info >= (3, 11) or int(numpy.split(".")[0]) >= 2:
+    if sys.version_info >= (3, 11) or is_numpy_2(cmodule.numpy):
         with warnings.catch_warnings():
             # Of its age, and that NumPy's types have grown behind what it
             # uses of them. As errors, they would count as a failure.
             warnings.simplefilter("ignore")
-            loop = cmodule.config.cxx and _loop(cmodule, numpy)
+            loop = cmodule.config.cxx and _loop(
+                cmodule, cmodule.numpy.__version__)
         if not loop:
             raise ImportError("theano.scan has no loop in C: Python runs it.")
         # Theano's module looks here before it compiles.

@@ -19,8 +19,6 @@ def keep_ops_without_props(cc):
     ``CLinker.cmodule_key`` no longer does so, and is without effect then.
     """
     original = cc.CLinker.cmodule_key
-    if hasattr(original, "__wrapped__"):  # It is repaired.
-        return
 
     @functools.wraps(original)
     def cmodule_key(self):
@@ -67,8 +65,6 @@ def version_code_in_files(op):
     does not call `hash`.
     """
     original = op.COp.c_code_cache_version
-    if hasattr(original, "__wrapped__"):  # It is repaired.
-        return
 
     @functools.wraps(original)
     def c_code_cache_version(self):

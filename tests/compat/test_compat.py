@@ -5,7 +5,6 @@ tests start a Python of their own. Where Theano and Lasagne need not be the
 real ones, small packages in their place keep that fast.
 """
 
-import itertools
 import os
 import re
 import shutil
@@ -520,14 +519,20 @@ def test_repairs_are_switched_off_by_name(bare):
         process.stderr)
 
 
+def test_unknown_name_of_a_repair_is_told(bare):
+    process = run_python("import bnlasagne", bare,
+                         BNLASAGNE_NO_REPAIR="provide_downsample,hidden")
+    assert process.stderr.count("UserWarning") == 1
+    assert ("BNLASAGNE_NO_REPAIR names 'hidden', but there is no such repair"
+            in process.stderr)
+
+
 def test_every_name_of_a_repair_is_documented():
     from bnlasagne import compat
 
     page = (ROOT / "docs" / "stack.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"`(\w+)`", page))
-    tables = [*compat._DURING.values(), *compat._AFTERWARDS.values(),
-              *map(dict.values, compat._INSTEAD.values())]
-    for repair in itertools.chain.from_iterable(tables):
+    for repair in compat._all_repairs():
         # These change nothing but the words of errors.
         if repair.__name__ not in ("explained", "words_for_a_missing_header"):
             assert repair.__name__ in documented

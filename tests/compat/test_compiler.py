@@ -65,13 +65,8 @@ def start(folder):
                 b"libraries: =%s:/nowhere\n" % bytes(folder), b"", 0),
             config=types.SimpleNamespace(
                 cxx=cxx, gcc=types.SimpleNamespace(cxxflags=fake.cxxflags)))
-        for _ in range(2):  # Again is harmless.
-            compiler.remember_march_flags(module)
-            compiler.remember_trials(module)
-            made = getattr(fake, "made", (fake.compile_args,
-                                          fake.try_compile_tmp))
-            assert made == (fake.compile_args, fake.try_compile_tmp)
-            fake.made = made
+        compiler.remember_march_flags(module)
+        compiler.remember_trials(module)
         return fake
     return run
 

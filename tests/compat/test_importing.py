@@ -95,6 +95,29 @@ def test_stand_in_is_made_once_and_late(package):
     assert made == [1]
 
 
+def test_modules_are_repaired_once(package):
+    def repair(module):
+        module.times = getattr(module, "times", 0) + 1
+
+    module = package("")
+    for _ in range(2):
+        repair_on_import({}, {"outmoded.code": [repair]}, {})
+    assert module.times == 1
+    del module.times
+    importlib.reload(module)  # executes its code again
+    assert module.times == 1
+
+
+def test_repairs_of_theano_do_not_pile_up():
+    from bnlasagne import compat
+
+    from theano.scalar import basic
+
+    before = vars(basic).copy(), vars(basic.Scalar).copy()
+    compat.prepare()
+    assert (vars(basic), dict(vars(basic.Scalar))) == before
+
+
 def test_view_adds_names_and_leaves_the_module():
     import numpy
 

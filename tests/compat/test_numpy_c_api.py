@@ -2,7 +2,6 @@
 
 import bnlasagne  # isort: skip  # noqa: F401  # It repairs the stack.
 
-from bnlasagne.compat import numpy_c_api
 
 import numpy as np
 import pytest
@@ -61,9 +60,3 @@ def test_modules_of_numpy_1_and_2_are_told_apart():
     keys = [flag for flag in cmodule.GCC_compiler.compile_args()
             if "BNLASAGNE_NUMPY_2" in flag]
     assert len(keys) == NUMPY_2
-
-
-def test_a_second_repair_changes_nothing():
-    before = vars(cmodule.GCC_compiler).copy()
-    numpy_c_api.speak_numpy_2(cmodule)
-    assert vars(cmodule.GCC_compiler) == before
