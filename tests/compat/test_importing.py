@@ -110,6 +110,7 @@ def test_modules_are_repaired_once(package):
 
 def test_repairs_of_theano_do_not_pile_up():
     from bnlasagne import compat
+
     from theano.gof import cc
 
     before = vars(cc.CLinker).copy()
