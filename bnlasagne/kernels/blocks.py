@@ -13,13 +13,13 @@ __all__ = ["Blocks"]
 class Blocks:
     """An order of a batch's axes with those of the parameters in one block.
 
-    `axes` are normalized over. `first` is the first axis of the parameters, in
+    `first` is the first axis of the parameters, in
     order, and `end` the one after the last.
     """
 
-    def __init__(self, x, axes):
-        self.x = x
-        self.axes = axes
+    def __init__(self, batch):
+        self.batch = batch
+        x, axes = batch.x, batch.axes
         self.order = tuple(range(x.ndim))
         others = [axis for axis in self.order if axis not in axes]
         if not others:
@@ -31,9 +31,9 @@ class Blocks:
             self.order = tuple(axes) + tuple(others)
             self.first, self.end = x.ndim - len(others), x.ndim
 
-    def batch(self):
-        """Return the batch, in order."""
-        return self._shuffled(self.x, self.order)
+    def x(self):
+        """Return the values of the batch, in order."""
+        return self._shuffled(self.batch.x, self.order)
 
     def param(self, param, value):
         """Return a parameter, in order; an array of a value if it is None.
@@ -41,7 +41,7 @@ class Blocks:
         If a parameter is declared to have one value for all channels, it is
         repeated for them.
         """
-        x, axes = self.x, self.axes
+        x, axes = self.batch.x, self.batch.axes
         if param is None:
             param = T.constant(np.full((1,) * x.ndim, value, x.dtype))
         if any(broadcastable and axis not in axes and not x.broadcastable[axis]
@@ -59,6 +59,6 @@ class Blocks:
         return self._shuffled(variable, np.argsort(self.order).tolist())
 
     def _shuffled(self, variable, order):
-        if self.order == tuple(range(self.x.ndim)):
+        if self.order == tuple(range(self.batch.x.ndim)):
             return variable
         return variable.dimshuffle(*order)

@@ -1,51 +1,66 @@
 """Build batch normalization from plain Theano expressions.
 
-`x` is the batch, of a floating-point type, and `axes` a tuple of the axes that
-are normalized over. Statistics and parameters are of size 1, and
-broadcastable, along these. `std` is the biased standard deviation. `epsilon`,
-a number or a scalar variable, is added to it. `gamma` and `beta` may be None.
+`batch` is a :class:`bnlasagne.kernels.batch.Batch`. Statistics and parameters
+are of size 1, and broadcastable, along its axes; but the statistics of virtual
+batches come one after the other along the first axis, and their counts are a
+vector. `std` is the biased standard deviation. `epsilon`, a number or a scalar
+variable, is added to it. `gamma` and `beta` may be None.
 """
 
 import functools
+import operator
 
 import numpy as np
 import theano
 import theano.tensor as T
 
 from ..theano_tools.quiet_checks import quiet_checks
-from .fallback import LEAST_VALUES
+from .batch import LEAST_VALUES, split
 
 __all__ = [
     "batch_statistics",
     "cast",
     "constant_like",
+    "count",
     "find_moments",
     "in_shape",
     "move_average",
     "normalize",
     "normalize_batch",
     "normalize_by",
+    "only_counted",
     "pattern",
     "pool",
     "safe_sqrt",
+    "virtual_batch_of_each",
 ]
 
 
-def normalize_batch(x, gamma, beta, epsilon, axes):
-    """Normalize a batch by its own statistics; return these, too."""
-    dtype = x.dtype
-    deviation, mean, std = _standardization(_not_half(x), axes)
-    output = _scale_and_shift(deviation, std, *map(_not_half, (gamma, beta)),
-                              epsilon)
-    return (_as_half(output, dtype, gamma, beta), _as_half(mean, dtype),
-            _as_half(std, dtype))
+def normalize_batch(batch, gamma, beta, epsilon):
+    """Normalize a batch by its own statistics.
+
+    Returns the output, mean and standard deviation, and their count.
+    """
+    if batch.virtual_size:
+        head, tail = split(batch)
+        outputs = normalize_batch(
+            head, *map(_for_head, (gamma, beta)), epsilon)
+        return _joined(batch, outputs,
+                       normalize_batch(tail, gamma, beta, epsilon))
+    x, params = batch.x, (gamma, beta)
+    deviation, mean, std = _standardization(batch)
+    output = _scale_and_shift(deviation, std, *map(_not_half, params), epsilon)
+    return (only_counted(_as_half(output, x.dtype, *params), batch),
+            _as_half(mean, x.dtype), _as_half(std, x.dtype), count(batch))
 
 
-def normalize(x, mean, std, gamma, beta, epsilon):
+def normalize(batch, mean, std, gamma, beta, epsilon):
     """Normalize a batch by the given statistics."""
-    inputs = x, mean, std, gamma, beta
-    x, mean, *others = map(_not_half, inputs)
-    return _as_half(_scale_and_shift(x - mean, *others, epsilon), *inputs)
+    inputs = batch.x, mean, std, gamma, beta
+    mean, *others = map(_not_half, inputs[1:])
+    x = only_counted(_not_half(batch.x), batch)
+    output = _scale_and_shift(x - mean, *others, epsilon)
+    return only_counted(_as_half(output, *inputs), batch)
 
 
 def move_average(average, statistics, count, alpha):
@@ -53,19 +68,46 @@ def move_average(average, statistics, count, alpha):
 
     See :func:`bnlasagne.kernels.dispatch.move_average`.
     """
+    move = _move_by_several if count.ndim else _move
+    moved = move(average, statistics, count,
+                 T.cast(alpha, statistics[0].dtype))
+    return average.type.filter_variable(T.patternbroadcast(
+        moved.astype(average.dtype), average.broadcastable))
+
+
+def _move(average, statistics, count, alpha):
     statistic = statistics[0]
-    alpha = T.cast(alpha, statistic.dtype)
     one = _uncached(1, statistic.dtype)
     # By itself, or what is not finite in the average would stay in it.
     moved = T.switch(T.eq(alpha, one), statistic,
                      (one - alpha) * average + alpha * statistic)
     usable = T.ge(count, _uncached(LEAST_VALUES, "int64"))
     for statistic in statistics:
-        unusable = T.or_(T.isnan(statistic), T.isinf(statistic))
-        usable = T.and_(usable, T.invert(T.any(unusable)))
-    moved = T.switch(usable, moved, average).astype(average.dtype)
-    return average.type.filter_variable(
-        T.patternbroadcast(moved, average.broadcastable))
+        usable = T.and_(usable, T.all(_are_finite(statistic)))
+    return T.switch(usable, moved, average)
+
+
+def _move_by_several(average, statistics, counts, alpha):
+    """Move an average by one virtual batch after the other."""
+    statistic = statistics[0]
+    zero, one = (_uncached(value, alpha.dtype) for value in (0, 1))
+    usable = T.ge(counts, _uncached(LEAST_VALUES, "int64"))
+    for each in statistics:
+        usable = T.and_(usable, T.all(_are_finite(each.flatten(2)), axis=1))
+    # What follows takes so many powers of 1 - alpha off a weight.
+    steps = T.cast(usable, alpha.dtype)
+    later = T.cumsum(steps[::-1])[::-1] - steps
+    weights = T.switch(usable, alpha * (one - alpha) ** later, zero)
+    kept = (one - alpha) ** steps.sum()
+    along = (0,) + ("x",) * (statistic.ndim - 1)
+    parts = T.switch(usable.dimshuffle(along), statistic, zero)
+    moved = T.sum(weights.dimshuffle(along) * parts, 0, keepdims=True)
+    # By itself, or what is not finite in the average would stay in it.
+    return T.switch(T.eq(kept, zero), moved, kept * average + moved)
+
+
+def _are_finite(values):
+    return T.invert(T.or_(T.isnan(values), T.isinf(values)))
 
 
 def _uncached(value, dtype):
@@ -76,32 +118,39 @@ def _uncached(value, dtype):
     return T.TensorConstant(T.TensorType(dtype, ()), np.asarray(value, dtype))
 
 
-def batch_statistics(x, axes):
-    """Take the mean and the biased standard deviation of a batch."""
-    _, mean, std = _standardization(_not_half(x), axes)
-    return _as_half(mean, x.dtype), _as_half(std, x.dtype)
+def batch_statistics(batch):
+    """Take mean, biased standard deviation and count of a batch."""
+    if batch.virtual_size:
+        head, tail = split(batch)
+        return _joined(batch, (None, *batch_statistics(head)),
+                       (None, *batch_statistics(tail)))[1:]
+    _, mean, std = _standardization(batch)
+    dtype = batch.x.dtype
+    return _as_half(mean, dtype), _as_half(std, dtype), count(batch)
 
 
-def find_moments(x, axes):
+def find_moments(batch):
     """Find the moments of a part of a batch, as a vector.
 
     See :func:`bnlasagne.kernels.dispatch.find_moments`.
     """
-    x = cast(x, "float64")
-    deviation, mean, _ = _standardization(x, axes)
-    count = T.prod([T.cast(x.shape[axis], "float64") for axis in axes])
-    return T.concatenate([T.shape_padleft(count), T.flatten(mean),
-                          T.flatten(T.sqr(deviation).sum(axes))])
+    batch = batch._replace(x=cast(batch.x, "float64"))
+    deviation, mean, _ = _standardization(batch)
+    return T.concatenate([
+        T.shape_padleft(T.cast(count(batch), "float64")), T.flatten(mean),
+        T.flatten(T.sqr(deviation).sum(batch.axes))])
 
 
-def in_shape(statistics, x, axes):
+def in_shape(statistics, batch):
     """Read mean and standard deviation from a vector, in its precision.
 
-    They are of the shape of `x`, but of size 1 along the axes.
+    They are of the shape of the batch, but of size 1 along its axes.
     """
-    shape = [1 if axis in axes else x.shape[axis] for axis in range(x.ndim)]
+    x = batch.x
+    shape = [1 if axis in batch.axes else x.shape[axis]
+             for axis in range(x.ndim)]
     both = T.patternbroadcast(statistics.reshape([2] + shape, 1 + x.ndim),
-                              (False, *pattern(x, axes)))
+                              (False, *pattern(x, batch.axes)))
     return both[0], both[1]
 
 
@@ -111,18 +160,19 @@ def pattern(x, axes):
                  for axis, broadcastable in enumerate(x.broadcastable))
 
 
-def normalize_by(x, statistics, gamma, beta, epsilon, axes):
+def normalize_by(batch, statistics, gamma, beta, epsilon):
     """Normalize a part of a batch by the statistics of all of it.
 
     See :func:`bnlasagne.kernels.dispatch.normalize_by`.
     """
-    mean, std = in_shape(statistics, x, axes)
+    x = only_counted(batch.x, batch)
+    mean, std = in_shape(statistics, batch)
     near = T.cast(mean, x.dtype)
     # What rounded the mean is not small against the standard deviation where
     # the mean is large.
     deviation = x - near - T.cast(mean - near, x.dtype)
-    return _scale_and_shift(deviation, T.cast(std, x.dtype), gamma, beta,
-                            epsilon)
+    return only_counted(_scale_and_shift(
+        deviation, T.cast(std, x.dtype), gamma, beta, epsilon), batch)
 
 
 @quiet_checks(test_values=True)
@@ -131,40 +181,121 @@ def pool(parts):
 
     Takes, for each batch, the number of values per channel, their mean and
     their biased standard deviation; returns the same for all values, mean and
-    standard deviation in double precision.
+    standard deviation in double precision. A batch may have virtual batches.
     """
-    count = sum(part[0] for part in parts)
+    counts, means, deviations = (
+        T.concatenate(each) for each in zip(*map(_stacked, parts)))
+    shape = [-1] + [1] * (means.ndim - 1)
+    n = T.cast(counts, "float64").reshape(shape, means.ndim)
     # Of a batch without values, the statistics have no meaning.
-    parts = [[T.switch(T.gt(part[0], 0), T.cast(value, "float64"), 0)
-              for value in part] for part in parts]
-    divisor = T.maximum(T.cast(count, "float64"), 1)
-    mean = sum(n * mean for n, mean, _ in parts) / divisor
-    deviations = [(n, std, part_mean - mean) for n, part_mean, std in parts]
-    unit = _power_of_two(functools.reduce(T.maximum, [
-        T.maximum(abs(std), abs(deviation))
-        for _, std, deviation in deviations]))
-    squares = sum(n * (T.sqr(std * unit) + T.sqr(deviation * unit))
-                  for n, std, deviation in deviations)
-    return count, mean, safe_sqrt(squares / divisor) / unit
+    means, deviations = (T.switch(T.gt(n, 0), each, 0)
+                         for each in (means, deviations))
+    divisor = T.maximum(n.sum(), 1)
+    mean = (n * means).sum(0) / divisor
+    distances = means - mean
+    unit = _power_of_two(T.maximum(abs(deviations), abs(distances)).max(0))
+    squares = (n * (T.sqr(deviations * unit) + T.sqr(distances * unit))).sum(0)
+    return counts.sum(), mean, safe_sqrt(squares / divisor) / unit
 
 
-def _standardization(x, axes):
+def _stacked(part):
+    """Give the batches of a part an axis of their own, the first."""
+    count, *statistics = part
+    if not count.ndim:
+        return [T.shape_padleft(T.cast(value, dtype)) for value, dtype
+                in zip(part, ("int64", "float64", "float64"))]
+    return [count, *(T.cast(value, "float64").dimshuffle(
+        0, "x", *range(1, value.ndim)) for value in statistics)]
+
+
+# Masks and virtual batches
+
+def count(batch):
+    """Count the values that each statistic is taken over."""
+    if batch.virtual_size:
+        head, tail = split(batch)
+        return T.concatenate([_count_of_heads(head),
+                              T.shape_padleft(count(tail))])
+    # The mask is the same for all channels.
+    return batch.size() if batch.mask is None else _counts(batch).flatten()[0]
+
+
+def _count_of_heads(head):
+    """Count the values of virtual batches that are one batch."""
+    n = head.x.shape[0]
+    if head.mask is None or head.mask.broadcastable[0]:
+        return T.alloc(count(head), n)
+    return _counts(head).flatten()
+
+
+def _counts(batch):
+    """Count the values that the mask counts, for each channel that differs."""
+    mask = batch.counted()
+    others = [batch.x.shape[axis] for axis in batch.axes
+              if mask.broadcastable[axis]]
+    return functools.reduce(operator.mul, others, T.sum(
+        T.cast(mask, "int64"), batch.axes, keepdims=True))
+
+
+def only_counted(values, batch):
+    """Replace values at positions that do not count by zero."""
+    mask = batch.counted()
+    return values if mask is None else T.switch(
+        mask, values, constant_like(0, values))
+
+
+def virtual_batch_of_each(batch):
+    """Number the virtual batches, and tell that of each example."""
+    last = batch.n_virtual_batches() - 1
+    return T.minimum(T.arange(batch.x.shape[0]) // batch.virtual_size, last)
+
+
+def _for_head(param):
+    """Give a parameter an axis for virtual batches."""
+    return None if param is None else param.dimshuffle(
+        "x", *range(param.ndim))
+
+
+def _joined(batch, head, tail):
+    """Join what was found for the parts of :func:`split`."""
+    output = None
+    if head[0] is not None:
+        x = batch.x
+        shape = -1, *(x.shape[axis] for axis in range(1, x.ndim))
+        output = T.concatenate([head[0].reshape(shape, x.ndim), tail[0]])
+        output = T.patternbroadcast(output, x.broadcastable)
+    statistics = [
+        T.concatenate([one.dimshuffle(0, *range(2, one.ndim)), other])
+        for one, other in zip(head[1:3], tail[1:3])]
+    return output, *statistics, count(batch)
+
+
+def _standardization(batch):
     """Return the deviation from the mean, mean and standard deviation."""
+    axes, x = batch.axes, only_counted(_not_half(batch.x), batch)
     size = _largest(theano.gradient.disconnected_grad(x), axes)
     # Units in which sums do not overflow, and squares do not underflow either.
     # Gradients are multiplied by a unit after they are divided by it: so they
     # are no further from 1 than they have to be.
     unit = _power_of_two(size, np.finfo(x.dtype).maxexp - 32)
-    mean = (x * unit).mean(axes, keepdims=True) / unit
+    mean = _mean(x * unit, batch) / unit
     # Where the mean is large, what rounds it off is not small against the
     # standard deviation: take it from the deviations. Their mean is zero by
     # definition, so it has no gradient.
     rounding = theano.gradient.disconnected_grad(
-        ((x - mean) * unit).mean(axes, keepdims=True) / unit)
-    deviation = x - mean - rounding
+        _mean(only_counted((x - mean) * unit, batch), batch) / unit)
+    deviation = only_counted(x - mean - rounding, batch)
     unit = _power_of_two(size)
-    variance = T.sqr(deviation * unit).mean(axes, keepdims=True)
+    variance = _mean(T.sqr(deviation * unit), batch)
     return deviation, mean + rounding, safe_sqrt(variance) / unit
+
+
+def _mean(values, batch):
+    """Take the mean of values, which are zero where they do not count."""
+    if batch.mask is None:
+        return values.mean(batch.axes, keepdims=True)
+    counts = T.maximum(_counts(batch), 1)
+    return values.sum(batch.axes, keepdims=True) / T.cast(counts, values.dtype)
 
 
 class _Maximum(theano.scalar.basic.Maximum):

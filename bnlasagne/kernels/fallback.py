@@ -7,12 +7,10 @@ over.
 
 import numpy as np
 
+from .batch import LEAST_VALUES
 from .moments import Moments
 
-__all__ = ["LEAST_VALUES", "Standardized", "move_average", "statistics"]
-
-# A batch with fewer values per channel moves no average.
-LEAST_VALUES = 2
+__all__ = ["Standardized", "move_average", "statistics"]
 
 
 def statistics(x, axes):

@@ -23,6 +23,7 @@ from theano.tensor.opt import in2out
 
 from ..theano_tools.quiet_checks import quiet_checks
 from . import expressions, fallback
+from .batch import LEAST_VALUES, Batch
 from .blocks import Blocks
 from .compiled import AVERAGES, CompiledOp
 
@@ -42,41 +43,48 @@ __all__ = [
 ]
 
 
-def normalize_batch(x, gamma, beta, epsilon, axes, rectify=False):
-    """Normalize a batch by its own statistics; return these, too."""
-    blocks = Blocks(x, axes)
+def normalize_batch(batch, gamma, beta, epsilon, rectify=False):
+    """Normalize a batch by its own statistics; return these, too.
+
+    Returns the output, mean, standard deviation and their count.
+    """
+    blocks = Blocks(batch)
     op = BatchNormalize(blocks.first, blocks.end, rectify)
-    outputs = op(blocks.batch(), *blocks.params(gamma, beta), epsilon)
-    return tuple(map(blocks.back, outputs[:3]))
+    outputs = op(blocks.x(), *blocks.params(gamma, beta), epsilon)
+    return (*map(blocks.back, outputs[:3]), batch.size())
 
 
-def normalize(x, mean, std, gamma, beta, epsilon, axes, rectify=False):
+def normalize(batch, mean, std, gamma, beta, epsilon, rectify=False):
     """Normalize a batch by the given statistics."""
-    blocks = Blocks(x, axes)
+    blocks = Blocks(batch)
     op = Normalize(blocks.first, blocks.end, rectify)
     return blocks.back(op(
-        blocks.batch(), blocks.param(mean, 0), blocks.param(std, 1),
+        blocks.x(), blocks.param(mean, 0), blocks.param(std, 1),
         *blocks.params(gamma, beta), epsilon))
 
 
-def find_statistics(x, axes):
-    """Return the outputs of :class:`BatchStatistics`."""
-    blocks = Blocks(x, axes)
+def find_statistics(batch):
+    """Find the statistics of a batch by :class:`BatchStatistics`.
+
+    Returns mean, standard deviation, their count, both as a vector, and the
+    moments as a vector.
+    """
+    blocks = Blocks(batch)
     mean, std, *vectors = BatchStatistics(blocks.first, blocks.end)(
-        blocks.batch())
-    return (blocks.back(mean), blocks.back(std), *vectors)
+        blocks.x())
+    return (blocks.back(mean), blocks.back(std), batch.size(), *vectors)
 
 
-def normalize_by(op, x, statistics, gamma, beta, epsilon, axes, rectify=False):
+def normalize_by(op, batch, statistics, gamma, beta, epsilon, rectify=False):
     """Normalize a batch by its own statistics, which are known already.
 
     `op` makes the Op from `first`, `end` and `rectify`, as
     :class:`NormalizeBy` does. `statistics` is the vector of
     :class:`BatchStatistics`.
     """
-    blocks = Blocks(x, axes)
+    blocks = Blocks(batch)
     op = op(blocks.first, blocks.end, rectify)
-    return blocks.back(op(blocks.batch(), *blocks.params(gamma, beta), epsilon,
+    return blocks.back(op(blocks.x(), *blocks.params(gamma, beta), epsilon,
                           statistics))
 
 
@@ -197,6 +205,9 @@ class FusedOp(CompiledOp):
         return [x if name in _BATCHES
                 else (2 * channels + _VECTORS[name],) if name in _VECTORS
                 else param for name in self.outputs]
+
+    def _batch(self, x):
+        return Batch(x, self.axes(x.ndim))
 
     def _pattern(self, x):
         return expressions.pattern(x, self.axes(x.ndim))
@@ -453,8 +464,8 @@ class BatchNormalizeGrad(FusedOp):
 
     def _expression(self, inputs):
         x, gamma, beta, epsilon, dy, _ = inputs
-        y, _, _ = expressions.normalize_batch(
-            x, gamma, beta, T.cast(epsilon, x.dtype), self.axes(x.ndim))
+        y = expressions.normalize_batch(
+            self._batch(x), gamma, beta, T.cast(epsilon, x.dtype))[0]
         if self.rectify:
             zero = expressions.constant_like(0, x)
             dy = T.switch(T.gt(y, zero), dy, zero)
@@ -500,8 +511,9 @@ class Normalize(FusedOp):
     overwrites = 0
 
     def _expression(self, inputs):
-        *inputs, epsilon = inputs
-        y = expressions.normalize(*inputs, T.cast(epsilon, inputs[0].dtype))
+        x, *params, epsilon = inputs
+        y = expressions.normalize(self._batch(x), *params,
+                                  T.cast(epsilon, x.dtype))
         zero = expressions.constant_like(0, y)
         return [T.switch(T.lt(y, zero), zero, y) if self.rectify else y]
 
@@ -565,7 +577,7 @@ class MoveAverage(CompiledOp):
         if (!average || !prepare_like(&{moved}, average)) {fail}
         const npy_intp size = PyArray_SIZE(average);
         bool usable = *values<npy_int64>({count}) >= LEAST_VALUES;
-        """.replace("LEAST_VALUES", str(fallback.LEAST_VALUES)) + checked + """
+        """.replace("LEAST_VALUES", str(LEAST_VALUES)) + checked + """
         move_average(values<{T}>(average),
                      usable ? values<{T}>(statistic0) : NULL,
                      *values<double>({alpha}), size, values<{T}>({moved}));

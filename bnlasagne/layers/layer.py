@@ -10,6 +10,7 @@ import theano.tensor as T
 from ..averages.marker import TakenStatistics, mark
 from ..averages.schedules import CumulativeAverage
 from ..kernels import dispatch
+from ..kernels.batch import Batch
 from ..networks.labels import label
 from ..parallel import synchronized
 from ..parallel.channel import channel_of
@@ -287,7 +288,7 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
                                          self.beta)
                 if update:
                     taken = TakenStatistics(*synchronized.statistics(
-                        x, self.axes, *self._channel_and_name()),
+                        Batch(x, self.axes), *self._channel_and_name()),
                         normalizes=False)
             else:
                 output, *statistics = self._output_and_statistics(x)
@@ -331,8 +332,8 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
 
     def _output_by(self, mean, std, x, gamma, beta):
         """Return the output by the given statistics."""
-        return dispatch.normalize(x, mean, std, gamma, beta, self.epsilon,
-                                  self.axes, self._rectifies())
+        return dispatch.normalize(Batch(x, self.axes), mean, std, gamma, beta,
+                                  self.epsilon, self._rectifies())
 
     def _output_and_statistics(self, x):
         """Return the output, and mean, std and count of the batch."""
@@ -340,7 +341,7 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
         if renormalization.renormalizes(self):
             correction = partial(renormalization.corrected_params, self)
         return synchronized.normalize_batch(
-            x, self.gamma, self.beta, self.epsilon, self.axes,
+            Batch(x, self.axes), self.gamma, self.beta, self.epsilon,
             self._rectifies(), correction, *self._channel_and_name())
 
     def _channel_and_name(self):

@@ -30,38 +30,38 @@ __all__ = ["normalize_batch", "statistics"]
 
 
 @quiet_checks(test_values=True)
-def statistics(x, axes, channel, name):
+def statistics(batch, channel, name):
     """Find the statistics of a batch of which each rank has a part.
 
-    `x` is this rank's part; all of the batch if `channel` is None. `name` is
-    what is normalized, for messages. Returns mean, standard deviation and
+    `batch` is this rank's part; all of the batch if `channel` is None. `name`
+    is what is normalized, for messages. Returns mean, standard deviation and
     number of values, as :func:`bnlasagne.kernels.dispatch.batch_statistics`
     does, alike on all ranks.
     """
     if channel is None:
-        return dispatch.batch_statistics(x, axes)
-    moments = dispatch.find_moments(x, axes)
-    return _of_all_ranks(moments, x, axes, channel, name)[1:]
+        return dispatch.batch_statistics(batch)
+    moments = dispatch.find_moments(batch)
+    return _of_all_ranks(moments, batch, channel, name)[1:]
 
 
 @quiet_checks(test_values=True)
-def normalize_batch(x, gamma, beta, epsilon, axes, rectify, correction,
-                    channel, name):
+def normalize_batch(batch, gamma, beta, epsilon, rectify, correction, channel,
+                    name):
     """Normalize a part of a batch by the statistics of all of it.
 
     See :func:`bnlasagne.kernels.dispatch.normalize_batch`, and
     :func:`statistics` for `channel` and `name`.
     """
     if channel is None:
-        return dispatch.normalize_batch(x, gamma, beta, epsilon, axes, rectify,
+        return dispatch.normalize_batch(batch, gamma, beta, epsilon, rectify,
                                         correction)
-    moments = dispatch.find_moments(x, axes, gamma, beta)
-    vector, *found = _of_all_ranks(moments, x, axes, channel, name)
+    moments = dispatch.find_moments(batch, gamma, beta)
+    vector, *found = _of_all_ranks(moments, batch, channel, name)
     if correction is not None:
         gamma, beta = correction(*found[:2], gamma, beta)
     op = functools.partial(NormalizePart, channel=channel,
                            what=_MOMENTS_OF + name)
-    output = dispatch.normalize_by(op, x, vector, gamma, beta, epsilon, axes,
+    output = dispatch.normalize_by(op, batch, vector, gamma, beta, epsilon,
                                    rectify)
     return (output, *found)
 
@@ -69,13 +69,13 @@ def normalize_batch(x, gamma, beta, epsilon, axes, rectify, correction,
 _MOMENTS_OF = "the moments of "
 
 
-def _of_all_ranks(moments, x, axes, channel, name):
+def _of_all_ranks(moments, batch, channel, name):
     """Return statistics as a vector, mean, standard deviation and count."""
     moments = Moments.from_vector(
         MergeMoments(channel, _MOMENTS_OF + name)(moments))
     std = expressions.safe_sqrt(moments.m2 / moments.count)
     vector = T.concatenate([moments.mean, std])
-    mean, std = expressions.in_shape(T.cast(vector, x.dtype), x, axes)
+    mean, std = expressions.in_shape(T.cast(vector, batch.x.dtype), batch)
     return vector, mean, std, T.cast(moments.count, "int64")
 
 

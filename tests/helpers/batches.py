@@ -2,6 +2,8 @@
 
 import functools
 
+from bnlasagne.kernels.batch import Batch
+
 import numpy as np
 import theano
 import theano.tensor as T
@@ -44,7 +46,8 @@ def _trainer(build, dtype, ndim, axes, mode, options):
     batch = T.TensorType(dtype, (False,) * ndim)
     like = T.TensorType(dtype, [axis in axes for axis in range(ndim)])
     x, gamma, beta, dy, epsilon = batch(), like(), like(), batch(), T.dscalar()
-    outputs = list(build(x, gamma, beta, epsilon, axes, **dict(options)))
+    outputs = list(build(Batch(x, axes), gamma, beta, epsilon,
+                         **dict(options)))[:3]
     gradients = theano.grad(None, [x, gamma, beta],
                             known_grads={outputs[0]: dy})
     return theano.function([x, gamma, beta, dy, epsilon], outputs + gradients,

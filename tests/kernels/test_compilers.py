@@ -8,6 +8,7 @@ import warnings
 
 from bnlasagne.compat import kept
 from bnlasagne.kernels import compiled, compilers, ops
+from bnlasagne.kernels.batch import Batch
 
 import numpy as np
 import pytest
@@ -171,7 +172,7 @@ UNSAFE = ["-ffast-math", "-Ofast", "-ffinite-math-only", "-std=c++98",
 def test_flags_of_the_user(linker):
     """Those that change results go, as often as they are there."""
     x = T.matrix()
-    y = ops.normalize_batch(x, None, None, 0.01, (0,))[0]
+    y = ops.normalize_batch(Batch(x, (0,)), None, None, 0.01)[0]
     z = ops.MoveAverage(1)(x, T.dscalar(), T.lscalar(), x)
     flags = " ".join(["-O3", "-g0"] + UNSAFE + UNSAFE[:1])
     with theano.configparser.change_flags(**{"gcc.cxxflags": flags}):
@@ -190,12 +191,13 @@ import numpy as np
 import theano
 import theano.tensor as T
 from bnlasagne.kernels import ops
+from bnlasagne.kernels.batch import Batch
 
 x, dy = T.fmatrix(), T.fmatrix()
 stored = [theano.shared(np.full((1, 512), value, "float32"),
                         broadcastable=(True, False)) for value in (1, 2)]
-y = ops.normalize_batch(x, None, None, 0.01, (0,))[0]
-z = ops.normalize(x, *stored, None, None, 0.01, (0,))
+y = ops.normalize_batch(Batch(x, (0,)), None, None, 0.01)[0]
+z = ops.normalize(Batch(x, (0,)), *stored, None, None, 0.01)
 dx = theano.grad(None, x, known_grads={y: dy})
 function = theano.function([x, dy], [y, z, dx])
 data = np.random.RandomState(0).normal(size=(2, 2048, 512)).astype("float32")

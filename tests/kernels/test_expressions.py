@@ -3,6 +3,7 @@
 import functools
 
 from bnlasagne.kernels import expressions
+from bnlasagne.kernels.batch import Batch
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def test_second_order_gradient(rng, float64, quick):
     x, gamma, beta, dy = draw(rng, (4, 3), (0,), "float64")
     variable = T.matrix()
     output = expressions.normalize_batch(
-        variable, param(gamma, (0,)), param(beta, (0,)), 0.01, (0,))[0]
+        Batch(variable, (0,)), param(gamma, (0,)), param(beta, (0,)), 0.01)[0]
     first = theano.grad((dy * output).sum(), variable)
     penalty = T.sqr(first).sum()
     second = theano.function([variable], theano.grad(penalty, variable))(x)
@@ -91,7 +92,7 @@ def test_constant_channel_has_finite_gradient(rng, order, floatX, mode):
     one, zero = np.ones((1, 2), floatX), np.zeros((1, 2), floatX)
     variable = T.matrix(dtype=floatX)
     y = expressions.normalize_batch(
-        variable, param(one, (0,)), param(zero, (0,)), 0.01, (0,))[0]
+        Batch(variable, (0,)), param(one, (0,)), param(zero, (0,)), 0.01)[0]
     gradient = theano.grad((dy * y).sum(), variable)
     if order == 2:
         gradient = theano.grad(T.sqr(gradient).sum(), variable)
@@ -114,9 +115,10 @@ def test_not_a_number_stays_in_its_channel(rng, quick):
 def test_without_gamma_and_beta(rng, float64, quick):
     x = rng.normal(size=(5, 3))
     variable = T.matrix()
-    trained = expressions.normalize_batch(variable, None, None, 0.5, (0,))[0]
+    batch = Batch(variable, (0,))
+    trained = expressions.normalize_batch(batch, None, None, 0.5)[0]
     tested = expressions.normalize(
-        variable, T.constant(1.), T.constant(2.), None, None, 0.5)
+        batch, T.constant(1.), T.constant(2.), None, None, 0.5)
     y, z = theano.function([variable], [trained, tested])(x)
     assert_allclose(y, reference.normalize_batch(x, (0,), epsilon=0.5))
     assert_allclose(z, (x - 1) / 2.5)

@@ -5,6 +5,7 @@ which rounds nothing.
 """
 
 from bnlasagne.kernels import expressions, ops
+from bnlasagne.kernels.batch import Batch
 
 import numpy as np
 import pytest
@@ -112,7 +113,7 @@ def test_inference(rng, shape, axes, dtype, power, linker):
     x, gamma, beta = case.variables()
     stored = [param(case.in_unit(value), axes) for value in (mean, std)]
     dy = tensor(case.dy)
-    y = ops.normalize(x, *stored, gamma, beta, case.epsilon, axes)
+    y = ops.normalize(Batch(x, axes), *stored, gamma, beta, case.epsilon)
     gradients = theano.grad(None, [x] + stored + [gamma],
                             known_grads={y: dy})
     y = theano.function([x], y, mode=MODES[linker])(case.data)
@@ -137,7 +138,7 @@ def test_gradient_of_the_statistics(rng, dtype, power, fused):
     case = Case(rng, (40, 3), axes, dtype, power)
     x, *params = case.variables()
     build = (ops if fused else expressions).normalize_batch
-    _, mean, std = build(x, *params, case.epsilon, axes)
+    _, mean, std, _ = build(Batch(x, axes), *params, case.epsilon)
     weights = rng.normal(size=(2, 1, 3)).astype(dtype)
     gradient = theano.grad((weights[0] * mean + weights[1] * std).sum(), x)
     actual = theano.function([x], gradient, mode=theano.Mode(
@@ -157,7 +158,7 @@ def test_constant_channel(rng, value, fused):
     one, zero = np.ones((1, 3), "float32"), np.full((1, 3), 7, "float32")
     variables = tensor(x), param(one, (0,)), param(zero, (0,))
     build = (ops if fused else expressions).normalize_batch
-    y, mean, std = build(*variables, 0.01, (0,))
+    y, mean, std, _ = build(Batch(variables[0], (0,)), *variables[1:], 0.01)
     gradient = theano.grad(None, variables[0], known_grads={
         y: theano.tensor.constant(dy)})
     y, mean, std, dx = theano.function(
@@ -176,9 +177,10 @@ def test_half_precision(rng, quick):
     gamma, beta, dy = (rng.normal(size=size).astype("float16")
                        for size in ((1, 3), (1, 3), x.shape))
     variables = tensor(x), param(gamma, (0,)), param(beta, (0,))
-    outputs = expressions.normalize_batch(*variables, 0.01, (0,))
+    batch = Batch(variables[0], (0,))
+    outputs = expressions.normalize_batch(batch, *variables[1:], 0.01)[:3]
     tested = expressions.normalize(
-        variables[0], *outputs[1:], *variables[1:], 0.01)
+        batch, *outputs[1:], *variables[1:], 0.01)
     gradient = theano.grad(None, variables[0], known_grads={
         outputs[0]: theano.tensor.constant(dy)})
     y, mean, std, z, dx = theano.function(

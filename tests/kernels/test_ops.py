@@ -8,6 +8,7 @@ import threading
 
 from bnlasagne import BatchNormLayer, plain_expressions
 from bnlasagne.kernels import dispatch, expressions, ops
+from bnlasagne.kernels.batch import Batch
 
 import lasagne
 import numpy as np
@@ -91,9 +92,9 @@ def test_inference(rng, shape, axes, dtype, rectify, mode):
     x, gamma, beta, _ = draw(rng, shape, axes, dtype)
     mean, std = rng.normal(size=gamma.shape), rng.uniform(size=gamma.shape)
     variable = tensor(x)
-    y = ops.normalize(variable, *(param(value.astype(dtype), axes) for value
-                                  in (mean, std, gamma, beta)),
-                      0.01, axes, rectify)
+    y = ops.normalize(Batch(variable, axes), *(
+        param(value.astype(dtype), axes) for value
+        in (mean, std, gamma, beta)), 0.01, rectify)
     actual = theano.function([variable], y, mode=mode)(x)
     expected = reference.normalize(x, mean, std, gamma, beta)
     assert actual.dtype == dtype
@@ -196,9 +197,10 @@ def test_constant_channel(rng, value, dtype, mode):
 def test_without_gamma_and_beta(rng, dtype, mode):
     x = rng.normal(size=(5, 3)).astype(dtype)
     variable = tensor(x)
-    outputs = [ops.normalize_batch(variable, None, None, 0.5, (0,))[0],
-               ops.normalize(variable, T.zeros((1, 3), dtype),
-                             T.ones((1, 3), dtype), None, None, 0.5, (0,))]
+    batch = Batch(variable, (0,))
+    outputs = [ops.normalize_batch(batch, None, None, 0.5)[0],
+               ops.normalize(batch, T.zeros((1, 3), dtype),
+                             T.ones((1, 3), dtype), None, None, 0.5)]
     trained, tested = theano.function([variable], outputs, mode=mode)(x)
     assert_allclose(trained, reference.normalize_batch(x, (0,), epsilon=0.5),
                     **TOLERANCE[dtype])
@@ -212,9 +214,10 @@ def test_gradients_of_gradients(rng, rectify):
     x, gamma, beta, dy = draw(rng, (5, 3), axes, "float64")
     variable = tensor(x)
     params = [param(gamma, axes), param(beta, axes)]
-    plain = expressions.normalize_batch(variable, *params, 0.01, axes)[0]
+    batch = Batch(variable, axes)
+    plain = expressions.normalize_batch(batch, *params, 0.01)[0]
     found = []
-    for y in (ops.normalize_batch(variable, *params, 0.01, axes, rectify)[0],
+    for y in (ops.normalize_batch(batch, *params, 0.01, rectify)[0],
               T.nnet.relu(plain) if rectify else plain):
         first = theano.grad((dy * y ** 2).sum(), variable)
         penalty = (T.sqr(first) * dy).sum()
@@ -232,11 +235,12 @@ def test_second_derivatives_by_several_parameters(rng, tested):
     vectors = rng.normal(size=(2, 1, 3))
     variable = tensor(x)
     params = [param(gamma, (0,)), param(beta, (0,))]
+    batch = Batch(variable, (0,))
     if tested:
         stored = param(gamma - 1, (0,)), param(gamma ** 2, (0,))
-        y = ops.normalize(variable, *stored, *params, 0.01, (0,))
+        y = ops.normalize(batch, *stored, *params, 0.01)
     else:
-        y = ops.normalize_batch(variable, *params, 0.01, (0,))[0]
+        y = ops.normalize_batch(batch, *params, 0.01)[0]
     gradients = theano.grad(T.exp(T.tanh(y)).sum(), params)
     product = theano.grad(sum((gradient * vector).sum() for gradient, vector
                               in zip(gradients, vectors)), params)
@@ -266,9 +270,9 @@ def test_strict_flags_of_theano(rng, flags, plain):
         variable.tag.test_value = x
         params = [param(gamma, (0,)), param(beta, (0,))]
         build = expressions if plain else ops
-        y, mean, std = build.normalize_batch(variable, *params, 0.01, (0,))
-        z = (expressions.normalize(variable, mean, std, *params, 0.01) if plain
-             else ops.normalize(variable, mean, std, *params, 0.01, (0,)))
+        batch = Batch(variable, (0,))
+        y, mean, std, _ = build.normalize_batch(batch, *params, 0.01)
+        z = build.normalize(batch, mean, std, *params, 0.01)
         first = theano.grad(T.sqr(y).sum() + T.tanh(z).sum(), params)
         second = theano.grad(sum(T.sqr(each).sum() for each in first), params)
         outputs = theano.function([variable], [y, z] + first + second,
@@ -285,12 +289,13 @@ def test_gradient_of_the_statistics(rng):
     x[:, 1] = 2
     variable = tensor(x)
     weights = rng.normal(size=(2, 1, 3))
-    arguments = param(gamma, (0,)), param(beta, (0,)), 0.01, (0,)
+    batch = Batch(variable, (0,))
+    arguments = batch, param(gamma, (0,)), param(beta, (0,)), 0.01
     found = []
     for _, mean, std in (
-            ops.normalize_batch(variable, *arguments),
-            (None, *ops.find_statistics(variable, (0,))[:2]),
-            expressions.normalize_batch(variable, *arguments)):
+            ops.normalize_batch(*arguments)[:3],
+            (None, *ops.find_statistics(batch)[:2]),
+            expressions.normalize_batch(*arguments)[:3]):
         cost = (weights[0] * mean + weights[1] * std).sum()
         found.append(theano.function(
             [variable], theano.grad(cost, variable), mode=MODES["py"])(x))
@@ -302,8 +307,9 @@ def test_gradient_through_stored_statistics(rng):
     x, gamma, beta, dy = draw(rng, (6, 3), (0,), "float64")
     variables = [tensor(x)] + [param(value, (0,)) for value in (
         beta + 1, np.abs(gamma) + 1, gamma, beta)]
-    fused = ops.normalize(*variables, 0.01, (0,), True)
-    plain = T.nnet.relu(expressions.normalize(*variables, 0.01))
+    batch = Batch(variables[0], (0,))
+    fused = ops.normalize(batch, *variables[1:], 0.01, True)
+    plain = T.nnet.relu(expressions.normalize(batch, *variables[1:], 0.01))
     gradients = [theano.grad((dy * y ** 2).sum(), variables)
                  for y in (fused, plain)]
     values = theano.function(variables[:1], gradients[0] + gradients[1],
@@ -522,6 +528,7 @@ import numpy as np
 import theano
 import theano.tensor as T
 from bnlasagne.kernels import ops
+from bnlasagne.kernels.batch import Batch
 
 results = []
 rng = np.random.RandomState(0)
@@ -535,10 +542,9 @@ for shape, axes in [((1024, 700), (0,)), ((40000, 5), (0,)),
     gamma, beta = (theano.shared(rng.normal(size=short).astype("float32"),
                                  broadcastable=pattern) for _ in range(2))
     variables = [T.TensorType("float32", (False,) * x.ndim)() for _ in "xd"]
-    y, mean, std = ops.normalize_batch(
-        variables[0], gamma, beta, 0.01, axes, True)
-    z = ops.normalize(variables[0], gamma, T.sqr(beta), gamma, beta, 0.01,
-                      axes)
+    batch = Batch(variables[0], axes)
+    y, mean, std, _ = ops.normalize_batch(batch, gamma, beta, 0.01, True)
+    z = ops.normalize(batch, gamma, T.sqr(beta), gamma, beta, 0.01)
     gradients = theano.grad(None, [variables[0], gamma, beta],
                             known_grads={y: variables[1]})
     results += theano.function(variables, [y, mean, std, z] + gradients)(x, dy)
