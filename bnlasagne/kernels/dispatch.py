@@ -77,7 +77,7 @@ def _find_statistics(batch):
 
     The vector is None if they are expressions.
     """
-    if are_usable(batch.x):
+    if _are_fused(batch):
         return ops.find_statistics(batch)[:4]
     return (*expressions.batch_statistics(batch), None)
 
@@ -93,7 +93,7 @@ def normalize_batch(batch, gamma, beta, epsilon, rectify=False,
     if correction is not None:
         return _normalize_corrected(batch, gamma, beta, epsilon, rectify,
                                     correction)
-    if are_usable(batch.x, gamma, beta):
+    if _are_fused(batch, gamma, beta):
         return ops.normalize_batch(batch, gamma, beta, epsilon, rectify)
     output, *found = expressions.normalize_batch(
         batch, *_aligned(batch, gamma, beta), epsilon)
@@ -111,7 +111,7 @@ def _normalize_corrected(batch, gamma, beta, epsilon, rectify, correction):
         return (_rectified(output, rectify), *found)
     *found, vector = _find_statistics(batch)
     gamma, beta = correction(*found[:2], gamma, beta)
-    if vector is not None and are_usable(batch.x, gamma, beta):
+    if vector is not None and _are_fused(batch, gamma, beta):
         output = ops.normalize_by(ops.NormalizeBy, batch, vector, gamma, beta,
                                   epsilon, rectify)
     else:
@@ -126,7 +126,7 @@ def find_moments(batch, *params):
     Only in expressions has the vector gradients; see
     :class:`bnlasagne.kernels.ops.NormalizeBy`.
     """
-    if are_usable(batch.x, *params):
+    if _are_fused(batch, *params):
         return ops.find_statistics(batch)[4]
     return expressions.find_moments(batch)
 
@@ -138,7 +138,7 @@ def normalize_by(op, batch, statistics, gamma, beta, epsilon, rectify=False):
     `statistics` is a vector of double precision: the means of all channels,
     then the standard deviations.
     """
-    if are_usable(batch.x, gamma, beta):
+    if _are_fused(batch, gamma, beta):
         return ops.normalize_by(op, batch, statistics, gamma, beta, epsilon,
                                 rectify)
     output = expressions.normalize_by(
@@ -151,7 +151,7 @@ def normalize(batch, mean, std, gamma, beta, epsilon, rectify=False):
 
     It makes no difference whether it has virtual batches.
     """
-    if are_usable(batch.x, mean, std, gamma, beta):
+    if _are_fused(batch, mean, std, gamma, beta):
         return ops.normalize(batch, mean, std, gamma, beta, epsilon, rectify)
     output = expressions.normalize(
         batch, *_aligned(batch, mean, std, gamma, beta), epsilon)
@@ -174,6 +174,12 @@ def move_average(average, statistics, count, alpha, fused):
         return ops.MoveAverage(len(statistics))(
             average, alpha, count, *statistics)
     return expressions.move_average(average, statistics, count, alpha)
+
+
+def _are_fused(batch, *params):
+    """Tell whether a fused Op normalizes a batch."""
+    return batch.mask is None and not batch.virtual_size and are_usable(
+        batch.x, *params)
 
 
 def _aligned(batch, *params):
