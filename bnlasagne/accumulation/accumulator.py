@@ -19,7 +19,7 @@ from ..parallel.training import checked_params
 from ..theano_tools.quiet_checks import quiet_checks
 from .exact import ExactFunction
 from .micro_batch import MicroBatch
-from .sums import StepMoments, Term, mean_gradients
+from .sums import StepMoments, Term, emptied, mean_gradients
 
 __all__ = ["GradientAccumulator"]
 
@@ -255,7 +255,7 @@ class GradientAccumulator:
                                                **kwargs))
         updates.update(self._moments.updates(self._combine))
         for variable in self._state():
-            updates[variable] = T.zeros_like(variable)
+            updates[variable] = emptied(variable, variable)
         step = theano.function(list(inputs), [], updates=updates, mode=mode)
         self._has_step = True
 
@@ -284,7 +284,7 @@ class GradientAccumulator:
     def reset(self):
         """Forget what is accumulated."""
         for variable in self._state():
-            variable.set_value(np.zeros_like(variable.get_value()))
+            variable.set_value(emptied(variable, variable.get_value()))
 
     def _state(self):
         return [variable for term in self._terms.values()

@@ -31,7 +31,7 @@ import theano.tensor as T
 
 from ..averages.aliases import application_of
 from ..networks.setting import all_or_nothing
-from .exact_graph import ExactGraph, moments_by_std, set_values
+from .exact_graph import ExactGraph, set_values, together
 from .passes import CALLER, Passes, partial
 from .sums import applied
 
@@ -148,13 +148,11 @@ class ExactFunction:
         found = {}
         for application, own in _at_depth(
                 depth, passes, self._forward, self._applications, 3):
-            moments = moments_by_std(*own)
-            if application in found:
-                moments = found[application].merge(moments)
-            found[application] = moments
-        for application, moments in found.items():
-            application.found = moments
-            set_values(application.statistics, [moments.mean, moments.std()])
+            found.setdefault(application, []).append(own)
+        for application, parts in found.items():
+            application.found = together(parts)
+            if application.normalizes:
+                set_values(application.statistics, application.found[1:])
 
     def _find_derivatives(self, passes, depth):
         """Make a pass that sums derivatives by the statistics at a depth."""
@@ -171,10 +169,9 @@ class ExactFunction:
                  for application in self._applications}
         for key in self._averaged:
             stored = self._moments.stored(key)
-            pooled = moments_by_std(*(
-                variable.get_value() for variable in stored)).merge(found[key])
+            values = [variable.get_value() for variable in stored]
             changes.keep_values(stored)
-            set_values(stored, [pooled.count, pooled.mean, pooled.std()])
+            set_values(stored, together([values, found[key]]))
 
 
 def _at_depth(depth, passes, function, applications, size):

@@ -1,5 +1,7 @@
 """Rebuild the user's graph, with the statistics of layers as inputs in it."""
 
+import functools
+
 import numpy as np
 import theano
 import theano.tensor as T
@@ -8,13 +10,15 @@ from theano.scan_module.scan_op import Scan
 
 from ..averages.applications import Application
 from ..averages.marker import Marker
+from ..kernels import expressions
+from ..kernels.batch import Batch
 from ..kernels.moments import Moments
 from ..networks.labels import label
 from ..theano_tools.copies import Copies
 from ..theano_tools.loops import all_nodes, inner_graph
 from ..theano_tools.needed import inputs_by_value, needed
 
-__all__ = ["ExactGraph", "moments_by_std", "set_values"]
+__all__ = ["ExactGraph", "set_values", "together"]
 
 
 class ExactApplication:
@@ -25,23 +29,26 @@ class ExactApplication:
 
     Attributes
     ----------
-    x : Theano variable
-        What the layer is applied to.
+    x, mask : Theano variables
+        What the layer is applied to, and the mask of it, or None.
     moments : list of Theano variables
-        Count, mean and standard deviation of a micro-batch.
+        Count, mean and standard deviation of a micro-batch. Of its virtual
+        batches, if the layer has such.
     key : tuple of Theano variables
         The statistics in the user's graph.
     statistics : list of Theano shared variables
         Mean and standard deviation of the full batch.
-    found : Moments
-        Those of the full batch.
+    found : list of array
+        Count, mean and standard deviation of the full batch, or of all its
+        virtual batches.
     """
 
     def __init__(self, marked, of, depth):
         self.x, = of([marked.input])
+        self.mask = marked.mask and of([marked.mask])[0]
         self.moments = of([marked.count, *marked.statistics])
         self.key = tuple(marked.statistics)
-        self.normalizes = marked.normalizes
+        self.normalizes = _by_full_batch(marked)
         self.depth = depth
         self.found = None
         zeros = np.zeros(marked.layer.param_shape())
@@ -54,16 +61,26 @@ class ExactApplication:
         """Multiply a micro-batch's part of the statistics by derivatives."""
         by_mean, by_variance = self._derivatives
         mean = theano.gradient.disconnected_grad(self.statistics[0])
-        return T.sum(by_mean * self.x + by_variance * T.sqr(self.x - mean))
+        batch = Batch(self.x, (), self.mask)
+        x = expressions.only_counted(self.x, batch)
+        return T.sum(expressions.only_counted(
+            by_mean * x + by_variance * T.sqr(x - mean), batch))
+
+    def with_mask(self):
+        """Return the layer's argument; none without a mask.
+
+        Users' layers may know of no masks.
+        """
+        return {} if self.mask is None else {"mask": self.mask}
 
     def set_derivatives(self, by_mean, by_std):
         """Set the derivatives of the loss by the statistics, per value."""
-        std = self.found.std()
+        count, _, std = self.found
+        count = max(count, 1)
         by_variance = np.divide(by_std, 2 * std, out=np.zeros_like(std),
                                 where=std > 0)
         set_values(self._derivatives, [
-            np.broadcast_to(by_mean, std.shape) / self.found.count,
-            by_variance / self.found.count])
+            np.broadcast_to(by_mean, std.shape) / count, by_variance / count])
 
 
 def set_values(variables, values):
@@ -72,10 +89,20 @@ def set_values(variables, values):
         variable.set_value(np.asarray(value, variable.dtype))
 
 
-def moments_by_std(count, mean, std):
-    """Convert a standard deviation to moments, in double precision."""
-    mean, std = (np.asarray(value, "float64") for value in (mean, std))
-    return Moments(int(count), mean, np.square(std) * count)
+def together(parts):
+    """Put the statistics of several micro-batches together.
+
+    Each part, and the result, is a list of count, mean and standard deviation,
+    the latter two in double precision. Those of virtual batches are joined.
+    """
+    if np.ndim(parts[0][0]):
+        return [np.concatenate(each) for each in zip(*parts)]
+    pooled = functools.reduce(Moments.merge, (
+        Moments(int(count), np.asarray(mean, "float64"),
+                np.square(std, dtype="float64") * count)
+        for count, mean, std in parts))
+    return [pooled.count, pooled.mean, pooled.std() if pooled.count
+            else pooled.mean]
 
 
 class ExactGraph:
@@ -112,19 +139,28 @@ class ExactGraph:
 
     def _apply(self, marked, unmarked):
         output = marked.output
-        if marked.normalizes or tuple(marked.statistics) in self._averaged:
+        normalizes = _by_full_batch(marked)
+        if normalizes or tuple(marked.statistics) in self._averaged:
             application = ExactApplication(
                 marked, self._copies.of, self._depth([marked.input]) + 1)
             self.applications.append(application)
-        if marked.normalizes:
+        if normalizes:
             normalized = marked.layer.normalize_as_in_training(
                 application.x, *application.statistics,
-                *self._copies.of(marked.params))
+                *self._copies.of(marked.params), **application.with_mask())
             self._copies[output] = output.type.filter_variable(normalized)
             self._depths[output] = application.depth
         else:
             self._copies[output], = self._copies.of([unmarked])
             self._depths[output] = self._depth([unmarked])
+
+
+def _by_full_batch(marked):
+    """Tell whether an application normalizes by the whole of a batch.
+
+    Virtual batches are cut from each micro-batch.
+    """
+    return marked.normalizes and not marked.count.ndim
 
 
 def _check(node):

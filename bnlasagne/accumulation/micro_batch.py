@@ -4,7 +4,7 @@ import theano
 import theano.tensor as T
 
 from ..averages.aliases import application_of
-from ..parallel.collectives import is_synchronized
+from ..parallel.collectives import is_exchanged, is_synchronized
 from ..parallel.training import checked_loss, checked_size
 
 __all__ = ["MicroBatch"]
@@ -45,11 +45,11 @@ class MicroBatch:
         roots = set(theano.gof.graph.inputs([self.loss]))
         params = [param for param in params if param in roots]
         loss, is_weighted = self.loss, is_synchronized([self.loss])
+        if channel is None and is_exchanged([loss]):
+            raise ValueError(
+                f"{self.caller}: the network's batch normalization is "
+                "synchronized. Pass the same comm to GradientAccumulator.")
         if is_weighted:
-            if channel is None:
-                raise ValueError(
-                    f"{self.caller}: the network's batch normalization is "
-                    "synchronized. Pass the same comm to GradientAccumulator.")
             # Gradients of all ranks meet, each with the weight of its rank.
             loss = loss * T.cast(self.size, loss.dtype)
         gradients = theano.grad(loss, params, disconnected_inputs="ignore",

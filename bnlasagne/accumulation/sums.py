@@ -12,10 +12,10 @@ import theano.tensor as T
 
 from ..averages.explicit import combined, scheduled_updates
 from ..kernels import expressions
-from ..parallel.collectives import Average, is_synchronized
+from ..parallel.collectives import Average, is_exchanged
 from ..parallel.training import outline
 
-__all__ = ["StepMoments", "Term", "applied", "mean_gradients"]
+__all__ = ["StepMoments", "Term", "applied", "emptied", "mean_gradients"]
 
 
 class Term:
@@ -100,7 +100,9 @@ def applied(moves):
 class StepMoments:
     """Pool the statistics of each application over micro-batches.
 
-    `moves` maps a running average to its moves, one for each application.
+    Those of virtual batches are listed, not pooled: each moves the running
+    averages. `moves` maps a running average to its moves, one for each
+    application.
     """
 
     def __init__(self):
@@ -117,7 +119,7 @@ class StepMoments:
             known = moments.moves.setdefault(average, [])
             for key, move in applied({average: taken}).items():
                 if key not in moments._stored:
-                    moments._stored[key] = _zeros(average)
+                    moments._stored[key] = _zeros(average, move.count.ndim)
                 if key not in applied({average: known}):
                     known.append(move)
         return moments
@@ -136,10 +138,11 @@ class StepMoments:
         for statistics, move in applied(moves).items():
             stored, count = self.stored(statistics), move.count
             # Other ranks may have examples where this one has none.
-            if not is_synchronized([count]):
+            if not is_exchanged([count]):
                 count = T.switch(is_there, count, 0)
-            pooled = expressions.pool([stored, (count,) + statistics])
-            for variable, value in zip(stored, pooled):
+            add = _listed if count.ndim else _pooled
+            values = add(stored, (count,) + statistics)
+            for variable, value in zip(stored, values):
                 updates[variable] = T.patternbroadcast(
                     value, variable.broadcastable)
         return updates
@@ -153,9 +156,36 @@ class StepMoments:
         return {**updates, **scheduled_updates(self.moves)}
 
 
-def _zeros(average):
-    """Make places for a count, a mean and a standard deviation."""
-    zeros = np.zeros(average.get_value(borrow=True).shape)
-    return [theano.shared(np.zeros((), "int64"))] + [
-        theano.shared(zeros, broadcastable=average.broadcastable)
+def _pooled(stored, more):
+    """Pool the statistics of a batch with those of others."""
+    return expressions.pool([stored, more])
+
+
+def _listed(stored, more):
+    """Append the statistics of virtual batches to those of others."""
+    return [T.concatenate([one, T.cast(other, one.dtype)])
+            for one, other in zip(stored, more)]
+
+
+def emptied(variable, value):
+    """Return what a variable of a step holds at first, from its value."""
+    if getattr(variable.tag, "is_list", False):
+        return value[:0]
+    return (T if isinstance(value, theano.Variable) else np).zeros_like(value)
+
+
+def _zeros(average, is_list):
+    """Make places for counts, means and standard deviations.
+
+    They are those of one batch; or a list, of no virtual batches yet.
+    """
+    shape = average.get_value(borrow=True).shape
+    pattern = average.broadcastable
+    if is_list:
+        shape, pattern = (0, *shape[1:]), (False, *pattern[1:])
+    places = [theano.shared(np.zeros(shape[:is_list], "int64"))] + [
+        theano.shared(np.zeros(shape), broadcastable=pattern)
         for _ in range(2)]
+    for place in places:
+        place.tag.is_list = bool(is_list)
+    return places

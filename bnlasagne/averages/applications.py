@@ -27,6 +27,8 @@ class Application:
     input, output : Theano variables
         What the layer was applied to, and what came out; the latter marked,
         and before the nonlinearity (but rectified). Or the gradient by it.
+    mask : Theano variable or None
+        Of the input, with its number of dimensions.
     normalizes : bool
         Whether the layer normalized by the statistics of the batch.
     params : list of Theano variables
@@ -34,7 +36,8 @@ class Application:
     averages : list of Theano shared variables
         Aliases of the running averages to move; may be empty.
     alpha, count : Theano variables or None
-        Weight of the batch and number of its values; None if not known.
+        Weight of the batch and number of its values; None if not known. Of
+        virtual batches, the numbers are a vector.
     statistics : list of Theano variables
         Mean and standard deviation of the batch; empty if not known.
     """
@@ -48,6 +51,7 @@ class Application:
         rest = iter(rest)
         self._parts = parts = Parts(*[
             list(itertools.islice(rest, size)) for size in op.sizes])
+        self.mask, = parts.masks or [None]
         self.params, self.averages = parts.params, parts.averages
         self.alpha, self.count, *self.statistics = parts.batch or (None, None)
 
@@ -62,7 +66,8 @@ class Application:
 
     def variables(self):
         """List the variables that the moves are computed from."""
-        return [self.input, *itertools.chain(*self._parts[1:])]
+        parts = self._parts._replace(params=[])
+        return [self.input, *itertools.chain(*parts)]
 
     def unmarked(self, computed):
         """Return the output without its marker; see `needed`."""

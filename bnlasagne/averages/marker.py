@@ -1,11 +1,11 @@
 """Mark the applications of layers in a graph.
 
 :func:`mark` puts a marker on a layer's output. The marker holds what the
-application was: the layer, its input, the statistics of the batch, and the
-running averages that are to move. It computes nothing, and every function that
-is made from the graph drops it. But until then, others can read it
-(:mod:`bnlasagne.averages.applications`). It survives what users do to a graph:
-cloning it, replacing its inputs, taking gradients.
+application was: the layer, its input and mask, the statistics of the batch,
+and the running averages that are to move. It computes nothing, and every
+function that is made from the graph drops it. But until then, others can read
+it (:mod:`bnlasagne.averages.applications`). It survives what users do to a
+graph: cloning it, replacing its inputs, taking gradients.
 """
 
 import collections
@@ -48,23 +48,26 @@ def last_application():
     return _numbers.last
 
 
-# Statistics that a layer took of a batch, each of `count` values, a scalar;
-# and whether the layer normalized by them.
+# Statistics that a layer took of a batch, each of `count` values, a scalar; or
+# of virtual batches, with a vector of counts; and whether the layer normalized
+# by them.
 TakenStatistics = collections.namedtuple(
     "TakenStatistics", "mean std count normalizes")
 
 
-def mark(output, layer, x, taken=None, update=False):
-    """Mark a layer's output as that of one application, to `x`.
+def mark(output, layer, batch, taken=None, update=False):
+    """Mark a layer's output as that of one application, to a `Batch`.
 
-    `taken` are the `TakenStatistics` of `x`, None if not known. `update`
+    `taken` are the `TakenStatistics` of the batch, None if not known. `update`
     tells whether functions that compute the output, or anything that depends
     on it, or a gradient through it, move the layer's running averages by
     themselves; 'explicit': the updates have to be collected.
     """
     number = _numbers.next()
+    masks = [] if batch.mask is None else [batch.mask]
     if taken is None:
-        return Marker(number, layer)(output, x)
+        marker = Marker(number, layer, _NO_PARTS._replace(masks=len(masks)))
+        return marker(output, batch.x, *masks)
 
     def alias(variable):
         return new_alias(variable, number, update != "explicit")
@@ -75,21 +78,22 @@ def mark(output, layer, x, taken=None, update=False):
         layer.alpha if update else 0, alias)
     params = [param for param in (layer.gamma, layer.beta)
               if param is not None]
-    parts = Parts(params, averages, scheduled, next_values, [
+    parts = Parts(masks, params, averages, scheduled, next_values, [
         ops.double(alpha), taken.count, taken.mean, taken.std])
     marker = Marker(
         number, layer, Parts(*map(len, parts)), taken.normalizes,
         dispatch.are_usable(*averages, taken.mean, taken.std))
-    return marker(output, x, *itertools.chain(*parts))
+    return marker(output, batch.x, *itertools.chain(*parts))
 
 
-# Lists of the variables that a marker holds: `gamma` and `beta`, as far as
-# they are not None; aliases of the running averages to move; aliases of what a
-# schedule of the weight moves on, and what these become; and of the batch, if
-# known, its weight, the number of its values, and the statistics.
+# Lists of the variables that a marker holds: the mask, if any; `gamma` and
+# `beta`, as far as they are not None; aliases of the running averages to move;
+# aliases of what a schedule of the weight moves on, and what these become; and
+# of the batch, if known, its weight, the number of its values, and the
+# statistics.
 Parts = collections.namedtuple(
-    "Parts", "params averages scheduled next_values batch")
-_NO_PARTS = Parts(0, 0, 0, 0, 0)
+    "Parts", "masks params averages scheduled next_values batch")
+_NO_PARTS = Parts(0, 0, 0, 0, 0, 0)
 
 
 def _with_aliases(alpha, alias):

@@ -79,6 +79,8 @@ def _affine_of(network, bn):
         raise LeftInPlace("another layer contains it, and may not pass on "
                           "`deterministic`")
     network.check_unheld(bn)
+    if len(inputs_of(bn)) > 1:
+        raise LeftInPlace("it has a mask, outside of which its output is zero")
     if not inputs_of(bn):
         raise LeftInPlace("there is no layer before it")
     if not any(isinstance(bn, base) and computes_like(bn, base)

@@ -65,7 +65,7 @@ class Moments:
         return cls(0, np.zeros(shape), np.zeros(shape))
 
     @classmethod
-    def of(cls, values, axes):
+    def of(cls, values, axes, mask=None):
         """Compute the moments of an array over some axes.
 
         Parameters
@@ -73,21 +73,43 @@ class Moments:
         values : array
         axes : tuple of int
             They stay, with size 1.
+        mask : array or None
+            Values count where it is not zero; by default, all do. It has the
+            number of dimensions of `values`, size 1 along the other axes, and
+            may have size 1 along some of the `axes`.
 
         Returns
         -------
         Moments
+
+        Raises
+        ------
+        ValueError
+            If the mask has another shape.
         """
         values = np.asarray(values)
-        count = int(np.prod([values.shape[axis] for axis in axes]))
+        short = [1 if axis in axes else size
+                 for axis, size in enumerate(values.shape)]
+        if mask is None:
+            count = int(np.prod([values.shape[axis] for axis in axes]))
+        else:
+            mask = np.asarray(mask) != 0
+            _check_mask(mask, values, axes)
+            count = values.size * int(mask.sum()) // max(
+                mask.size * int(np.prod(short)), 1)
         if not count:
-            return cls.empty([1 if axis in axes else size
-                              for axis, size in enumerate(values.shape)])
+            return cls.empty(short)
+
+        def total(array):
+            if mask is not None:
+                array = np.where(mask, array, 0)
+            return array.sum(axes, dtype=np.float64, keepdims=True)
+
         with np.errstate(invalid="ignore", over="ignore"):
-            mean = values.mean(axes, dtype=np.float64, keepdims=True)
+            mean = total(values) / count
             # The deviations tell by how much the mean was rounded.
-            mean = mean + (values - mean).mean(axes, keepdims=True)
-            m2 = np.square(values - mean).sum(axes, keepdims=True)
+            mean = mean + total(values - mean) / count
+            m2 = total(np.square(values - mean))
             return cls(count, mean, m2)
 
     def merge(self, other):
@@ -224,6 +246,15 @@ class Moments:
         m2 = count * squares - sums * sums
         return cls(count, _divided(sums, count << _BITS).astype(float),
                    _divided(m2, count << 2 * _BITS).astype(float))
+
+
+def _check_mask(mask, values, axes):
+    if mask.ndim != values.ndim or any(
+            size != 1 and (axis not in axes or size != values.shape[axis])
+            for axis, size in enumerate(mask.shape)):
+        raise ValueError(
+            f"Moments: a mask of shape {mask.shape} does not go with values "
+            f"of shape {values.shape}, normalized over axes {tuple(axes)}.")
 
 
 # The smallest number of double precision is 2 ** -1074. As `frexp` has it, it

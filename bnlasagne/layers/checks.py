@@ -15,7 +15,7 @@ from ..networks.labels import label
 __all__ = [
     "check_flags", "check_incoming", "check_params", "checked_axes",
     "checked_input", "checked_nonlinearity", "checked_scalar",
-    "unknown_arguments_explained",
+    "checked_virtual_size", "unknown_arguments_explained",
 ]
 
 
@@ -71,6 +71,25 @@ def checked_scalar(layer, name, value, least, largest):
     return float(value)
 
 
+def checked_virtual_size(layer, size):
+    """Return the number of examples in a virtual batch, or None."""
+    if size is None:
+        return None
+    if not isinstance(size, numbers.Integral) or isinstance(size, bool):
+        raise TypeError(f"{label(layer)}: virtual_batch_size must be None or "
+                        f"a whole number of examples, got {size!r}.")
+    if layer.axes[0] != 0:
+        raise ValueError(
+            f"{label(layer)}: virtual_batch_size cuts batches along axis 0, "
+            f"which must be normalized over, but axes are {layer.axes}.")
+    others = [layer.input_shape[axis] for axis in layer.axes[1:]]
+    if size < 1 or size == 1 and all(each == 1 for each in others):
+        raise ValueError(
+            f"{label(layer)}: virtual_batch_size must be such that a virtual "
+            f"batch has two values per channel or more, got {size!r}.")
+    return int(size)
+
+
 def checked_nonlinearity(layer, nonlinearity):
     """Return a nonlinearity; for None, the identity."""
     if nonlinearity is None:
@@ -95,6 +114,8 @@ _OTHER_NAMES = {
     "track_running_stats": "get_output(..., batch_norm_update_averages=False)",
     "var": "std; or set_statistics(mean, var=...) on the layer",
     "decay": "alpha, the weight of the new batch: 1 - decay",
+    "mask": "mask_input, the layer that the mask comes from",
+    "ghost_batch_size": "virtual_batch_size",
     "mode": "nothing for it: there is one way to compute",
     "trainable": "nothing for it; see freeze_batch_norm(layer, params=True)",
 }

@@ -16,7 +16,7 @@ from ..parallel import synchronized
 from ..parallel.channel import channel_of
 from ..theano_tools.quiet_checks import quiet_checks
 from ..theano_tools.switches import Switch
-from . import checks, renormalization
+from . import checks, masks, renormalization
 from .parameters import shared_param, std_from
 from .stored import StoredValues
 
@@ -80,6 +80,16 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
         Replaces `std`, as for the layer of Lasagne's later versions: initial
         value of ``1 / (std + epsilon)``. Given another layer's `inv_std`, the
         two layers share their `std`.
+    mask_input : Layer, tuple or None
+        A layer whose output tells which positions count: those where it is
+        not zero. For sequences of unequal length, say, padding does not count.
+        The mask has shape (batch,) or (batch, time, ...), along the first of
+        the `axes`; or the input's number of dimensions, with size 1 along
+        axes where it does not vary. By default, all positions count.
+    virtual_batch_size : int or None
+        Cut each batch along its first axis into virtual batches of so many
+        examples, and normalize each by statistics of its own. By default, the
+        batch is one.
     **kwargs
         Passed on to :class:`lasagne.layers.Layer`, such as ``name``.
 
@@ -87,8 +97,8 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
     ------
     ValueError
         If an axis is out of range or named twice, if the size of an axis that
-        is not normalized over is unknown, if a parameter's value does not
-        have the right shape, or another number is out of range.
+        is not normalized over is unknown, if a parameter's value or the mask
+        does not have the right shape, or another number is out of range.
     TypeError
         If an argument is of another type than stated, or unknown.
 
@@ -137,6 +147,20 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
     [-`d_max`, `d_max`]. Gradients take both to be constants. The averages
     are those before the function is called.
 
+    With a mask, all of this is about the positions that count: statistics,
+    gradients, running averages, and the two values that a batch must have to
+    move them. At other positions, outputs and gradients with respect to the
+    input are zero in training and testing, whatever the input holds there. A
+    batch without any position that counts gives zeros. The layer has two
+    :attr:`input_layers`, and :meth:`get_output_for` takes a list of two.
+
+    With `virtual_batch_size`, which Hoffer et al. (2017) call ghost batch
+    normalization, the examples that are left over at the end are a virtual
+    batch of their own; but if they have a single value per channel, they
+    belong to the virtual batch before. The running averages move as if the
+    virtual batches had come one after the other, each with the weight `alpha`.
+    For testing, a virtual batch size makes no difference.
+
     With `comm`, each rank has a part of the batch, of any size. All ranks
     must build the same layers and call the same functions. For a loss that is
     the sum of the ranks' losses, outputs, running averages and gradients with
@@ -144,6 +168,9 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
     Gradients with respect to parameters are those of this rank's part;
     :func:`average_gradients` combines them. The ranks exchange one message
     forward and one backward. A communicator of one process changes nothing.
+    Virtual batches are cut from each rank's own part; then only the running
+    averages take a message, and follow the virtual batches of all ranks, in
+    the order of the ranks.
 
     References
     ----------
@@ -153,6 +180,8 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
     .. [2] Ioffe, Sergey (2017): Batch Renormalization: Towards Reducing
            Minibatch Dependence in Batch-Normalized Models, section 3 and
            algorithm 1. http://arxiv.org/abs/1702.03275.
+    .. [3] Hoffer, Elad; Hubara, Itay; Soudry, Daniel (2017): Train longer,
+           generalize better, algorithm 1. http://arxiv.org/abs/1705.08741.
 
     Examples
     --------
@@ -174,18 +203,27 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
     r_max, d_max = 1, 0
     channel = None
     frozen = False
+    virtual_batch_size = None
 
     def __init__(self, incoming, axes=None, epsilon=0.01, alpha=0.5,
                  nonlinearity=None, beta=lasagne.init.Constant(0),
                  gamma=lasagne.init.Constant(1),
                  mean=lasagne.init.Constant(0), std=lasagne.init.Constant(1),
-                 r_max=1, d_max=0, comm=None, inv_std=None, **kwargs):
+                 r_max=1, d_max=0, comm=None, inv_std=None, *, mask_input=None,
+                 virtual_batch_size=None, **kwargs):
         checks.check_incoming(incoming)
+        if mask_input is not None:
+            incoming = masks.incomings_with(self, incoming, mask_input)
+            masks.make_masked(self)
         with checks.unknown_arguments_explained(BatchNormLayer, kwargs):
             super().__init__(incoming, **kwargs)
         if isinstance(alpha, CumulativeAverage):
             alpha = alpha.alpha
         self.axes = checks.checked_axes(self, axes)
+        if mask_input is not None:
+            masks.check_mask(self)
+        self.virtual_batch_size = checks.checked_virtual_size(
+            self, virtual_batch_size)
         self.epsilon = checks.checked_scalar(
             self, "epsilon", epsilon, 0, np.inf)
         self.alpha = checks.checked_scalar(self, "alpha", alpha, 0, 1)
@@ -238,8 +276,9 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
 
         Parameters
         ----------
-        input : Theano variable
-            Of the shape that the layer was built for.
+        input : Theano variable or list of two
+            Of the shape that the layer was built for. For a layer with a mask,
+            the input and the mask.
         deterministic : bool
             Whether the output is for testing.
         batch_norm_use_averages : bool or None
@@ -259,7 +298,8 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
         Raises
         ------
         ValueError
-            If `input` has a wrong number of dimensions, if running averages
+            If `input` has a wrong number of dimensions, or is not two
+            variables for a layer with a mask; if running averages
             that are expressions would have to be updated, or if
             `batch_norm_update_averages` has another value than stated.
         TypeError
@@ -280,27 +320,26 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
         if self.frozen:
             use, update = True, False
         with quiet_checks(test_values=True):
-            x = checks.checked_input(self, input)
+            batch = self._batch(*masks.split_inputs(self, input))
             checks.check_params(self, update)
             taken = None
             if use:
-                output = self._output_by(self.mean, self.std, x, self.gamma,
-                                         self.beta)
+                output = self._output_by(self.mean, self.std, batch,
+                                         self.gamma, self.beta)
                 if update:
                     taken = TakenStatistics(*synchronized.statistics(
-                        Batch(x, self.axes), *self._channel_and_name()),
-                        normalizes=False)
+                        batch, *self._channel_and_name()), normalizes=False)
             else:
-                output, *statistics = self._output_and_statistics(x)
+                output, *statistics = self._output_and_statistics(batch)
                 taken = TakenStatistics(*statistics, normalizes=True)
             # The marker computes nothing. A function with markers whose
             # `update` is True computes its outputs by the averages before,
             # and then moves them by one batch after another, in the order in
             # which this method was called.
-            output = mark(output, self, x, taken, update)
+            output = mark(output, self, batch, taken, update)
         return output if self._rectifies() else self.nonlinearity(output)
 
-    def normalize_as_in_training(self, x, mean, std, *params):
+    def normalize_as_in_training(self, x, mean, std, *params, mask=None):
         """Normalize a part of a batch by given statistics of the batch.
 
         Exact gradient accumulation calls this, for each micro-batch; see
@@ -315,6 +354,8 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
             independent of `x`.
         *params : Theano variables
             Replace `gamma` and `beta`; only those that the layer has.
+        mask : Theano variable or None
+            Of the part, with the number of dimensions of `x`.
 
         Returns
         -------
@@ -328,21 +369,26 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
         if renormalization.renormalizes(self):
             gamma, beta = renormalization.corrected_params(
                 self, mean, std, gamma, beta)
-        return self._output_by(mean, std, x, gamma, beta)
+        return self._output_by(mean, std, Batch(x, self.axes, mask), gamma,
+                               beta)
 
-    def _output_by(self, mean, std, x, gamma, beta):
+    def _batch(self, input, mask):
+        return Batch(checks.checked_input(self, input), self.axes,
+                     masks.aligned_mask(self, mask), self.virtual_batch_size)
+
+    def _output_by(self, mean, std, batch, gamma, beta):
         """Return the output by the given statistics."""
-        return dispatch.normalize(Batch(x, self.axes), mean, std, gamma, beta,
-                                  self.epsilon, self._rectifies())
+        return dispatch.normalize(batch, mean, std, gamma, beta, self.epsilon,
+                                  self._rectifies())
 
-    def _output_and_statistics(self, x):
+    def _output_and_statistics(self, batch):
         """Return the output, and mean, std and count of the batch."""
         correction = None
         if renormalization.renormalizes(self):
             correction = partial(renormalization.corrected_params, self)
         return synchronized.normalize_batch(
-            Batch(x, self.axes), self.gamma, self.beta, self.epsilon,
-            self._rectifies(), correction, *self._channel_and_name())
+            batch, self.gamma, self.beta, self.epsilon, self._rectifies(),
+            correction, *self._channel_and_name())
 
     def _channel_and_name(self):
         """Return the channel to use, if any, and the name for messages.

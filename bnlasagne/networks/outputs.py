@@ -3,6 +3,7 @@
 import inspect
 import types
 
+import lasagne
 import theano
 import theano.tensor as T
 from theano.scan_module.scan_utils import equal_computations
@@ -44,8 +45,13 @@ def output_of(layer, x=None, deterministic=True):
 
 
 def _input_of(layer):
-    return T.TensorType(theano.config.floatX,
-                        (False,) * len(layer.input_shape))()
+    if isinstance(layer, lasagne.layers.MergeLayer):
+        return [_variable_of(shape) for shape in layer.input_shapes]
+    return _variable_of(layer.input_shape)
+
+
+def _variable_of(shape):
+    return T.TensorType(theano.config.floatX, (False,) * len(shape))()
 
 
 def _plain(layer, base):

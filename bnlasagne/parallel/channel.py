@@ -309,6 +309,10 @@ class Channel:
         """Add up the Python objects of all ranks."""
         return self._own.allreduce(value)
 
+    def gather(self, value):
+        """List the Python objects of all ranks, in the order of the ranks."""
+        return self._own.allgather(value)
+
     def broadcast(self, value, root):
         """Return the Python object of one rank."""
         return self._own.bcast(value, root)

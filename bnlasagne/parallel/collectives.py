@@ -11,6 +11,7 @@ import numpy as np
 import theano
 import theano.tensor as T
 from theano.gof.graph import ancestors
+from theano.tensor.basic import ShapeError
 
 from ..kernels.moments import Moments
 
@@ -18,7 +19,9 @@ __all__ = [
     "AllReduce",
     "Average",
     "Collective",
+    "JoinLists",
     "MergeMoments",
+    "is_exchanged",
     "is_synchronized",
 ]
 
@@ -36,6 +39,8 @@ class Collective(theano.Op):
     __props__ = ("channel", "what", "ordered")
     # Each input from this one on has an output like it.
     first = 0
+    # Whether gradients of the ranks meet in it.
+    has_gradients = True
 
     def __init__(self, channel, what, ordered=False):
         self.channel = channel
@@ -124,6 +129,24 @@ class MergeMoments(Collective):
         return [T.concatenate([T.zeros((1,)), by_mean, gradient.m2])]
 
 
+class JoinLists(Collective):
+    """Join the arrays of all ranks along the first axis, rank after rank."""
+
+    has_gradients = False
+
+    def _exchange(self, *arrays):
+        return [np.concatenate(parts) for parts
+                in zip(*self.channel.gather(arrays))]
+
+    def infer_shape(self, node, shapes):
+        # How long the lists of other ranks are is not known.
+        raise ShapeError()
+
+    def grad(self, inputs, output_gradients):
+        return [theano.gradient.grad_not_implemented(self, i, variable)
+                for i, variable in enumerate(inputs)]
+
+
 def merge(lower, upper):
     """Merge two vectors of moments."""
     return Moments.from_vector(lower).merge(
@@ -197,7 +220,16 @@ class Average(Collective):
                 for i, variable in enumerate(inputs)]
 
 
-def is_synchronized(variables):
+def is_exchanged(variables):
     """Tell whether ranks exchange anything to compute variables."""
-    return any(isinstance(variable.owner.op, Collective)
-               for variable in ancestors(variables) if variable.owner)
+    return any(_exchanged_in(variables))
+
+
+def is_synchronized(variables):
+    """Tell whether gradients of variables depend on those of other ranks."""
+    return any(op.has_gradients for op in _exchanged_in(variables))
+
+
+def _exchanged_in(variables):
+    return (variable.owner.op for variable in ancestors(variables)
+            if variable.owner and isinstance(variable.owner.op, Collective))

@@ -13,6 +13,9 @@ first pass            message             second pass
 
 A rank has the gradients with respect to gamma and beta by its own part, as it
 has those of all other parameters.
+
+Virtual batches are each on one rank, and take no messages. Only their
+statistics do, where they move running averages.
 """
 
 import functools
@@ -24,7 +27,7 @@ from theano.gradient import DisconnectedType, grad_not_implemented
 from ..kernels import dispatch, expressions, ops
 from ..kernels.moments import Moments
 from ..theano_tools.quiet_checks import quiet_checks
-from .collectives import AllReduce, MergeMoments
+from .collectives import AllReduce, JoinLists, MergeMoments
 
 __all__ = ["normalize_batch", "statistics"]
 
@@ -38,8 +41,9 @@ def statistics(batch, channel, name):
     number of values, as :func:`bnlasagne.kernels.dispatch.batch_statistics`
     does, alike on all ranks.
     """
-    if channel is None:
-        return dispatch.batch_statistics(batch)
+    if channel is None or batch.virtual_size:
+        return _of_virtual_batches(
+            dispatch.batch_statistics(batch), channel, name)
     moments = dispatch.find_moments(batch)
     return _of_all_ranks(moments, batch, channel, name)[1:]
 
@@ -52,9 +56,10 @@ def normalize_batch(batch, gamma, beta, epsilon, rectify, correction, channel,
     See :func:`bnlasagne.kernels.dispatch.normalize_batch`, and
     :func:`statistics` for `channel` and `name`.
     """
-    if channel is None:
-        return dispatch.normalize_batch(batch, gamma, beta, epsilon, rectify,
-                                        correction)
+    if channel is None or batch.virtual_size:
+        output, *found = dispatch.normalize_batch(
+            batch, gamma, beta, epsilon, rectify, correction)
+        return (output, *_of_virtual_batches(found, channel, name))
     moments = dispatch.find_moments(batch, gamma, beta)
     vector, *found = _of_all_ranks(moments, batch, channel, name)
     if correction is not None:
@@ -69,11 +74,24 @@ def normalize_batch(batch, gamma, beta, epsilon, rectify, correction, channel,
 _MOMENTS_OF = "the moments of "
 
 
+def _of_virtual_batches(found, channel, name):
+    """Return the statistics of all ranks' virtual batches, rank after rank.
+
+    Each rank normalizes by its own; running averages follow all of them.
+    Without a channel, there are no others.
+    """
+    if channel is None:
+        return found
+    return JoinLists(channel, "the statistics of the virtual batches of "
+                     + name)(*found, return_list=True)
+
+
 def _of_all_ranks(moments, batch, channel, name):
     """Return statistics as a vector, mean, standard deviation and count."""
     moments = Moments.from_vector(
         MergeMoments(channel, _MOMENTS_OF + name)(moments))
-    std = expressions.safe_sqrt(moments.m2 / moments.count)
+    # Positions that count there may be none.
+    std = expressions.safe_sqrt(moments.m2 / T.maximum(moments.count, 1))
     vector = T.concatenate([moments.mean, std])
     mean, std = expressions.in_shape(T.cast(vector, batch.x.dtype), batch)
     return vector, mean, std, T.cast(moments.count, "int64")

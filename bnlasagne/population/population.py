@@ -22,7 +22,7 @@ from ..networks.setting import all_or_nothing
 from ..networks.walk import checked_layers
 from ..parallel.channel import channel_of
 from ..theano_tools.quiet_checks import quiet_checks
-from .batches import CALLER, Batches, keeping
+from .batches import CALLER, Batches, into_network, keeping
 from .stages import MeasuredNetwork, stages_of
 
 __all__ = ["PopulationStatistics", "update_population_statistics"]
@@ -198,8 +198,8 @@ def _measure(stages, batches, kept, progress):
             for group in last.groups}
     for number, values in _starts(stages, batches, kept, progress):
         measured, frontier = last.run(values, number)
-        for group, axes, value in measured:
-            moments = _moments(group, axes, value, number)
+        for group, axes, values_and_mask in measured:
+            moments = _moments(group, axes, values_and_mask, number)
             sums[group] = sums[group] + moments.exact_sums()
         if kept is not None:
             kept.append(number, frontier)
@@ -218,9 +218,11 @@ def _starts(stages, batches, kept, progress):
         yield number, values
 
 
-def _moments(group, axes, value, number):
+def _moments(group, axes, values_and_mask, number):
     """Compute the moments of a batch, and check them."""
-    moments = Moments.of(value, axes)
+    values, *mask = values_and_mask
+    with into_network(f"{CALLER}: batch {number}", f" up to {group}"):
+        moments = Moments.of(values, axes, *mask)
     if moments.mean.shape != group.shape:
         raise ValueError(
             f"{CALLER}: {group}: the statistics of batch {number} have shape "

@@ -8,6 +8,8 @@ passes or computed again, a frontier comes from the same functions, so that its
 bits are the same.
 """
 
+import itertools
+
 import lasagne
 import numpy as np
 import theano
@@ -122,10 +124,11 @@ def _applications(outputs, inputs, one_pass, kwargs):
             f"{CALLER}: there is no layer to measure: the network has no batch"
             " normalization layers, or all of them are frozen or do not use "
             "stored statistics. Unfreeze one by unfreeze_batch_norm().")
-    unmarked = without_markers([application.input for application in found],
-                               inputs.values())
-    for application, variable in zip(found, unmarked):
-        application.input = variable
+    unmarked = iter(without_markers(_measured(found), inputs.values()))
+    for application in found:
+        application.input = next(unmarked)
+        if application.mask is not None:
+            application.mask = next(unmarked)
     return found
 
 
@@ -186,16 +189,17 @@ class Stage:
         """Return what it measures of a batch, and the frontier.
 
         The former is, for each application, its group, the axes to normalize
-        over, and its input.
+        over, and a list of its input and, if it has one, the mask of it.
         """
-        places = [(group, application.layer.axes) for group in self.groups
-                  for application in group.applications]
         if self._function is None:
             self._function = self._compile()
         with into_network(f"{CALLER}: batch {number}", f" up to {self}"):
-            outputs = self._function(*values)
-        return ([place + (output,) for place, output in zip(places, outputs)],
-                outputs[len(places):])
+            outputs = iter(self._function(*values))
+        measured = [
+            (group, application.layer.axes, list(itertools.islice(
+                outputs, len(_measured([application])))))
+            for group in self.groups for application in group.applications]
+        return measured, list(outputs)
 
     def _compile(self):
         # The variables of the start may be computed from others.
@@ -207,8 +211,15 @@ class Stage:
 
 
 def _inputs_of(groups):
-    return [application.input for group in groups
-            for application in group.applications]
+    return _measured(application for group in groups
+                     for application in group.applications)
+
+
+def _measured(applications):
+    """List the inputs of applications, each with its mask if it has one."""
+    return [variable for application in applications
+            for variable in (application.input, application.mask)
+            if variable is not None]
 
 
 def stages_of(network):
