@@ -170,7 +170,7 @@ def move_average(average, statistics, count, alpha, fused):
     `fused` is what :func:`are_usable` told when the layer was applied: what a
     user builds then must not depend on when it is compiled.
     """
-    if fused:
+    if fused and not count.ndim:
         return ops.MoveAverage(len(statistics))(
             average, alpha, count, *statistics)
     return expressions.move_average(average, statistics, count, alpha)

@@ -13,6 +13,7 @@ import operator
 import numpy as np
 import theano
 import theano.tensor as T
+from theano.gof.graph import clone_get_equiv
 
 from ..theano_tools.quiet_checks import quiet_checks
 from .batch import LEAST_VALUES, split
@@ -71,17 +72,19 @@ def move_average(average, statistics, count, alpha):
     move = _move_by_several if count.ndim else _move
     moved = move(average, statistics, count,
                  T.cast(alpha, statistics[0].dtype))
-    return average.type.filter_variable(T.patternbroadcast(
+    moved = average.type.filter_variable(T.patternbroadcast(
         moved.astype(average.dtype), average.broadcastable))
+    # Theano lets no constant of its cache into the graph of a function.
+    return clone_get_equiv([average, *statistics, count, alpha], [moved],
+                           copy_inputs=False, copy_orphans=True)[moved]
 
 
 def _move(average, statistics, count, alpha):
-    statistic = statistics[0]
-    one = _uncached(1, statistic.dtype)
+    statistic, one = statistics[0], constant_like(1, alpha)
     # By itself, or what is not finite in the average would stay in it.
     moved = T.switch(T.eq(alpha, one), statistic,
                      (one - alpha) * average + alpha * statistic)
-    usable = T.ge(count, _uncached(LEAST_VALUES, "int64"))
+    usable = T.ge(count, constant_like(LEAST_VALUES, count))
     for statistic in statistics:
         usable = T.and_(usable, T.all(_are_finite(statistic)))
     return T.switch(usable, moved, average)
@@ -90,32 +93,24 @@ def _move(average, statistics, count, alpha):
 def _move_by_several(average, statistics, counts, alpha):
     """Move an average by one virtual batch after the other."""
     statistic = statistics[0]
-    zero, one = (_uncached(value, alpha.dtype) for value in (0, 1))
-    usable = T.ge(counts, _uncached(LEAST_VALUES, "int64"))
+    zero, one = (constant_like(value, alpha) for value in (0, 1))
+    usable = T.ge(counts, constant_like(LEAST_VALUES, counts))
     for each in statistics:
         usable = T.and_(usable, T.all(_are_finite(each.flatten(2)), axis=1))
-    # What follows takes so many powers of 1 - alpha off a weight.
+    # Each virtual batch that follows takes a factor off a weight.
     steps = T.cast(usable, alpha.dtype)
     later = T.cumsum(steps[::-1])[::-1] - steps
     weights = T.switch(usable, alpha * (one - alpha) ** later, zero)
     kept = (one - alpha) ** steps.sum()
     along = (0,) + ("x",) * (statistic.ndim - 1)
-    parts = T.switch(usable.dimshuffle(along), statistic, zero)
-    moved = T.sum(weights.dimshuffle(along) * parts, 0, keepdims=True)
+    statistic = T.switch(usable.dimshuffle(along), statistic, zero)
+    moved = T.sum(weights.dimshuffle(along) * statistic, 0, keepdims=True)
     # By itself, or what is not finite in the average would stay in it.
     return T.switch(T.eq(kept, zero), moved, kept * average + moved)
 
 
 def _are_finite(values):
     return T.invert(T.or_(T.isnan(values), T.isinf(values)))
-
-
-def _uncached(value, dtype):
-    """Make a scalar constant that is not in Theano's cache.
-
-    Theano lets no constant of its cache into the graph of a function.
-    """
-    return T.TensorConstant(T.TensorType(dtype, ()), np.asarray(value, dtype))
 
 
 def batch_statistics(batch):

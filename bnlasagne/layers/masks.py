@@ -76,9 +76,8 @@ def check_mask(layer):
     fitting = [short[:n] for n in range(1, 1 + min(len(axes), len(shape) - 1))]
     fitting.append(tuple(size if axis in axes else 1
                          for axis, size in enumerate(shape)))
-    leading = tuple(range(len(mask)))
-    hint = ""
-    if leading != axes[:len(mask)] and _fits(mask, shape, leading):
+    leading, hint = tuple(range(len(mask))), ""
+    if len(mask) <= len(shape) and _fits(mask, shape, leading):
         hint = f" To normalize over the mask's axes, pass axes={leading}."
     raise ValueError(
         f"{label(layer)}: mask_input has shape {mask}, which does not go with "
