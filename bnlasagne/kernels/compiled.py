@@ -8,6 +8,7 @@ import numpy as np
 import theano
 
 from . import compilers
+from .batch import LEAST_VALUES
 
 __all__ = ["AVERAGES", "KERNELS", "TRIAL", "CompiledOp"]
 
@@ -19,23 +20,28 @@ def _source(*names):
     return re.sub('#include "[^"]*"', "", text)
 
 
+_CONSTANTS = f"""
+namespace bnlasagne {{ const int LEAST_VALUES = {LEAST_VALUES}; }}
+"""
 _ARRAYS = _source("arrays.h")
-KERNELS = _source("vectors.h", "rows.h", "columns.h", "kernels.h")
-AVERAGES = _source("vectors.h", "averages.h")
+KERNELS = _CONSTANTS + _source(
+    "vectors.h", "batches.h", "rows.h", "columns.h", "kernels.h")
+AVERAGES = _CONSTANTS + _source("vectors.h", "batches.h", "averages.h")
 # What the compiler is tried with: most of what the Ops call, in one width.
 TRIAL = KERNELS + _source("averages.h") + """
 namespace bnlasagne {
-template void forward<float, true>(
-    Shape, const float*, const float*, const float*, double, float*, float*,
-    float*, double*);
-template void backward<float, true>(
-    Shape, const float*, const float*, const float*, double, const float*,
-    double*, float*, float*, float*);
-template void apply<float, true>(
-    Shape, const float*, const float*, const float*, const float*,
+template void forward<float, true, false>(
+    const Batch&, const float*, const float*, const float*, double, float*,
+    float*, float*, double*, std::int64_t*);
+template void backward<float, true, false>(
+    const Batch&, const float*, const float*, const float*, double,
+    const float*, double*, float*, float*, float*);
+template void apply<float, true, false>(
+    const Batch&, const float*, const float*, const float*, const float*,
     const float*, double, float*);
 template void move_average<float>(
-    const float*, const float*, double, Index, float*);
+    const float*, const std::int64_t*, Index, const float* const*, int, double,
+    Index, float*);
 }
 """
 

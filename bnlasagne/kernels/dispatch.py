@@ -62,6 +62,13 @@ def are_usable(*variables):
                     for variable in present))
 
 
+def _are_fused(batch, *params):
+    # The C++ code knows neither masks nor virtual batches.
+    is_plain = batch.mask is None and not batch.virtual_size
+    return (are_usable(batch.x, *params)
+            and (is_plain or not theano.config.cxx))
+
+
 def batch_statistics(batch):
     """Find mean, biased standard deviation and number of values of a batch.
 

@@ -24,7 +24,7 @@ import numpy as np
 import theano.tensor as T
 from theano.gradient import DisconnectedType, grad_not_implemented
 
-from ..kernels import dispatch, expressions, ops
+from ..kernels import dispatch, expressions, fallback, ops
 from ..kernels.moments import Moments
 from ..theano_tools.quiet_checks import quiet_checks
 from .collectives import AllReduce, JoinLists, MergeMoments
@@ -105,37 +105,41 @@ class NormalizePart(ops.NormalizeBy):
 
     __props__ = ops.NormalizeBy.__props__ + ("channel", "what")
 
-    def __init__(self, first, end, rectify, channel, what):
-        super().__init__(first, end, rectify)
+    def __init__(self, layout, rectify, channel, what):
+        super().__init__(layout, rectify)
         self.channel = channel
         self.what = what
 
     @quiet_checks(test_values=True)
     def L_op(self, inputs, outputs, output_gradients):
-        *inputs, statistics = inputs
-        dy = T.cast(output_gradients[0], inputs[0].dtype)
-        inputs += [dy, statistics]
-        arguments = self.first, self.end, self.rectify
-        sums, dgamma, dbeta = FindGradientSums(*arguments)(*inputs)
+        names = dict(zip(self.inputs, inputs))
+        names["dy"] = T.cast(output_gradients[0], inputs[0].dtype)
+
+        def apply(op):
+            op = op(self.layout, self.rectify)
+            return op(*(names[name] for name in op.inputs))
+
+        sums, dgamma, dbeta = apply(FindGradientSums)
         what = "the sums for the gradient of " + self.what
-        sums = AllReduce(self.channel, what)(sums)
-        dx = GradientBySums(*arguments)(*inputs, sums)
+        names["sums"] = AllReduce(self.channel, what)(sums)
+        dx = apply(GradientBySums)
         return [dx, dgamma, dbeta, grad_not_implemented(
             self, 3, inputs[3], "epsilon is taken to be a constant"),
-            DisconnectedType()()]
+            *(DisconnectedType()() for _ in inputs[4:])]
 
 
 class _Gradient(ops.FusedOp):
     """A part of the gradient of :class:`NormalizePart`."""
 
-    inputs = ops.BatchNormalizeGrad.inputs
+    takes = ops.BatchNormalizeGrad.takes
     standardized = ops.BatchNormalizeGrad.standardized
 
     def L_op(self, inputs, outputs, output_gradients):
         why = ("synchronized batch normalization has gradients of gradients "
                "only within bnlasagne.plain_expressions()")
-        return [grad_not_implemented(self, i, variable, why)
-                for i, variable in enumerate(inputs)]
+        gradients = [grad_not_implemented(self, i, variable, why)
+                     for i, variable in enumerate(inputs)]
+        return gradients[:len(self.takes)] + self._gradient_of_mask()
 
 
 class FindGradientSums(_Gradient):
@@ -147,13 +151,14 @@ class FindGradientSums(_Gradient):
     gamma and beta.
     """
 
-    outputs = ["sums", "dgamma", "dbeta"]
+    gives = ["sums", "dgamma", "dbeta"]
     kernel = "find_gradient_sums"
 
     def compute(self, x, gamma, *others):
         batch, dy = self.standardized(x, gamma, *others)
-        sums, products = batch.gradient_sums(dy, self.axes(x.ndim))
-        count = x.size // max(gamma.size, 1)
+        axes = self.axes(x.ndim)
+        sums, products = batch.gradient_sums(dy, axes)
+        count = fallback.count(x, axes, batch.mask)
         vector = np.concatenate([[count], sums.ravel(),
                                  (products / batch.unit).ravel()])
         return vector, batch.by_gamma(products), sums
@@ -166,14 +171,14 @@ class GradientBySums(_Gradient):
     output is overwritten by the in-place variant.
     """
 
-    inputs = _Gradient.inputs + ["sums"]
-    outputs = ["dx"]
+    takes = [*_Gradient.takes, "sums"]
+    gives = ["dx"]
     kernel = "backward_by"
     overwrites = 4
 
     def compute(self, x, gamma, *others):
-        *others, sums = others
-        batch, dy = self.standardized(x, gamma, *others)
+        sums = others[4]
+        batch, dy = self.standardized(x, gamma, *others[:4], *others[5:])
         total, products = sums[1:].reshape((2,) + gamma.shape)
         return batch.gradient(gamma, dy, sums[0], total,
                               products * batch.unit),

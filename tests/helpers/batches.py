@@ -38,20 +38,33 @@ def train(build, x, gamma, beta, axes, dy, mode=None, epsilon=0.01, **options):
     """
     function = _trainer(build, x.dtype, x.ndim, axes, mode,
                         tuple(options.items()))
-    return function(x, gamma, beta, dy, epsilon)
+    return function(x, gamma, beta, dy, epsilon)[:-1]
+
+
+def train_parts(build, x, gamma, beta, axes, dy, mode=None, mask=None,
+                virtual_size=None, **options):
+    """The same of a batch with a mask or virtual batches; and their count."""
+    pattern = None if mask is None else (
+        mask.dtype.name, tuple(size == 1 for size in mask.shape))
+    function = _trainer(build, x.dtype, x.ndim, axes, mode,
+                        tuple(options.items()), pattern, virtual_size)
+    masks = [] if mask is None else [mask]
+    return function(x, gamma, beta, dy, 0.01, *masks)
 
 
 @functools.lru_cache(maxsize=None)
-def _trainer(build, dtype, ndim, axes, mode, options):
+def _trainer(build, dtype, ndim, axes, mode, options, mask=None,
+             virtual_size=None):
     batch = T.TensorType(dtype, (False,) * ndim)
     like = T.TensorType(dtype, [axis in axes for axis in range(ndim)])
     x, gamma, beta, dy, epsilon = batch(), like(), like(), batch(), T.dscalar()
-    outputs = list(build(Batch(x, axes), gamma, beta, epsilon,
-                         **dict(options)))[:3]
+    masks = [] if mask is None else [T.TensorType(*mask)()]
+    whole = Batch(x, axes, *masks or [None], virtual_size)
+    *outputs, count = build(whole, gamma, beta, epsilon, **dict(options))
     gradients = theano.grad(None, [x, gamma, beta],
                             known_grads={outputs[0]: dy})
-    return theano.function([x, gamma, beta, dy, epsilon], outputs + gradients,
-                           mode=mode)
+    return theano.function([x, gamma, beta, dy, epsilon] + masks,
+                           outputs + gradients + [count], mode=mode)
 
 
 def expected_train(x, gamma, beta, axes, dy, active=None, epsilon=0.01):

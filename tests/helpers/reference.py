@@ -38,6 +38,51 @@ def gradient_of_normalize_batch(x, dy, axes, gamma=1, epsilon=0.01):
     return dx, dgamma, dbeta
 
 
+def masked_statistics(x, axes, mask):
+    """The same of the values that a mask counts; 0 if there are none."""
+    x, n = _counted(x, mask), _count(x, axes, mask)
+    mean = x.sum(axes, keepdims=True) / max(n, 1)
+    squares = _counted(np.square(x - mean), mask).sum(axes, keepdims=True)
+    return mean, np.sqrt(squares / max(n, 1))
+
+
+def normalize_masked(x, axes, mask, gamma=1, beta=0, epsilon=0.01):
+    statistics = masked_statistics(x, axes, mask)
+    return _counted(normalize(_counted(x, mask), *statistics, gamma, beta,
+                              epsilon), mask)
+
+
+def gradient_of_normalize_masked(x, dy, axes, mask, gamma=1, epsilon=0.01):
+    """Gradient of ``sum(dy * y)`` with respect to x, gamma and beta.
+
+    Unmasked, by one channel after the other with nothing but its values.
+    """
+    x, dy = (np.array(_counted(each, mask)) for each in (x, dy))
+    counts = np.broadcast_to(np.asarray(mask) != 0, x.shape)
+    short = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
+    gamma = np.broadcast_to(gamma, short)
+    dx, dgamma, dbeta = np.zeros(x.shape), np.zeros(short), np.zeros(short)
+    if not _count(x, axes, mask):
+        return dx, dgamma, dbeta
+    for index in np.ndindex(*short):
+        channel = tuple(slice(None) if axis in axes else slice(i, i + 1)
+                        for axis, i in enumerate(index))
+        own = counts[channel]
+        dx[channel][own], dgamma[index], dbeta[index] = (
+            gradient_of_normalize_batch(x[channel][own], dy[channel][own],
+                                        (0,), gamma[index], epsilon))
+    return dx, dgamma, dbeta
+
+
+def _counted(values, mask):
+    return np.where(np.asarray(mask) != 0, np.asarray(values, np.float64), 0)
+
+
+def _count(x, axes, mask):
+    shape = [size if axis in axes else 1 for axis, size in enumerate(x.shape)]
+    return int(np.broadcast_to(np.asarray(mask) != 0, shape).sum())
+
+
 def running_average(average, batches, alpha=0.5):
     """An average after it has followed the statistics of some batches."""
     for batch in batches:

@@ -9,6 +9,7 @@ import threading
 from bnlasagne import BatchNormLayer, plain_expressions
 from bnlasagne.kernels import dispatch, expressions, ops
 from bnlasagne.kernels.batch import Batch
+from bnlasagne.kernels.blocks import Layout
 
 import lasagne
 import numpy as np
@@ -330,7 +331,7 @@ def test_shapes_that_do_not_fit(rng, mode, wrong, message):
     gamma, beta = T.matrices("fc_bn.gamma", "fc_bn.beta")
     variable, dy = T.matrices(2)
     # Not declared broadcastable; Theano would find out before the Op does.
-    op = ops.BatchNormalize(1, 2)
+    op = ops.BatchNormalize(Layout(1, 2))
     for each in (gamma, beta):
         each.type = T.TensorType(each.dtype, (True, False))
     y = op(variable, gamma, beta, 0.01)[0]
@@ -353,7 +354,7 @@ def test_shapes_that_do_not_fit(rng, mode, wrong, message):
 def test_types_that_do_not_fit(inputs, message):
     op = ops.BatchNormalize if len(inputs) > 1 else ops.BatchStatistics
     with pytest.raises(TypeError, match=message):
-        op(1, 2)(*inputs)
+        op(Layout(1, 2))(*inputs)
 
 
 # Running averages
@@ -529,6 +530,7 @@ import theano
 import theano.tensor as T
 from bnlasagne.kernels import ops
 from bnlasagne.kernels.batch import Batch
+from bnlasagne.kernels.blocks import Layout
 
 results = []
 rng = np.random.RandomState(0)

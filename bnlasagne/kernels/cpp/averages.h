@@ -14,22 +14,27 @@ template <typename T> bool all_finite(const T* values, Index n) {
     return finite;
 }
 
-/* Without a statistic, the average stays. With all the weight, the statistic
- * replaces it, whatever it is. */
+/* Follows the first ones of some statistics, of one batch after the other.
+ * Those of a batch are usable if they are finite and of enough values. With all
+ * the weight, the statistic replaces the average, whatever it is. */
 template <typename T>
-void move_average(const T* average, const T* statistic, double alpha, Index n,
+void move_average(const T* average, const std::int64_t* counts, Index batches,
+                  const T* const* statistics, int kinds, double alpha, Index n,
                   T* to) {
-    if (!statistic) {
-        std::copy(average, average + n, to);
-        return;
+    std::copy(average, average + n, to);
+    for (Index batch = 0; batch < batches; ++batch) {
+        bool usable = counts[batch] >= LEAST_VALUES;
+        for (int kind = 0; kind < kinds; ++kind)
+            usable = usable && all_finite(statistics[kind] + batch * n, n);
+        if (!usable) continue;
+        const T* statistic = statistics[0] + batch * n;
+        if (alpha == 1)
+            std::copy(statistic, statistic + n, to);
+        else
+            for (Index i = 0; i < n; ++i)
+                to[i] = static_cast<T>((1 - alpha) * to[i]
+                                       + alpha * statistic[i]);
     }
-    if (alpha == 1) {
-        std::copy(statistic, statistic + n, to);
-        return;
-    }
-    for (Index i = 0; i < n; ++i)
-        to[i] = static_cast<T>((1 - alpha) * average[i]
-                               + alpha * statistic[i]);
 }
 
 }  // namespace bnlasagne

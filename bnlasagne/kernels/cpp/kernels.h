@@ -26,6 +26,7 @@
 #include <cmath>
 #include <memory>
 
+#include "batches.h"
 #include "columns.h"
 #include "rows.h"
 #include "vectors.h"
@@ -645,19 +646,20 @@ inline Shape walkable(Shape shape) {
     return shape;
 }
 
-template <typename T, bool RECTIFY>
-void forward(Shape shape, const T* x, const T* gamma, const T* beta,
-             double epsilon, T* y, T* mean, T* std, double* statistics) {
-    Forward<T, RECTIFY> job(walkable(shape), x, gamma, beta, epsilon, y, mean,
+template <typename T, bool RECTIFY, bool MASKED>
+void forward(const Batch& batch, const T* x, const T* gamma, const T* beta,
+             double epsilon, T* y, T* mean, T* std, double* statistics,
+             std::int64_t*) {
+    Forward<T, RECTIFY> job(walkable(batch.shape), x, gamma, beta, epsilon, y, mean,
                             std, statistics);
     run(job);
 }
 
-template <typename T, bool RECTIFY>
-void backward(Shape shape, const T* x, const T* gamma, const T* beta,
+template <typename T, bool RECTIFY, bool MASKED>
+void backward(const Batch& batch, const T* x, const T* gamma, const T* beta,
               double epsilon, const T* dy, double* statistics, T* dx,
               T* dgamma, T* dbeta) {
-    Backward<T, RECTIFY> job(walkable(shape), x, gamma, beta, epsilon, dy,
+    Backward<T, RECTIFY> job(walkable(batch.shape), x, gamma, beta, epsilon, dy,
                              statistics, dx, dgamma, dbeta);
     run(job);
 }
@@ -666,10 +668,10 @@ void backward(Shape shape, const T* x, const T* gamma, const T* beta,
  * of values per channel, the mean of each channel, and the sum of squared
  * deviations of each. */
 
-template <typename T>
-void find_statistics(Shape shape, const T* x, T* mean, T* std,
-                     double* statistics, double* moments) {
-    shape = walkable(shape);
+template <typename T, bool MASKED>
+void find_statistics(const Batch& batch, const T* x, T* mean, T* std,
+                     double* statistics, double* moments, std::int64_t*) {
+    const Shape shape = walkable(batch.shape);
     const Index C = shape.C;
     Forward<T, false> job(shape, x, NULL, NULL, 0, NULL, mean, std, statistics,
                           FIRST);
@@ -683,10 +685,10 @@ void find_statistics(Shape shape, const T* x, T* mean, T* std,
     }
 }
 
-template <typename T, bool RECTIFY>
-void forward_by(Shape shape, const T* x, const T* gamma, const T* beta,
+template <typename T, bool RECTIFY, bool MASKED>
+void forward_by(const Batch& batch, const T* x, const T* gamma, const T* beta,
                 double epsilon, double* statistics, T* y) {
-    Forward<T, RECTIFY> job(walkable(shape), x, gamma, beta, epsilon, y, NULL,
+    Forward<T, RECTIFY> job(walkable(batch.shape), x, gamma, beta, epsilon, y, NULL,
                             NULL, statistics, SECOND);
     run(job);
 }
@@ -694,11 +696,11 @@ void forward_by(Shape shape, const T* x, const T* gamma, const T* beta,
 /* Sums are the number of values per channel, and for each channel the sum of
  * the gradient that reaches the normalized values, and then that of its product
  * with their deviations from the mean. */
-template <typename T, bool RECTIFY>
-void find_gradient_sums(Shape shape, const T* x, const T* gamma, const T* beta,
+template <typename T, bool RECTIFY, bool MASKED>
+void find_gradient_sums(const Batch& batch, const T* x, const T* gamma, const T* beta,
                         double epsilon, const T* dy, double* statistics,
                         double* sums, T* dgamma, T* dbeta) {
-    shape = walkable(shape);
+    const Shape shape = walkable(batch.shape);
     const Index C = shape.C;
     Backward<T, RECTIFY> job(shape, x, gamma, beta, epsilon, dy, statistics,
                              NULL, dgamma, dbeta, FIRST);
@@ -710,11 +712,11 @@ void find_gradient_sums(Shape shape, const T* x, const T* gamma, const T* beta,
     }
 }
 
-template <typename T, bool RECTIFY>
-void backward_by(Shape shape, const T* x, const T* gamma, const T* beta,
+template <typename T, bool RECTIFY, bool MASKED>
+void backward_by(const Batch& batch, const T* x, const T* gamma, const T* beta,
                  double epsilon, const T* dy, double* statistics,
                  const double* sums, T* dx) {
-    shape = walkable(shape);
+    const Shape shape = walkable(batch.shape);
     const Index C = shape.C;
     Backward<T, RECTIFY> job(shape, x, gamma, beta, epsilon, dy, statistics,
                              dx, NULL, NULL, SECOND);
@@ -727,10 +729,10 @@ void backward_by(Shape shape, const T* x, const T* gamma, const T* beta,
 }
 
 /* Normalizes by given statistics, in the order of the memory. */
-template <typename T, bool RECTIFY>
-void apply(Shape shape, const T* x, const T* mean, const T* std,
+template <typename T, bool RECTIFY, bool MASKED>
+void apply(const Batch& batch, const T* x, const T* mean, const T* std,
            const T* gamma, const T* beta, double epsilon, T* y) {
-    shape = walkable(shape);
+    const Shape shape = walkable(batch.shape);
     const Index C = shape.C, S = shape.S, width = shape.columns();
     Table<T> constants(4, C);
     T *units = constants[0], *centre = constants[1], *scale = constants[2];
