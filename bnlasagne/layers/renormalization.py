@@ -20,11 +20,12 @@ def corrected_params(layer, batch_mean, batch_std, gamma, beta):
     and ``d`` are constants.
     """
     pattern = [axis in layer.axes for axis in range(len(layer.input_shape))]
+    mean, std, gamma, beta = (
+        param if param is None else T.patternbroadcast(param, pattern)
+        for param in (layer.mean, layer.std, gamma, beta))
     mean, std, r_max, d_max, epsilon = (
         T.cast(value, batch_std.dtype) for value in (
-            T.patternbroadcast(layer.mean, pattern),
-            T.patternbroadcast(layer.std, pattern),
-            layer.r_max, layer.d_max, layer.epsilon))
+            mean, std, layer.r_max, layer.d_max, layer.epsilon))
     r = T.clip((batch_std + epsilon) / (std + epsilon), 1 / r_max, r_max)
     d = T.clip((batch_mean - mean) / (std + epsilon), -d_max, d_max)
     r, d = map(theano.gradient.disconnected_grad, (r, d))
