@@ -30,12 +30,13 @@ from lasagne.layers import (
     ElemwiseSumLayer,
     FlattenLayer,
     InputLayer,
+    NINLayer,
     ReshapeLayer,
     get_all_params,
     get_output,
 )
 from lasagne.nonlinearities import rectify, tanh
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 
 pytestmark = pytest.mark.usefixtures("float64", "quick")
 
@@ -335,6 +336,27 @@ def test_axes_changed_since(x):
 def test_nothing_before():
     _, report = fold_batch_norm(BatchNormLayer((None, 5)), True)
     assert "there is no layer before it" in str(report[0])
+
+
+def test_mask(rng, x):
+    """The layer with it stays, and is frozen; others are folded."""
+    below, mask = InputLayer((None, 3, 4)), InputLayer((None, 4))
+    inner = batch_norm(NINLayer(below, 5, name="inner"), mask_input=mask)
+    network = batch_norm(NINLayer(inner, 2, name="outer"))
+    randomize(network, rng)
+    folded, report = fold_batch_norm(network, return_report=True)
+    assert [str(each) for each in report] == [
+        "BatchNormLayer 'inner_bn' left in place: it has a mask, outside of "
+        "which its output is zero",
+        "BatchNormLayer 'outer_bn' folded into NINLayer 'outer' before it"]
+    assert report[0].layer.frozen is False
+    assert folded.input_layer.frozen
+    assert folded.input_layer.input_layers[1] is mask
+    inputs = {below: rng.normal(size=(6, 3, 4)),
+              mask: rng.randint(0, 2, (6, 4)).astype("float64")}
+    one, other = (get_output(each, inputs, deterministic=True).eval()
+                  for each in (network, folded))
+    assert_allclose(one, other, rtol=1e-10, atol=1e-12)
 
 
 def test_subclass(rng, x):

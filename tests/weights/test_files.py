@@ -52,6 +52,16 @@ def build(names=("fc", None, "out"), units=4):
     return DenseLayer(layer, 2, name=names[-1])
 
 
+def masked():
+    """Two layers with masks, of virtual batches."""
+    below, mask = InputLayer((None, None, 3)), InputLayer((None, None))
+    layer = below
+    for name in "ab":
+        layer = BatchNormLayer(layer, axes=(0, 1), mask_input=mask, name=name,
+                               virtual_batch_size=4)
+    return layer
+
+
 def small(value):
     layer = BatchNormLayer((None, 2), gamma=None, beta=None, name="n")
     for param in layer.get_params():
@@ -117,6 +127,7 @@ NETWORKS = {
     "of equal names": lambda: build(("fc", "fc", "fc")),
     "not quite equal names": lambda: build(("1.DenseLayer", "fc", "Fc")),
     "recurrent": recurrent,
+    "with masks": masked,
     "GRU": lambda: DenseLayer(GRULayer(InputLayer((None, 5, 3)), 4), 2),
     "several outputs": several_outputs,
     "shared": shared,
