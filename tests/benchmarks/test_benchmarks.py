@@ -70,6 +70,24 @@ def test_accumulation(bench, quick, monkeypatch):
     assert len(table.splitlines()) == 2 + 2
 
 
+def test_batches(bench, quick, monkeypatch):
+    """Masks and virtual batches, in the same way."""
+    module, cases = bench("batches"), bench("cases")
+    case = cases.Case("8x5x3", "sequence", (8, 5, 3), (0, 1))
+    monkeypatch.setattr(module, "SIZES", [4, 8])
+    monkeypatch.setattr(bench("speed"), "TURN", 0.001)
+    with theano.configparser.change_flags(floatX="float32"):
+        rows = [module._timed(case, steps, 1) for steps in (
+            module._masked_steps(case, (8, 5)), module._virtual_steps(case))]
+    assert list(rows[0]["seconds"]) == ["ordinary", "masked",
+                                        "masked, plain Theano"]
+    assert list(rows[1]["seconds"]) == ["ordinary", "4"]
+    table = rows_of(module._table("title", rows))
+    assert table[0] == ("| shape | ordinary, ms | masked / ordinary | masked, "
+                        "plain Theano / ordinary | 4 / ordinary |")
+    assert len(table) == 2 + 2
+
+
 @pytest.fixture
 def step(bench, quick):
     """Compute a training step of ours, and what it should be."""
