@@ -62,13 +62,6 @@ def are_usable(*variables):
                     for variable in present))
 
 
-def _are_fused(batch, *params):
-    # The C++ code knows neither masks nor virtual batches.
-    is_plain = batch.mask is None and not batch.virtual_size
-    return (are_usable(batch.x, *params)
-            and (is_plain or not theano.config.cxx))
-
-
 def batch_statistics(batch):
     """Find mean, biased standard deviation and number of values of a batch.
 
@@ -84,7 +77,7 @@ def _find_statistics(batch):
 
     The vector is None if they are expressions.
     """
-    if _are_fused(batch):
+    if are_usable(batch.x):
         return ops.find_statistics(batch)[:4]
     return (*expressions.batch_statistics(batch), None)
 
@@ -100,7 +93,7 @@ def normalize_batch(batch, gamma, beta, epsilon, rectify=False,
     if correction is not None:
         return _normalize_corrected(batch, gamma, beta, epsilon, rectify,
                                     correction)
-    if _are_fused(batch, gamma, beta):
+    if are_usable(batch.x, gamma, beta):
         return ops.normalize_batch(batch, gamma, beta, epsilon, rectify)
     output, *found = expressions.normalize_batch(
         batch, *_aligned(batch, gamma, beta), epsilon)
@@ -118,7 +111,7 @@ def _normalize_corrected(batch, gamma, beta, epsilon, rectify, correction):
         return (_rectified(output, rectify), *found)
     *found, vector = _find_statistics(batch)
     gamma, beta = correction(*found[:2], gamma, beta)
-    if vector is not None and _are_fused(batch, gamma, beta):
+    if vector is not None and are_usable(batch.x, gamma, beta):
         output = ops.normalize_by(ops.NormalizeBy, batch, vector, gamma, beta,
                                   epsilon, rectify)
     else:
@@ -133,7 +126,7 @@ def find_moments(batch, *params):
     Only in expressions has the vector gradients; see
     :class:`bnlasagne.kernels.ops.NormalizeBy`.
     """
-    if _are_fused(batch, *params):
+    if are_usable(batch.x, *params):
         return ops.find_statistics(batch)[4]
     return expressions.find_moments(batch)
 
@@ -145,7 +138,7 @@ def normalize_by(op, batch, statistics, gamma, beta, epsilon, rectify=False):
     `statistics` is a vector of double precision: the means of all channels,
     then the standard deviations.
     """
-    if _are_fused(batch, gamma, beta):
+    if are_usable(batch.x, gamma, beta):
         return ops.normalize_by(op, batch, statistics, gamma, beta, epsilon,
                                 rectify)
     output = expressions.normalize_by(
@@ -158,7 +151,7 @@ def normalize(batch, mean, std, gamma, beta, epsilon, rectify=False):
 
     It makes no difference whether it has virtual batches.
     """
-    if _are_fused(batch, mean, std, gamma, beta):
+    if are_usable(batch.x, mean, std, gamma, beta):
         return ops.normalize(batch, mean, std, gamma, beta, epsilon, rectify)
     output = expressions.normalize(
         batch, *_aligned(batch, mean, std, gamma, beta), epsilon)
@@ -177,16 +170,10 @@ def move_average(average, statistics, count, alpha, fused):
     `fused` is what :func:`are_usable` told when the layer was applied: what a
     user builds then must not depend on when it is compiled.
     """
-    if fused and not count.ndim:
+    if fused:
         return ops.MoveAverage(len(statistics))(
             average, alpha, count, *statistics)
     return expressions.move_average(average, statistics, count, alpha)
-
-
-def _are_fused(batch, *params):
-    """Tell whether a fused Op normalizes a batch."""
-    return batch.mask is None and not batch.virtual_size and are_usable(
-        batch.x, *params)
 
 
 def _aligned(batch, *params):

@@ -3,10 +3,19 @@
 #define BNLASAGNE_BATCHES_H
 
 #include <algorithm>
+#include <utility>
 
 #include "vectors.h"
 
 namespace bnlasagne {
+
+/* Values per block whose sums are taken in the array's own type. */
+const Index BLOCK = 4096;
+/* Values whose mean the first block is compared with: an outlier among them
+ * must not matter. However they differ from the block's others, this makes its
+ * sum of squares no more than BLOCK / SAMPLE + 1 times what it is about the
+ * block's mean. */
+const Index SAMPLE = 256;
 
 /* For each row of an array, or for each value of a row, whether it counts; or
  * for each of both. What it does not vary along, it has once. */
@@ -46,11 +55,265 @@ struct Batch {
         // Without axes in front of the channels, there is one channel only.
         const bool in_m = shape.M != 1;
         Index& along = in_m ? made.shape.M : made.shape.S;
-        const Index own = along / examples, row = mask.along_s ? shape.S : 1;
+        const Index own = along / examples;
         along = own * made.examples;
         if (in_m ? mask.along_m : mask.along_s)
-            made.mask.counts += own * each * i * (in_m ? row : 1);
+            made.mask.counts += own * each * i
+                                * (in_m && mask.along_s ? shape.S : 1);
         return made;
+    }
+
+    /* Values per channel that count. */
+    Index count() const {
+        if (!mask.counts) return shape.count();
+        const Index M = mask.along_m ? shape.M : 1;
+        const Index S = mask.along_s ? shape.S : 1;
+        const Index counted = M * S - std::count(mask.counts,
+                                                 mask.counts + M * S, 0);
+        return counted * (shape.M / std::max(M, Index(1)))
+               * (shape.S / std::max(S, Index(1)));
+    }
+};
+
+/* Some neighbouring channels. The values of each are numbered through, row by
+ * row, and the strip has those from number begin to, and without, number end. */
+struct Strip {
+    Index channel, channels, begin, end;
+};
+
+/* From a run to the same place in the next row. Processors fetch ahead by
+ * themselves, but not from row to row; zero where rows are too long for it to
+ * matter. */
+inline Index to_next_row(Index S, Index distance) {
+    return S <= BLOCK ? distance : 0;
+}
+
+/* The rows of an array without a mask.
+ *
+ * Kernels see rows by these names: `shape` has the number of rows that there is
+ * work on. A group is of `n` rows from number m on. A run is of n values of one
+ * channel from place s of row m on; those from `begin` to, and without, `end`
+ * are to be looked at, and of these run.select(f, at) gives the ones that
+ * count. */
+template <typename T> struct AllRows {
+    static const bool MASKED = false;
+    Shape shape;
+
+    explicit AllRows(const Batch& batch) : shape(batch.shape) {}
+    bool along_rows() const { return false; }
+    Index at(Index m) const { return m * shape.columns(); }
+    double count() const { return static_cast<double>(shape.count()); }
+    double count(const Strip& strip) const {
+        return static_cast<double>(strip.end - strip.begin);
+    }
+    Strip sample(Strip strip) const {
+        strip.end = std::min(strip.end, strip.begin + SAMPLE);
+        return strip;
+    }
+
+    template <typename N> struct Group {
+        Index first, stride;
+        N n;
+        Index at(Index r) const { return first + r * stride; }
+        Index ahead(Index r) const { return at(r + Index(n)); }
+    };
+    template <typename N> Group<N> group(Index m, N n) const {
+        return Group<N>{at(m), shape.columns(), n};
+    }
+
+    struct Run {
+        Index at, n, ahead;
+        Index begin() const { return 0; }
+        Index end() const { return n; }
+        template <typename F> const F& select(const F& f, Index) const {
+            return f;
+        }
+    };
+    Run run(Index m, Index s, Index n) const {
+        return Run{at(m) + s, n, to_next_row(shape.S, shape.columns())};
+    }
+
+    void clear(T*, bool) const {}
+};
+
+template <typename V> struct Two {
+    V first, second;
+    void add(Two other) { first += other.first, second += other.second; }
+};
+
+template <typename L, typename V> inline V chosen(L lanes, V value) {
+    return lanes ? value : V();
+}
+
+template <typename L, typename V> inline Two<V> chosen(L lanes, Two<V> both) {
+    const Two<V> made = {chosen(lanes, both.first),
+                         chosen(lanes, both.second)};
+    return made;
+}
+
+/* The rows of an array in which anything counts. */
+template <typename T> class CountedRows {
+    typedef typename Vector<T>::Lane Lane;
+    const Mask mask_;
+    const Index all_;   // rows of the array
+    const bool lanes_of_each_;
+    double count_;
+    Table<Index> starts_;
+    // Along rows: where the first and the last value that counts are, and how
+    // many count in the rows before; and lanes of ones where a value counts.
+    Table<Index> begins_, ends_, before_;
+    Table<Lane> lanes_;
+
+    /* Rows that are fetched ahead are some behind the last. */
+    static const Index MORE = 8;
+
+    static Index rows_of(const Batch& batch, bool lanes) {
+        return lanes ? batch.shape.M : 0;
+    }
+    static bool has_lanes(const Batch& batch) {
+        return batch.mask.along_s
+               || batch.shape.S >= Vector<T>::size;
+    }
+
+  public:
+    static const bool MASKED = true;
+    Shape shape;
+
+    explicit CountedRows(const Batch& batch)
+        : mask_(batch.mask), all_(batch.shape.M),
+          lanes_of_each_(mask_.along_s && mask_.along_m),
+          count_(0), starts_(1, all_ + MORE),
+          begins_(1, rows_of(batch, has_lanes(batch))),
+          ends_(1, rows_of(batch, has_lanes(batch))),
+          before_(1, rows_of(batch, has_lanes(batch)) + 1),
+          lanes_(lanes_of_each_ ? all_ : 1,
+                 has_lanes(batch) ? batch.shape.S + Vector<T>::size : 0),
+          shape(batch.shape) {
+        shape.M = 0;
+        const bool lanes = has_lanes(batch);
+        Index count = 0;
+        for (Index m = 0; m < all_; ++m) {
+            const unsigned char* counts = mask_.counts
+                + (mask_.along_m ? m * (mask_.along_s ? shape.S : 1) : 0);
+            Index begin = 0, end = shape.S;
+            if (mask_.along_s) {
+                while (begin < end && !counts[begin]) ++begin;
+                while (begin < end && !counts[end - 1]) --end;
+            } else if (!*counts) {
+                continue;
+            }
+            if (begin == end) continue;
+            const Index row = shape.M++;
+            starts_[0][row] = m * shape.columns();
+            if (!lanes) {
+                count += shape.S;
+                continue;
+            }
+            begins_[0][row] = begin;
+            ends_[0][row] = end;
+            before_[0][row] = count;
+            if (lanes_of_each_ || !row) set_lanes(row, counts);
+            count += mask_.along_s ? counted(row, begin, end) : shape.S;
+        }
+        if (lanes) before_[0][shape.M] = count;
+        for (Index i = 0; i < MORE; ++i)
+            starts_[0][shape.M + i] = shape.M ? starts_[0][shape.M - 1] : 0;
+        count_ = static_cast<double>(count);
+    }
+
+    bool along_rows() const { return mask_.along_s; }
+    Index at(Index m) const { return starts_[0][m]; }
+    double count() const { return count_; }
+    double count(const Strip& strip) const {
+        if (!mask_.along_s)
+            return static_cast<double>(strip.end - strip.begin);
+        const Index S = shape.S, m = strip.begin / S, last = strip.end / S;
+        const Index s = strip.begin % S, rest = strip.end % S;
+        if (m == last) return static_cast<double>(counted(m, s, rest));
+        const Index *before = before_[0], next = s ? m + 1 : m;
+        return static_cast<double>(
+            (s ? counted(m, s, S) : 0) + before[last] - before[next]
+            + (rest ? counted(last, 0, rest) : 0));
+    }
+    /* It goes on until enough values are in it. */
+    Strip sample(const Strip& strip) const {
+        Strip made = strip;
+        Index length = SAMPLE;
+        do {
+            made.end = std::min(strip.end, strip.begin + length);
+            length *= 2;
+        } while (made.end < strip.end && count(made) < SAMPLE);
+        return made;
+    }
+
+    template <typename N> struct Group {
+        Index first[MOST_ROWS], next[MOST_ROWS];
+        Index at(Index r) const { return first[r]; }
+        Index ahead(Index r) const { return next[r]; }
+    };
+    template <typename N> Group<N> group(Index m, N n) const {
+        Group<N> made;
+        const Index* starts = starts_[0] + m;
+        for (Index r = 0; r < n; ++r) {
+            made.first[r] = starts[r];
+            made.next[r] = starts[r + Index(n)];
+        }
+        return made;
+    }
+
+    template <typename F> struct Selected {
+        typedef typename Vector<T>::Lanes Lanes;
+        F f;
+        const Lane* lanes;
+        Index from;
+        void fetch_at(Index at) const { f.fetch_at(at); }
+        auto operator()(Index at, Index n) const
+            -> decltype(std::declval<const F&>()(at, n)) {
+            return chosen(load<Lanes>(lanes + (at - from)), f(at, n));
+        }
+    };
+    struct Run {
+        Index at, n, ahead, from, to;
+        const Lane* lanes;
+        Index begin() const { return from; }
+        Index end() const { return to; }
+        template <typename F>
+        Selected<F> select(const F& f, Index at) const {
+            return Selected<F>{f, lanes, at};
+        }
+    };
+    Run run(Index m, Index s, Index n) const {
+        const Index from = std::min(std::max(begins_[0][m] - s, Index(0)), n);
+        const Index to = std::max(std::min(ends_[0][m] - s, n), from);
+        return Run{at(m) + s, n, to_next_row(shape.S, at(m + 1) - at(m)),
+                   from, to, lanes_[lanes_of_each_ ? m : 0] + s};
+    }
+
+    /* Writes zeros to the other rows. */
+    void clear(T* y, bool parallel) const {
+        (void)parallel;
+        const Index stride = shape.columns();
+        BNLASAGNE_PRAGMA(omp parallel for schedule(static) if (parallel))
+        for (Index i = 0; i <= shape.M; ++i) {
+            const Index begin = i ? at(i - 1) + stride : 0;
+            const Index end = i < shape.M ? at(i) : all_ * stride;
+            if (begin < end) std::fill(y + begin, y + end, T(0));
+        }
+    }
+
+  private:
+    void set_lanes(Index row, const unsigned char* counts) {
+        Lane* to = lanes_[lanes_of_each_ ? row : 0];
+        for (Index s = 0; s < shape.S; ++s)
+            to[s] = counts[mask_.along_s ? s : 0] ? Lane(-1) : Lane(0);
+        std::fill(to + shape.S, to + shape.S + Vector<T>::size, Lane(0));
+    }
+    /* Values that count from place `begin` to, and without, place `end`. */
+    Index counted(Index m, Index begin, Index end) const {
+        const Lane* lanes = lanes_[lanes_of_each_ ? m : 0];
+        Index found = 0;
+        for (Index s = begin; s < end; ++s) found -= lanes[s];
+        return found;
     }
 };
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "batches.h"
 #include "vectors.h"
 
 namespace bnlasagne {
@@ -16,9 +17,6 @@ const Index BLOCK_ROWS = 256;
 const Index SAMPLE_ROWS = 16;
 /* Columns, up to which rows are written one by one, straight on. */
 const Index NARROW = 256;
-
-/* Rows whose sums are taken at once. */
-const Index SUMMED_ROWS = 4;
 
 /* A tile: columns from `column` on, of rows begin to, and without, end. */
 struct Tile {
@@ -31,42 +29,42 @@ template <typename T> inline bool begins_line(Index j) {
     return REGISTER == LINE || j * sizeof(T) % LINE == 0;
 }
 
-/* Calls work.column<V>(at, j, rows) for each vector, or single value, of a
- * group of rows of a tile. */
-template <typename T, typename Rows, typename Work>
-inline void each_column(Tile tile, Index stride, Index m, Rows rows,
+/* Calls work.column<V>(group, at, j, n) for each vector, or single value, of a
+ * group of n rows of a tile: column j of it is number `at` of a row. */
+template <typename T, typename Rows, typename N, typename Work>
+inline void each_column(Tile tile, const Rows& rows, Index m, N n,
                         const Work& work) {
     typedef typename Vector<T>::type V;
-    const Index at = m * stride + tile.column;
+    const auto group = rows.group(m, n);
+    const Index at = tile.column;
     Index j = 0;
     for (; j + Vector<T>::size <= tile.width; j += Vector<T>::size)
-        work.template column<V>(at + j, j, rows);
-    for (; j < tile.width; ++j) work.template column<T>(at + j, j, rows);
+        work.template column<V>(group, at + j, j, n);
+    for (; j < tile.width; ++j)
+        work.template column<T>(group, at + j, j, n);
 }
 
 /* The same for all groups of rows, with a constant that the compiler can unroll
  * loops by, and for the less that are left: what belongs to a column is loaded
  * once per group. */
-template <typename T, Index ROWS, typename Work>
-inline void each_group(Tile tile, Index stride, const Work& work) {
-    typedef std::integral_constant<Index, ROWS> Rows;
+template <typename T, Index ROWS, typename Rows, typename Work>
+inline void each_group(Tile tile, const Rows& rows, const Work& work) {
+    typedef std::integral_constant<Index, ROWS> N;
     Index m = tile.begin;
     for (; m + ROWS <= tile.end; m += ROWS)
-        each_column<T>(tile, stride, m, Rows(), work);
-    if (m < tile.end) each_column<T>(tile, stride, m, tile.end - m, work);
+        each_column<T>(tile, rows, m, N(), work);
+    if (m < tile.end) each_column<T>(tile, rows, m, tile.end - m, work);
 }
 
 template <typename T, typename F> struct SumColumns {
     T *first, *second;
-    Index stride;
     F terms;
-    template <typename V, typename Rows>
-    void column(Index at, Index j, Rows rows) const {
+    template <typename V, typename Group, typename N>
+    void column(const Group& group, Index at, Index j, N n) const {
         V one = load<V>(first + j), two = load<V>(second + j);
-        for (Index r = 0; r < rows; ++r) {
-            const Index here = at + r * stride;
-            if (begins_line<T>(j)) terms.fetch_at(here + rows * stride);
-            terms(here, j, one, two);
+        for (Index r = 0; r < n; ++r) {
+            if (begins_line<T>(j)) terms.fetch_at(group.ahead(r) + at);
+            terms(group.at(r) + at, j, one, two);
         }
         store(first + j, one);
         store(second + j, two);
@@ -74,13 +72,13 @@ template <typename T, typename F> struct SumColumns {
 };
 
 /* Adds two terms for each value of a tile to sums for each of its columns. */
-template <typename T, typename F>
-inline void sum_columns(Tile tile, Index stride, T* first, T* second,
+template <typename T, typename Rows, typename F>
+inline void sum_columns(Tile tile, const Rows& rows, T* first, T* second,
                         F terms) {
     std::fill(first, first + tile.width, T(0));
     std::fill(second, second + tile.width, T(0));
-    const SumColumns<T, F> work = {first, second, stride, terms};
-    each_group<T, SUMMED_ROWS>(tile, stride, work);
+    const SumColumns<T, F> work = {first, second, terms};
+    each_group<T, SUMMED_ROWS>(tile, rows, work);
 }
 
 template <typename T, bool UNITS> struct AddColumnValue {
@@ -164,15 +162,15 @@ template <typename F> inline void each_block_of_rows(Tile tile, F f) {
 
 /* Mean, and sum of squares about it, of each column, in the given unit, which
  * is 1 without UNITS. */
-template <typename T, bool UNITS>
-void column_moments(const T* x, Index stride, Tile tile, T unit,
+template <typename T, bool UNITS, typename Rows>
+void column_moments(const T* x, const Rows& rows, Tile tile, T unit,
                     const Workspace<T>& work, double* mean, double* m2) {
     const Index width = tile.width;
     T *first = work.sums[0], *second = work.sums[1], *near = work.sums[2];
     Tile sample = tile;
     sample.end = std::min(tile.end, tile.begin + SAMPLE_ROWS);
     const T size = static_cast<T>(sample.end - sample.begin);
-    sum_columns(sample, stride, first, second, AddColumnValue<T, UNITS>{x, unit});
+    sum_columns(sample, rows, first, second, AddColumnValue<T, UNITS>{x, unit});
     BNLASAGNE_INDEPENDENT
     for (Index j = 0; j < width; ++j) {
         near[j] = first[j] / size;
@@ -181,7 +179,7 @@ void column_moments(const T* x, Index stride, Tile tile, T unit,
     }
     double count = 0;
     each_block_of_rows(tile, [&](Tile block) {
-        sum_columns(block, stride, first, second,
+        sum_columns(block, rows, first, second,
                     AddColumnDeviation<T, UNITS>{x, near, unit});
         const double n = static_cast<double>(block.end - block.begin);
         const double inverse = 1 / n, part = n / (count + n);
@@ -200,8 +198,8 @@ void column_moments(const T* x, Index stride, Tile tile, T unit,
 }
 
 /* Sums of the gradient, and of its product with the deviation. */
-template <typename T, bool RECTIFY, bool UNITS>
-void column_gradient_sums(const T* x, const T* dy, Index stride, Tile tile,
+template <typename T, bool RECTIFY, bool UNITS, typename Rows>
+void column_gradient_sums(const T* x, const T* dy, const Rows& rows, Tile tile,
                           const T* const* constants,
                           const Workspace<T>& work, double* sum,
                           double* product) {
@@ -210,7 +208,7 @@ void column_gradient_sums(const T* x, const T* dy, Index stride, Tile tile,
     std::fill(sum, sum + width, 0.0);
     std::fill(product, product + width, 0.0);
     each_block_of_rows(tile, [&](Tile block) {
-        sum_columns(block, stride, first, second,
+        sum_columns(block, rows, first, second,
                     AddColumnGradient<T, RECTIFY, UNITS>{
                         x, dy, AffineColumns<T, UNITS>(constants)});
         BNLASAGNE_INDEPENDENT
@@ -223,33 +221,31 @@ void column_gradient_sums(const T* x, const T* dy, Index stride, Tile tile,
 
 template <typename T, typename F> struct WriteColumns {
     T* y;
-    Index stride;
     F results;
     /* All of a group are computed before any is stored: where rows are a
      * multiple of a page apart, a load would wait for the store to the same
      * place in the row before. */
-    template <typename V, typename Rows>
-    void column(Index at, Index j, Rows rows) const {
+    template <typename V, typename Group, typename N>
+    void column(const Group& group, Index at, Index j, N n) const {
         const auto constants = results.columns.template at<V>(j);
         V values[MOST_ROWS];
-        for (Index r = 0; r < rows; ++r) {
-            const Index here = at + r * stride;
-            if (begins_line<T>(j)) results.fetch_at(here + rows * stride);
-            values[r] = results.template result<V>(here, constants);
+        for (Index r = 0; r < n; ++r) {
+            if (begins_line<T>(j)) results.fetch_at(group.ahead(r) + at);
+            values[r] = results.template result<V>(group.at(r) + at,
+                                                   constants);
         }
-        for (Index r = 0; r < rows; ++r)
-            store(y + at + r * stride, values[r]);
+        for (Index r = 0; r < n; ++r) store(y + group.at(r) + at, values[r]);
     }
 };
 
 /* Writes results.result<V>(at, constants) to each place of a tile. */
-template <Index ROWS, typename T, typename F>
-inline void write_columns(T* y, Index stride, Tile tile, F results) {
-    const WriteColumns<T, F> work = {y, stride, results};
+template <Index ROWS, typename T, typename Rows, typename F>
+inline void write_columns(T* y, const Rows& rows, Tile tile, F results) {
+    const WriteColumns<T, F> work = {y, results};
     if (tile.width <= NARROW)
-        each_group<T, 1>(tile, stride, work);
+        each_group<T, 1>(tile, rows, work);
     else
-        each_group<T, ROWS>(tile, stride, work);
+        each_group<T, ROWS>(tile, rows, work);
 }
 
 template <typename T, bool RECTIFY, bool UNITS> struct NormalizeColumns {
@@ -262,11 +258,11 @@ template <typename T, bool RECTIFY, bool UNITS> struct NormalizeColumns {
     }
 };
 
-template <typename T, bool RECTIFY, bool UNITS>
-void column_normalize(const T* x, T* y, Index stride, Tile tile,
+template <typename T, bool RECTIFY, bool UNITS, typename Rows>
+void column_normalize(const T* x, T* y, const Rows& rows, Tile tile,
                       const T* const* constants) {
     write_columns<NORMALIZED_ROWS>(
-        y, stride, tile, NormalizeColumns<T, RECTIFY, UNITS>{
+        y, rows, tile, NormalizeColumns<T, RECTIFY, UNITS>{
             x, AffineColumns<T, UNITS>(constants)});
 }
 
@@ -281,11 +277,11 @@ template <typename T, bool RECTIFY, bool UNITS> struct GradientOfColumns {
     }
 };
 
-template <typename T, bool RECTIFY, bool UNITS>
-void column_gradient(const T* x, const T* dy, T* dx, Index stride, Tile tile,
-                     const T* const* constants) {
+template <typename T, bool RECTIFY, bool UNITS, typename Rows>
+void column_gradient(const T* x, const T* dy, T* dx, const Rows& rows,
+                     Tile tile, const T* const* constants) {
     write_columns<GRADIENT_ROWS>(
-        dx, stride, tile, GradientOfColumns<T, RECTIFY, UNITS>{
+        dx, rows, tile, GradientOfColumns<T, RECTIFY, UNITS>{
             x, dy, GradientColumns<T, UNITS>(constants)});
 }
 

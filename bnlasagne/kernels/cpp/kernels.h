@@ -35,9 +35,6 @@
 #ifndef _WIN32
 #include <unistd.h>
 #endif
-#define BNLASAGNE_PRAGMA(text) _Pragma(#text)
-#else
-#define BNLASAGNE_PRAGMA(text)
 #endif
 
 namespace bnlasagne {
@@ -67,8 +64,8 @@ struct Plan {
     Index length;    // of a piece
     Index pieces;    // of each unit
 
-    Plan(const Shape& shape, Index bytes)
-        : along_rows(shape.S * bytes >= LONG_ROW),
+    Plan(const Shape& shape, Index bytes, bool rows)
+        : along_rows(rows || shape.S * bytes >= LONG_ROW),
           parallel(shape.size() * bytes > SMALL),
           channels(std::max(WIDTH / shape.S, Index(1))),
           total(along_rows ? shape.count() : shape.M) {
@@ -170,10 +167,43 @@ inline bool has_threads() {
 #endif
 }
 
-template <typename Job> void run(Job& job) {
-    if (!job.plan.parallel || !has_threads()) return take_part(job);
-    BNLASAGNE_PRAGMA(omp parallel)
+/* `shared` tells whether it is one of several jobs that threads share: loops
+ * that they share must not be inside of each other, so this one is done by a
+ * team of one thread. */
+template <typename Job> void run(Job& job, bool shared = false) {
+    const bool parallel = job.plan.parallel && has_threads();
+    if (!parallel && !shared) return take_part(job);
+    BNLASAGNE_PRAGMA(omp parallel if (!shared))
     take_part(job);
+}
+
+/* Groups of virtual batches that threads share. What belongs to all of them is
+ * summed in each group, and then over the groups. */
+const Index GROUPS = 16;
+inline Index groups_of(const Batch& batch) {
+    return std::min(batch.number, GROUPS);
+}
+
+/* Calls f(part, i, at, group, shared) for virtual batch number i, which starts
+ * at a place of the array. If each is too small for several threads, they may
+ * share the groups. */
+template <typename T, typename F>
+void each_virtual_batch(const Batch& batch, F f) {
+    const Index groups = groups_of(batch), bytes = sizeof(T);
+    const bool shared = groups > 1 && batch.shape.size() * bytes > SMALL
+                        && batch.part(0).shape.size() * bytes <= SMALL
+                        && has_threads();
+    const auto do_group = [&](Index group) {
+        for (Index i = batch.number * group / groups;
+             i < batch.number * (group + 1) / groups; ++i)
+            f(batch.part(i), i, batch.offset(i), group, shared);
+    };
+    if (!shared) {
+        for (Index group = 0; group < groups; ++group) do_group(group);
+        return;
+    }
+    BNLASAGNE_PRAGMA(omp parallel for schedule(static))
+    for (Index group = 0; group < groups; ++group) do_group(group);
 }
 
 /* What the forward pass tells the backward pass, for each channel; and what
@@ -259,11 +289,24 @@ void spread(const T* from, Index columns, Index S, T* to) {
         std::fill(to + j, to + j + S, from[j / S]);
 }
 
+/* An empty S or C would have no columns to walk. */
+inline Batch walkable(Batch batch) {
+    if (batch.shape.C == 0 || batch.shape.S == 0)
+        batch.shape.M = 0, batch.shape.S = 1;
+    return batch;
+}
+
+template <typename T, bool MASKED> struct RowsOf {
+    typedef typename std::conditional<
+        MASKED, CountedRows<T>, AllRows<T> >::type type;
+};
+
 /* What jobs have in common. Constants are those of Affine or Gradient, in
  * order, for each channel. */
-template <typename T> struct Job {
+template <typename T, bool MASKED> struct Job {
     typedef Workspace<T> Work;
-    const Shape shape;
+    const typename RowsOf<T, MASKED>::type rows;
+    const Shape shape;  // of the rows
     const Passes passes;
     const Plan plan;
     double count;  // values per channel, in the whole batch
@@ -271,11 +314,19 @@ template <typename T> struct Job {
     Table<double> found;  // per piece, then as merged
     Table<T> constants;
 
-    Job(const Shape& shape, double* memory, int constants, Passes passes)
-        : shape(shape), passes(passes), plan(shape, sizeof(T)),
-          count(static_cast<double>(shape.count())),
+    Job(const Batch& batch, double* memory, int constants, Passes passes)
+        : rows(walkable(batch)), shape(rows.shape), passes(passes),
+          plan(shape, sizeof(T), rows.along_rows()), count(rows.count()),
           statistics(memory, shape.C), found(2 * plan.pieces, shape.C),
           constants(constants, shape.C) {}
+
+    /* Values per channel in a piece. */
+    double count_of(Index piece) const {
+        return plan.along_rows
+            ? rows.count(plan.strip(0, piece, shape))
+            : static_cast<double>((plan.end(piece) - plan.begin(piece))
+                                  * shape.S);
+    }
 
     Affine<T> affine(Index c) const {
         Affine<T> made = {constants[0][c], constants[1][c], constants[2][c],
@@ -350,20 +401,23 @@ template <typename T> struct Job {
     }
 };
 
-template <typename T, bool RECTIFY> struct Forward : Job<T> {
-    typedef typename Job<T>::Work Work;
-    using Job<T>::shape;
-    using Job<T>::plan;
-    using Job<T>::statistics;
-    using Job<T>::found;
+template <typename T, bool RECTIFY, bool MASKED>
+struct Forward : Job<T, MASKED> {
+    typedef typename Job<T, MASKED>::Work Work;
+    typedef typename RowsOf<T, MASKED>::type Rows;
+    using Job<T, MASKED>::rows;
+    using Job<T, MASKED>::shape;
+    using Job<T, MASKED>::plan;
+    using Job<T, MASKED>::statistics;
+    using Job<T, MASKED>::found;
     const T *x, *gamma, *beta;
     double epsilon;
     T *y, *mean, *std;
 
-    Forward(const Shape& shape, const T* x, const T* gamma, const T* beta,
+    Forward(const Batch& batch, const T* x, const T* gamma, const T* beta,
             double epsilon, T* y, T* mean, T* std, double* memory,
             Passes passes = BOTH)
-        : Job<T>(shape, memory, 4, passes), x(x), gamma(gamma), beta(beta),
+        : Job<T, MASKED>(batch, memory, 4, passes), x(x), gamma(gamma), beta(beta),
           epsilon(epsilon), y(y), mean(mean), std(std) {}
 
     /* Finds means, and norms: roots of the sums of squared deviations. */
@@ -373,9 +427,7 @@ template <typename T, bool RECTIFY> struct Forward : Job<T> {
         double* means = found[2 * piece] + channel;
         double* norms = found[2 * piece + 1] + channel;
         find(unit, piece, T(1), work, means, norms);
-        const double count = static_cast<double>(
-            (plan.end(piece) - plan.begin(piece))
-            * (plan.along_rows ? 1 : shape.S));
+        const double count = this->count_of(piece);
         Index unsound = 0;
         for (Index c = 0; c < channels; ++c)
             unsound |= judge<T>(means[c], norms[c], count);
@@ -391,14 +443,15 @@ template <typename T, bool RECTIFY> struct Forward : Job<T> {
     void find(Index unit, Index piece, T in, const Work& work, double* means,
               double* m2) {
         if (plan.along_rows)
-            return row_moments(x, shape, plan.strip(unit, piece, shape), in,
+            return row_moments(x, rows, plan.strip(unit, piece, shape), in,
                                work, means, m2);
         const Tile tile = plan.tile(unit, piece, shape);
         const bool merge = shape.S > 1;
         double* mean = merge ? work.results[0] : means;
         double* squares = merge ? work.results[1] : m2;
-        (in == 1 ? column_moments<T, false> : column_moments<T, true>)(
-            x, shape.columns(), tile, in, work, mean, squares);
+        (in == 1 ? column_moments<T, false, Rows>
+                 : column_moments<T, true, Rows>)(
+            x, rows, tile, in, work, mean, squares);
         if (merge) merge_columns(tile, mean, squares, means, m2);
     }
 
@@ -450,8 +503,15 @@ template <typename T, bool RECTIFY> struct Forward : Job<T> {
 
     /* Sets the statistics by what was found. */
     void set_statistics(Index begin, Index end) {
-        const double *means = found[0], *norms = found[1];
-        const double root = std::sqrt(this->count);
+        double *means = found[0], *norms = found[1];
+        if (this->count == 0) {
+            const double none = MASKED
+                ? 0 : std::numeric_limits<double>::quiet_NaN();
+            std::fill(means + begin, means + end, none);
+            std::fill(norms + begin, norms + end, 0.);
+        }
+        const double root = std::sqrt(
+            MASKED ? std::max(this->count, 1.) : this->count);
         BNLASAGNE_INDEPENDENT
         for (Index c = begin; c < end; ++c) {
             const double deviation = norms[c] / root;
@@ -465,15 +525,14 @@ template <typename T, bool RECTIFY> struct Forward : Job<T> {
     /* Merges the moments of all pieces into those of the first. */
     void merge(Index begin, Index end) {
         double *means = found[0], *norms = found[1];
-        double count = static_cast<double>(plan.end(0));
+        double count = this->count_of(0);
         for (Index piece = 1; piece < plan.pieces; ++piece) {
             const double *other = found[2 * piece];
             const double *other_norms = found[2 * piece + 1];
-            double n = static_cast<double>(plan.end(piece)
-                                           - plan.begin(piece));
+            const double n = this->count_of(piece);
+            if (n == 0) continue;
             const double part = n / (count + n);
-            const double both = std::sqrt(
-                count * part * (plan.along_rows ? 1 : shape.S));
+            const double both = std::sqrt(count * part);
             BNLASAGNE_INDEPENDENT
             for (Index c = begin; c < end; ++c) {
                 const double delta = other[c] - means[c];
@@ -488,32 +547,38 @@ template <typename T, bool RECTIFY> struct Forward : Job<T> {
     void second(Index unit, Index piece, const Work& work) {
         if (plan.along_rows)
             return row_normalize<T, RECTIFY>(
-                x, y, shape, plan.strip(unit, piece, shape),
+                x, y, rows, plan.strip(unit, piece, shape),
                 this->affine_of(unit));
         const Tile tile = plan.tile(unit, piece, shape);
         const T* constants[4];
         this->point(constants, 4, tile, work);
         (has_units(constants[0], tile.width)
-            ? column_normalize<T, RECTIFY, true>
-            : column_normalize<T, RECTIFY, false>)(
-            x, y, shape.columns(), tile, constants);
+            ? column_normalize<T, RECTIFY, true, Rows>
+            : column_normalize<T, RECTIFY, false, Rows>)(
+            x, y, rows, tile, constants);
     }
 };
 
-template <typename T, bool RECTIFY> struct Backward : Job<T> {
-    typedef typename Job<T>::Work Work;
-    using Job<T>::shape;
-    using Job<T>::plan;
-    using Job<T>::statistics;
-    using Job<T>::found;
+template <typename T, bool RECTIFY, bool MASKED>
+struct Backward : Job<T, MASKED> {
+    typedef typename Job<T, MASKED>::Work Work;
+    typedef typename RowsOf<T, MASKED>::type Rows;
+    using Job<T, MASKED>::rows;
+    using Job<T, MASKED>::shape;
+    using Job<T, MASKED>::plan;
+    using Job<T, MASKED>::statistics;
+    using Job<T, MASKED>::found;
     const T *x, *gamma, *dy;
     T *dx, *dgamma, *dbeta;
+    // Of each parameter, sums over several jobs to add to instead, or NULL.
+    double *gamma_sums, *beta_sums;
 
-    Backward(const Shape& shape, const T* x, const T* gamma, const T* beta,
+    Backward(const Batch& batch, const T* x, const T* gamma, const T* beta,
              double epsilon, const T* dy, double* memory, T* dx, T* dgamma,
              T* dbeta, Passes passes = BOTH)
-        : Job<T>(shape, memory, 9, passes), x(x), gamma(gamma), dy(dy),
-          dx(dx), dgamma(dgamma), dbeta(dbeta) {
+        : Job<T, MASKED>(batch, memory, 9, passes), x(x), gamma(gamma), dy(dy),
+          dx(dx), dgamma(dgamma), dbeta(dbeta), gamma_sums(NULL),
+          beta_sums(NULL) {
         statistics.set_inverse(0, shape.C, epsilon);
         this->set_affine(0, shape.C, gamma, beta);
     }
@@ -524,7 +589,7 @@ template <typename T, bool RECTIFY> struct Backward : Job<T> {
         double* product = found[2 * piece + 1] + channel;
         if (plan.along_rows)
             return row_gradient_sums<T, RECTIFY>(
-                x, dy, shape, plan.strip(unit, piece, shape),
+                x, dy, rows, plan.strip(unit, piece, shape),
                 this->affine_of(unit), work, sum, product);
         const Tile tile = plan.tile(unit, piece, shape);
         const T* constants[4];
@@ -533,9 +598,9 @@ template <typename T, bool RECTIFY> struct Backward : Job<T> {
         double* to = merge ? work.results[0] : sum;
         double* to_product = merge ? work.results[1] : product;
         (has_units(constants[0], tile.width)
-            ? column_gradient_sums<T, RECTIFY, true>
-            : column_gradient_sums<T, RECTIFY, false>)(
-            x, dy, shape.columns(), tile, constants, work, to, to_product);
+            ? column_gradient_sums<T, RECTIFY, true, Rows>
+            : column_gradient_sums<T, RECTIFY, false, Rows>)(
+            x, dy, rows, tile, constants, work, to, to_product);
         if (merge) {
             add_columns(tile, to, sum);
             add_columns(tile, to_product, product);
@@ -574,12 +639,23 @@ template <typename T, bool RECTIFY> struct Backward : Job<T> {
     void set_param_gradients(Index begin, Index end) {
         const double *sums = found[0], *products = found[1];
         const double* inverse = statistics.inverse[0];
-        const bool empty = shape.count() == 0;
+        const bool empty = this->count == 0;
+        const T* units = this->constants[0];
+        const auto by_gamma = [=](Index c) {
+            return empty ? 0 : products[c]
+                               * (inverse[c] / static_cast<double>(units[c]));
+        };
+        if (gamma_sums) {
+            BNLASAGNE_INDEPENDENT
+            for (Index c = begin; c < end; ++c) {
+                gamma_sums[c] += by_gamma(c);
+                beta_sums[c] += sums[c];
+            }
+            return;
+        }
         BNLASAGNE_INDEPENDENT
         for (Index c = begin; c < end; ++c) {
-            const double unit = this->constants[0][c];
-            dgamma[c] = static_cast<T>(
-                empty ? 0 : products[c] * (inverse[c] / unit));
+            dgamma[c] = static_cast<T>(by_gamma(c));
             dbeta[c] = static_cast<T>(sums[c]);
         }
     }
@@ -621,47 +697,78 @@ template <typename T, bool RECTIFY> struct Backward : Job<T> {
     void second(Index unit, Index piece, const Work& work) {
         if (plan.along_rows)
             return row_gradient<T, RECTIFY>(
-                x, dy, dx, shape, plan.strip(unit, piece, shape),
+                x, dy, dx, rows, plan.strip(unit, piece, shape),
                 this->gradient_of(unit));
         const Tile tile = plan.tile(unit, piece, shape);
         const T* constants[9];
         this->point(constants, 9, tile, work);
         (has_units(constants[0], tile.width)
             || has_units(constants[4], tile.width)
-            ? column_gradient<T, RECTIFY, true>
-            : column_gradient<T, RECTIFY, false>)(
-            x, dy, dx, shape.columns(), tile, constants);
+            ? column_gradient<T, RECTIFY, true, Rows>
+            : column_gradient<T, RECTIFY, false, Rows>)(
+            x, dy, dx, rows, tile, constants);
     }
 };
 
 /* ---- What the Ops call ------------------------------------------------- */
 
-/* Arguments are the shape, then an Op's inputs, then its outputs, in order.
+/* Arguments are the batch, then an Op's inputs, then its outputs, in order.
  * `statistics` are the mean of each channel, and then the standard deviation of
- * each. */
-
-/* An empty S or C would have no columns to walk. */
-inline Shape walkable(Shape shape) {
-    if (shape.C == 0 || shape.S == 0) shape.M = 0, shape.S = 1;
-    return shape;
-}
+ * each. Of statistics, moments and counts, there are those of one virtual batch
+ * after the other. */
 
 template <typename T, bool RECTIFY, bool MASKED>
 void forward(const Batch& batch, const T* x, const T* gamma, const T* beta,
              double epsilon, T* y, T* mean, T* std, double* statistics,
-             std::int64_t*) {
-    Forward<T, RECTIFY> job(walkable(batch.shape), x, gamma, beta, epsilon, y, mean,
-                            std, statistics);
-    run(job);
+             std::int64_t* counts) {
+    const Index C = batch.shape.C;
+    each_virtual_batch<T>(batch, [=](const Batch& part, Index i, Index at,
+                                     Index, bool shared) {
+        if (counts) counts[i] = part.count();
+        Forward<T, RECTIFY, MASKED> job(
+            part, x + at, gamma, beta, epsilon, y + at, mean + i * C,
+            std + i * C, statistics + 2 * i * C);
+        run(job, shared);
+        job.rows.clear(y + at, job.plan.parallel && has_threads());
+    });
 }
 
 template <typename T, bool RECTIFY, bool MASKED>
 void backward(const Batch& batch, const T* x, const T* gamma, const T* beta,
               double epsilon, const T* dy, double* statistics, T* dx,
               T* dgamma, T* dbeta) {
-    Backward<T, RECTIFY> job(walkable(batch.shape), x, gamma, beta, epsilon, dy,
-                             statistics, dx, dgamma, dbeta);
-    run(job);
+    const Index C = batch.shape.C, groups = groups_of(batch);
+    const bool several = groups > 1;
+    const Table<double> sums(2 * groups, several ? C : 0);
+    each_virtual_batch<T>(batch, [=, &sums](const Batch& part, Index i,
+                                            Index at, Index group,
+                                            bool shared) {
+        Backward<T, RECTIFY, MASKED> job(
+            part, x + at, gamma, beta, epsilon, dy + at,
+            statistics + 2 * i * C, dx + at, dgamma, dbeta);
+        if (several) {
+            job.gamma_sums = sums[2 * group];
+            job.beta_sums = sums[2 * group + 1];
+            if (i == batch.number * group / groups) {
+                std::fill(job.gamma_sums, job.gamma_sums + C, 0.);
+                std::fill(job.beta_sums, job.beta_sums + C, 0.);
+            }
+        }
+        run(job, shared);
+        job.rows.clear(dx + at, job.plan.parallel && has_threads());
+    });
+    if (!several) return;
+    for (Index group = 1; group < groups; ++group)
+        for (int k = 0; k < 2; ++k) {
+            double* to = sums[k];
+            const double* more = sums[2 * group + k];
+            BNLASAGNE_INDEPENDENT
+            for (Index c = 0; c < C; ++c) to[c] += more[c];
+        }
+    for (Index c = 0; c < C; ++c) {
+        dgamma[c] = static_cast<T>(sums[0][c]);
+        dbeta[c] = static_cast<T>(sums[1][c]);
+    }
 }
 
 /* The same in two passes, for what comes between them. Moments are the number
@@ -670,40 +777,47 @@ void backward(const Batch& batch, const T* x, const T* gamma, const T* beta,
 
 template <typename T, bool MASKED>
 void find_statistics(const Batch& batch, const T* x, T* mean, T* std,
-                     double* statistics, double* moments, std::int64_t*) {
-    const Shape shape = walkable(batch.shape);
-    const Index C = shape.C;
-    Forward<T, false> job(shape, x, NULL, NULL, 0, NULL, mean, std, statistics,
-                          FIRST);
-    run(job);
-    job.set_statistics(0, C);
-    moments[0] = job.count;
-    for (Index c = 0; c < C; ++c) {
-        const double norm = job.found[1][c];
-        moments[1 + c] = job.found[0][c];
-        moments[1 + C + c] = norm * norm;
-    }
+                     double* statistics, double* moments,
+                     std::int64_t* counts) {
+    const Index C = batch.shape.C;
+    each_virtual_batch<T>(batch, [=](const Batch& part, Index i, Index at,
+                                     Index, bool shared) {
+        if (counts) counts[i] = part.count();
+        Forward<T, false, MASKED> job(
+            part, x + at, NULL, NULL, 0, NULL, mean + i * C, std + i * C,
+            statistics + 2 * i * C, FIRST);
+        run(job, shared);
+        job.set_statistics(0, C);
+        double* to = moments + i * (1 + 2 * C);
+        to[0] = job.count;
+        for (Index c = 0; c < C; ++c) {
+            const double norm = job.found[1][c];
+            to[1 + c] = job.found[0][c];
+            to[1 + C + c] = norm * norm;
+        }
+    });
 }
 
 template <typename T, bool RECTIFY, bool MASKED>
 void forward_by(const Batch& batch, const T* x, const T* gamma, const T* beta,
                 double epsilon, double* statistics, T* y) {
-    Forward<T, RECTIFY> job(walkable(batch.shape), x, gamma, beta, epsilon, y, NULL,
-                            NULL, statistics, SECOND);
+    Forward<T, RECTIFY, MASKED> job(batch, x, gamma, beta, epsilon, y, NULL,
+                                    NULL, statistics, SECOND);
     run(job);
+    job.rows.clear(y, job.plan.parallel && has_threads());
 }
 
 /* Sums are the number of values per channel, and for each channel the sum of
  * the gradient that reaches the normalized values, and then that of its product
  * with their deviations from the mean. */
 template <typename T, bool RECTIFY, bool MASKED>
-void find_gradient_sums(const Batch& batch, const T* x, const T* gamma, const T* beta,
-                        double epsilon, const T* dy, double* statistics,
-                        double* sums, T* dgamma, T* dbeta) {
-    const Shape shape = walkable(batch.shape);
-    const Index C = shape.C;
-    Backward<T, RECTIFY> job(shape, x, gamma, beta, epsilon, dy, statistics,
-                             NULL, dgamma, dbeta, FIRST);
+void find_gradient_sums(const Batch& batch, const T* x, const T* gamma,
+                        const T* beta, double epsilon, const T* dy,
+                        double* statistics, double* sums, T* dgamma,
+                        T* dbeta) {
+    const Index C = batch.shape.C;
+    Backward<T, RECTIFY, MASKED> job(batch, x, gamma, beta, epsilon, dy,
+                                     statistics, NULL, dgamma, dbeta, FIRST);
     run(job);
     sums[0] = job.count;
     for (Index c = 0; c < C; ++c) {
@@ -713,26 +827,28 @@ void find_gradient_sums(const Batch& batch, const T* x, const T* gamma, const T*
 }
 
 template <typename T, bool RECTIFY, bool MASKED>
-void backward_by(const Batch& batch, const T* x, const T* gamma, const T* beta,
-                 double epsilon, const T* dy, double* statistics,
-                 const double* sums, T* dx) {
-    const Shape shape = walkable(batch.shape);
-    const Index C = shape.C;
-    Backward<T, RECTIFY> job(shape, x, gamma, beta, epsilon, dy, statistics,
-                             dx, NULL, NULL, SECOND);
+void backward_by(const Batch& batch, const T* x, const T* gamma,
+                 const T* beta, double epsilon, const T* dy,
+                 double* statistics, const double* sums, T* dx) {
+    const Index C = batch.shape.C;
+    Backward<T, RECTIFY, MASKED> job(batch, x, gamma, beta, epsilon, dy,
+                                     statistics, dx, NULL, NULL, SECOND);
     job.count = sums[0];
     for (Index c = 0; c < C; ++c) {
         job.found[0][c] = sums[1 + c];
         job.found[1][c] = sums[1 + C + c] * job.constants[0][c];
     }
     run(job);
+    job.rows.clear(dx, job.plan.parallel && has_threads());
 }
 
 /* Normalizes by given statistics, in the order of the memory. */
 template <typename T, bool RECTIFY, bool MASKED>
 void apply(const Batch& batch, const T* x, const T* mean, const T* std,
            const T* gamma, const T* beta, double epsilon, T* y) {
-    const Shape shape = walkable(batch.shape);
+    typedef typename RowsOf<T, MASKED>::type Rows;
+    const Rows rows(walkable(batch));
+    const Shape shape = rows.shape;
     const Index C = shape.C, S = shape.S, width = shape.columns();
     Table<T> constants(4, C);
     T *units = constants[0], *centre = constants[1], *scale = constants[2];
@@ -750,15 +866,18 @@ void apply(const Batch& batch, const T* x, const T* mean, const T* std,
     }
     const bool parallel = shape.size() * Index(sizeof(T)) > SMALL
                           && has_threads();
-    (void)parallel;
-    if (S >= Vector<T>::size) {
+    rows.clear(y, parallel);
+    if (S >= Vector<T>::size || rows.along_rows()) {
         BNLASAGNE_PRAGMA(omp parallel for schedule(static) if (parallel))
         for (Index row = 0; row < shape.M * C; ++row) {
             const Index c = row % C;
+            const auto run = rows.run(row / C, 0, S);
+            const Index at = run.at + c * S;
             const Affine<T> affine = {units[c], centre[c], scale[c],
                                       constants[3][c]};
-            write_rows<1>(y + row * S, S, 0, Normalized<T, RECTIFY>{
-                x + row * S, affine});
+            const auto results = run.select(
+                Normalized<T, RECTIFY>{x + at, affine}, 0);
+            write_run<1>(y + at, run, 1, 0, results);
         }
         return;
     }
@@ -769,14 +888,14 @@ void apply(const Batch& batch, const T* x, const T* mean, const T* std,
         all[k] = S > 1 ? columns[k] : constants[k];
     }
     const auto normalize = has_units(units, C)
-        ? column_normalize<T, RECTIFY, true>
-        : column_normalize<T, RECTIFY, false>;
+        ? column_normalize<T, RECTIFY, true, Rows>
+        : column_normalize<T, RECTIFY, false, Rows>;
     const Index groups = (shape.M + APPLY_ROWS - 1) / APPLY_ROWS;
     BNLASAGNE_PRAGMA(omp parallel for schedule(static) if (parallel))
     for (Index i = 0; i < groups; ++i) {
         const Tile tile = {0, width, i * APPLY_ROWS,
                            std::min((i + 1) * APPLY_ROWS, shape.M)};
-        normalize(x, y, width, tile, all);
+        normalize(x, y, rows, tile, all);
     }
 }
 

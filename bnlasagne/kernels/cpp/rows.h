@@ -5,66 +5,42 @@
 #include <algorithm>
 #include <cmath>
 
+#include "batches.h"
 #include "vectors.h"
 
 namespace bnlasagne {
 
-/* Values per block whose sums are taken in the array's own type. */
-const Index BLOCK = 4096;
-/* Values whose mean the first block is compared with: an outlier among them
- * must not matter. However they differ from the block's others, this makes its
- * sum of squares no more than BLOCK / SAMPLE + 1 times what it is about the
- * block's mean. */
-const Index SAMPLE = 256;
-
-/* Some neighbouring channels. The values of each are numbered through, row by
- * row, and the strip has those from number begin to, and without, number end. */
-struct Strip {
-    Index channel, channels, begin, end;
-    double count() const { return static_cast<double>(end - begin); }
-};
-
-/* Calls f(c, at, n, rows) for runs of at most BLOCK values of the strip's
- * channel number c, in the order of the memory. Runs at the same place in
- * several rows are given at once: in ROWS of them, or else in one. */
-template <Index ROWS, typename F>
-inline void each_run(Shape shape, Strip strip, F f) {
-    Index m = strip.begin / shape.S, s = strip.begin % shape.S;
+/* Calls f(c, at, run, several) for runs of at most BLOCK values of the strip's
+ * channel number c, in the order of the memory; `at` is where the run is for
+ * this channel. Without a mask, runs at the same place in several rows are
+ * given at once: in ROWS of them, or else in one. */
+template <Index ROWS, typename Rows, typename F>
+inline void each_run(const Rows& rows, Strip strip, F f) {
+    const Index S = rows.shape.S;
+    Index m = strip.begin / S, s = strip.begin % S;
     for (Index done = strip.begin; done < strip.end;) {
-        const Index n = std::min(std::min(BLOCK, shape.S - s),
-                                 strip.end - done);
-        const Index rows =
-            n == shape.S && strip.end - done >= ROWS * n ? ROWS : 1;
-        const Index at = (m * shape.C + strip.channel) * shape.S + s;
+        const Index n = std::min(std::min(BLOCK, S - s), strip.end - done);
+        const Index several = !Rows::MASKED && n == S
+            && strip.end - done >= ROWS * n ? ROWS : 1;
+        const auto run = rows.run(m, s, n);
+        const Index at = run.at + strip.channel * S;
         for (Index c = 0; c < strip.channels; ++c)
-            f(c, at + c * shape.S, n, rows);
-        done += rows * n;
+            f(c, at + c * S, run, several);
+        done += several * n;
         s += n;
-        if (s == shape.S) s = 0, m += rows;
+        if (s == S) s = 0, m += several;
     }
 }
 
 /* Calls f(block) for blocks of whole rows, or of parts of one. */
-template <typename F> inline void each_block(Shape shape, Strip strip, F f) {
-    const Index length = shape.S < BLOCK ? BLOCK / shape.S * shape.S : BLOCK;
+template <typename F> inline void each_block(Index S, Strip strip, F f) {
+    const Index length = S < BLOCK ? BLOCK / S * S : BLOCK;
     Strip block = strip;
     for (; block.begin < strip.end; block.begin = block.end) {
         block.end = std::min(block.begin + length, strip.end);
         f(block);
     }
 }
-
-/* From a run to the same place in the next row. Processors fetch ahead by
- * themselves, but not from row to row; zero where rows are too long for it to
- * matter. */
-inline Index to_next_row(Shape shape) {
-    return shape.S <= BLOCK ? shape.columns() : 0;
-}
-
-template <typename V> struct Two {
-    V first, second;
-    void add(Two other) { first += other.first, second += other.second; }
-};
 
 /* The sums of a run's terms, lane by lane. */
 template <typename T, typename F>
@@ -99,16 +75,19 @@ inline Two<typename Vector<T>::type> sum_run(Index at, Index n, Index ahead,
 
 /* Sums two terms over all values of each channel, and calls f(c, sums). For
  * channel number c, terms_of(c) gives the terms. */
-template <typename T, typename Terms, typename F>
-inline void sum_rows(Shape shape, Strip strip, const Workspace<T>& work,
+template <typename T, typename Rows, typename Terms, typename F>
+inline void sum_rows(const Rows& rows, Strip strip, const Workspace<T>& work,
                      Terms terms_of, F f) {
     typedef typename Vector<T>::type V;
-    const Index size = Vector<T>::size, ahead = to_next_row(shape);
+    typedef typename Rows::Run Run;
+    const Index size = Vector<T>::size;
     T *first = work.sums[0], *second = work.sums[1];
     std::fill(first, first + strip.channels * size, T(0));
     std::fill(second, second + strip.channels * size, T(0));
-    each_run<1>(shape, strip, [=](Index c, Index at, Index n, Index) {
-        const Two<V> sums = sum_run<T>(at, n, ahead, terms_of(c));
+    each_run<1>(rows, strip, [=](Index c, Index at, const Run& run, Index) {
+        const Two<V> sums = sum_run<T>(
+            at + run.begin(), run.end() - run.begin(), run.ahead,
+            run.select(terms_of(c), at));
         T *one = first + c * size, *two = second + c * size;
         store(one, load<V>(one) + sums.first);
         store(two, load<V>(two) + sums.second);
@@ -160,22 +139,23 @@ template <typename T, bool RECTIFY> struct GradientTerms {
 
 /* Mean, and sum of squares about it, of each channel, of values in the given
  * unit. */
-template <typename T>
-void row_moments(const T* x, Shape shape, Strip strip, T unit,
+template <typename T, typename Rows>
+void row_moments(const T* x, const Rows& rows, Strip strip, T unit,
                  const Workspace<T>& work, double* mean, double* m2) {
-    Strip sample = strip;
-    sample.end = std::min(strip.end, strip.begin + SAMPLE);
-    sum_rows(shape, sample, work,
+    const Strip sample = rows.sample(strip);
+    const double size = rows.count(sample);
+    sum_rows(rows, sample, work,
              [=](Index) { return ValueTerms<T>{x, unit}; },
              [=](Index c, Two<double> sums) {
-        mean[c] = static_cast<T>(sums.first / sample.count());
+        mean[c] = size > 0 ? static_cast<T>(sums.first / size) : 0;
         m2[c] = 0;
     });
     double count = 0;
-    each_block(shape, strip, [&](Strip block) {
-        const double n = block.count(), all = count + n;
+    each_block(rows.shape.S, strip, [&](Strip block) {
+        const double n = rows.count(block), all = count + n;
+        if (n == 0) return;
         const double part = n / all, both = count * part;
-        sum_rows(shape, block, work,
+        sum_rows(rows, block, work,
                  [=](Index c) {
             return DeviationTerms<T>{x, unit, static_cast<T>(mean[c])};
         }, [=](Index c, Two<double> sums) {
@@ -214,19 +194,37 @@ inline void write_rows(T* y, Index n, Index stride, F results) {
     }
 }
 
+/* The same for a run, or for runs at the same place in several rows; and zeros
+ * in front of it and behind it, where nothing counts. */
+template <Index ROWS, typename T, typename Run, typename F>
+inline void write_run(T* y, const Run& run, Index several, Index stride,
+                      F results) {
+    const Index begin = run.begin(), n = run.end() - begin;
+    std::fill(y, y + begin, T(0));
+    std::fill(y + run.end(), y + run.n, T(0));
+    const auto here = [=](Index i, Index some) {
+        return results(begin + i, some);
+    };
+    if (several == 1)
+        write_rows<1>(y + begin, n, 0, here);
+    else
+        write_rows<ROWS>(y + begin, n, stride, here);
+}
+
 /* The same for all values of a strip: of_channel(c) has the results of channel
  * number c. */
-template <Index ROWS, typename T, typename F>
-inline void write_strip(T* y, Shape shape, Strip strip, F of_channel) {
-    each_run<ROWS>(shape, strip, [=](Index c, Index at, Index n, Index rows) {
-        const auto results = of_channel(c);
-        const auto here = [=](Index i, Index some) {
+template <Index ROWS, typename T, typename Rows, typename F>
+inline void write_strip(T* y, const Rows& rows, Strip strip, F of_channel) {
+    typedef typename Rows::Run Run;
+    const Index SEVERAL = Rows::MASKED ? 1 : ROWS;
+    const Index stride = rows.shape.columns();
+    each_run<SEVERAL>(rows, strip, [=](Index c, Index at, const Run& run,
+                                       Index several) {
+        const auto results = run.select(of_channel(c), at);
+        write_run<SEVERAL>(y + at, run, several, stride,
+                           [=](Index i, Index some) {
             return results(at + i, some);
-        };
-        if (rows == 1)
-            write_rows<1>(y + at, n, 0, here);
-        else
-            write_rows<ROWS>(y + at, n, shape.columns(), here);
+        });
     });
 }
 
@@ -240,22 +238,23 @@ template <typename T, bool RECTIFY> struct Normalized {
 };
 
 /* affine_of(c) has the constants of channel number c. */
-template <typename T, bool RECTIFY, typename F>
-void row_normalize(const T* x, T* y, Shape shape, Strip strip, F affine_of) {
-    write_strip<NORMALIZED_ROWS>(y, shape, strip, [=](Index c) {
+template <typename T, bool RECTIFY, typename Rows, typename F>
+void row_normalize(const T* x, T* y, const Rows& rows, Strip strip,
+                   F affine_of) {
+    write_strip<NORMALIZED_ROWS>(y, rows, strip, [=](Index c) {
         return Normalized<T, RECTIFY>{x, affine_of(c)};
     });
 }
 
 /* Sums of the gradient, and of its product with the deviation. */
-template <typename T, bool RECTIFY, typename F>
-void row_gradient_sums(const T* x, const T* dy, Shape shape, Strip strip,
+template <typename T, bool RECTIFY, typename Rows, typename F>
+void row_gradient_sums(const T* x, const T* dy, const Rows& rows, Strip strip,
                        F affine_of, const Workspace<T>& work, double* sum,
                        double* product) {
     std::fill(sum, sum + strip.channels, 0.0);
     std::fill(product, product + strip.channels, 0.0);
-    each_block(shape, strip, [&](Strip block) {
-        sum_rows(shape, block, work,
+    each_block(rows.shape.S, strip, [&](Strip block) {
+        sum_rows(rows, block, work,
                  [=](Index c) {
             return GradientTerms<T, RECTIFY>{x, dy, affine_of(c)};
         }, [=](Index c, Two<double> sums) {
@@ -275,10 +274,10 @@ template <typename T, bool RECTIFY> struct Gradients {
     }
 };
 
-template <typename T, bool RECTIFY, typename F>
-void row_gradient(const T* x, const T* dy, T* dx, Shape shape, Strip strip,
-                  F gradient_of) {
-    write_strip<GRADIENT_ROWS>(dx, shape, strip, [=](Index c) {
+template <typename T, bool RECTIFY, typename Rows, typename F>
+void row_gradient(const T* x, const T* dy, T* dx, const Rows& rows,
+                  Strip strip, F gradient_of) {
+    write_strip<GRADIENT_ROWS>(dx, rows, strip, [=](Index c) {
         return Gradients<T, RECTIFY>{x, dy, gradient_of(c)};
     });
 }

@@ -24,6 +24,12 @@
 #define BNLASAGNE_INDEPENDENT _Pragma("GCC ivdep")
 #endif
 
+#ifdef _OPENMP
+#define BNLASAGNE_PRAGMA(text) _Pragma(#text)
+#else
+#define BNLASAGNE_PRAGMA(text)
+#endif
+
 namespace bnlasagne {
 
 typedef std::ptrdiff_t Index;
@@ -182,8 +188,10 @@ template <typename T> class Table {
  * together: as many as do not evict each other's lines, which may all be of the
  * same set, from a first-level cache with eight of each. */
 const Index NORMALIZED_ROWS = 4, GRADIENT_ROWS = 2;
-const Index MOST_ROWS =
-    NORMALIZED_ROWS > GRADIENT_ROWS ? NORMALIZED_ROWS : GRADIENT_ROWS;
+/* Rows whose sums are taken at once. */
+const Index SUMMED_ROWS = 4;
+/* The most of these. */
+const Index MOST_ROWS = 4;
 
 /* What a thread needs to work on a unit: for each of its columns, sums and
  * constants; and results in double. */
