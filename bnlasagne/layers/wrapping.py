@@ -94,9 +94,9 @@ def _check(layer):
         raise TypeError(
             f"batch_norm() cannot wrap {label(layer)}: its nonlinearity is "
             "part of the recurrence. Normalize the input of the layer with "
-            "BatchNormLayer(incoming, axes=(0, 1)); or, for a "
-            "CustomRecurrentLayer, wrap its input-to-hidden layer with "
-            "batch_norm().")
+            "BatchNormLayer(incoming, axes=(0, 1)), and with its mask_input "
+            "if it has one; or, for a CustomRecurrentLayer, wrap its "
+            "input-to-hidden layer with batch_norm().")
     wrapper = getattr(layer, "_normalized_by", None)
     if wrapper is not None:
         raise ValueError(

@@ -22,8 +22,6 @@ from helpers.masks import (
 )
 from lasagne.layers import (
     Conv1DLayer,
-    CustomRecurrentLayer,
-    DenseLayer,
     InputLayer,
     LSTMLayer,
     SliceLayer,
@@ -281,9 +279,7 @@ def test_recurrent_networks(rng, float64):
 def test_recurrent_layers_are_still_refused():
     below = InputLayer((None, None, 3))
     with pytest.raises(TypeError, match="recurrence"):
-        batch_norm(CustomRecurrentLayer(
-            below, DenseLayer((None, 3), 4), DenseLayer((None, 4), 4)),
-            mask_input=InputLayer((None, None)))
+        batch_norm(LSTMLayer(below, 4), mask_input=InputLayer((None, None)))
 
 
 # Copies
