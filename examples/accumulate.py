@@ -39,9 +39,9 @@ from network import (
     batches,
     build_network,
     chunks_of,
-    steps_to_test,
     training_loss,
 )
+from side_by_side import are_complete, train_side_by_side
 
 BATCH_SIZE, MICRO_BATCH_SIZE = 60, 10
 
@@ -131,31 +131,23 @@ def compare(ways, data, args):
     over the channels. There are fewer rows if the user interrupted it.
     """
     stream = batches(data.x_train, data.y_train, BATCH_SIZE, args.seed)
-    stops = set(steps_to_test(args.steps))
-    rows = []
     for number, way in enumerate(ways, 1):
         print(f"  ({number}) {way.label}")
     print("  steps" + "".join(f"      ({number})"
                               for number in range(1, len(ways) + 1)))
-    with options.steps_of(args) as steps:
-        for step in steps:
-            batch = next(stream)
-            for way in ways:
-                way.train(*batch)
-            if step in stops:
-                rows.append((step, *measure(ways, data)))
-                options.say(f"{step:7d}" + "".join(
-                    f"   {accuracy:.4f}" for accuracy in rows[-1][1]))
-    return rows
+    return train_side_by_side([way.train for way in ways], stream,
+                              lambda step: measure(step, ways, data), args)
 
 
-def measure(ways, data):
-    """Return test accuracies and running standard deviations of all ways."""
+def measure(step, ways, data):
+    """Test all ways, print a row of the table and return a row to plot."""
     accuracies = [float(way.test(data.x_test, data.y_test)) for way in ways]
+    options.say(f"{step:7d}" + "".join(
+        f"   {accuracy:.4f}" for accuracy in accuracies))
     # Mean and standard deviation alternate, layer by layer.
     stds = [np.array([way.averages[index].get_value().mean()
                       for index in (1, -1)]) for way in ways]
-    return accuracies, stds
+    return step, accuracies, stds
 
 
 def plot(rows, ways, path):
@@ -208,8 +200,7 @@ def main():
     if rows:
         plot(rows, ways, args.output)
         print(f"Saved the curves as {args.output}.")
-    complete = len(rows) == len(steps_to_test(args.steps))
-    return 0 if complete else options.INTERRUPTED
+    return 0 if are_complete(rows, args) else options.INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -40,14 +40,8 @@ import numpy as np
 import theano
 import theano.tensor as T
 from compare_statistics import BATCH_SIZES, compare_statistics
-from matplotlib.figure import Figure
-from network import (
-    are_right,
-    batches,
-    build_network,
-    steps_to_test,
-    training_loss,
-)
+from network import are_right, batches, build_network, training_loss
+from side_by_side import are_complete, plot_accuracies, train_side_by_side
 
 
 class Network(NamedTuple):
@@ -91,42 +85,24 @@ def compare(data, args):
     networks = [compile_network(normalize, args)
                 for normalize in (False, True)]
     stream = batches(data.x_train, data.y_train, args.batch_size, args.seed)
-    stops = set(steps_to_test(args.steps))
-    rows = []
+
+    def measure(step):
+        row = (step, *(network.accuracy(data) for network in networks))
+        options.say("{:7d}   {:18.4f}   {:15.4f}".format(*row))
+        return row
+
     print("  steps   without batch norm   with batch norm")
-    with options.steps_of(args) as steps:
-        for step in steps:
-            batch = next(stream)
-            for network in networks:
-                network.train(*batch)
-            if step in stops:
-                rows.append((step, *(network.accuracy(data)
-                                     for network in networks)))
-                options.say("{:7d}   {:18.4f}   {:15.4f}".format(*rows[-1]))
-    return rows
+    return train_side_by_side([network.train for network in networks], stream,
+                              measure, args)
 
 
 def plot(rows, path, caption):
     """Save the two curves as a PNG file."""
-    figure = Figure(figsize=(8, 5))  # without pyplot: needs no display
-    axes = figure.subplots()
-    steps, without, with_ = zip(*rows)
-    for curve, label, style in [(with_, "with batch norm", "o-C0"),
-                                (without, "without batch norm", "s-C1")]:
-        axes.plot(steps, curve, style, markersize=4,
-                  label=f"{label} (in the end {curve[-1]:.3f})")
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.set_yticks(np.linspace(0, 1, 11))
-    axes.set_ylim(0, 1)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
-    axes.set_title("Batch normalization: test accuracy while training")
-    axes.set_xlabel("training steps")
-    axes.set_ylabel("test accuracy")
-    figure.text(0.5, 0.01, caption, ha="center", va="bottom", fontsize=8,
-                color="0.35")
-    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    figure = plot_accuracies(
+        rows, {"without batch norm": "s-C1", "with batch norm": "o-C0"},
+        "Batch normalization: test accuracy while training", caption)
+    figure.axes[0].set_yticks(np.linspace(0, 1, 11))
+    figure.axes[0].set_ylim(0, 1)
     figure.savefig(path, dpi=150)
 
 
@@ -178,7 +154,7 @@ def main():
     if rows:
         plot(rows, args.output, caption_of(args))
         print(f"Saved the curves as {args.output}.")
-    complete = len(rows) == len(steps_to_test(args.steps))
+    complete = are_complete(rows, args)
     if complete and args.statistics_steps:
         complete = compare_statistics(
             lambda: compile_network(True, args), data, args)

@@ -184,7 +184,7 @@ def test_deploy(example, npz, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", ["mnist", "cnn", "deploy", "gan",
-                                  "accumulate"])
+                                  "accumulate", "sequences"])
 def test_data_that_cannot_be_used(example, name):
     with pytest.raises(SystemExit) as caught:
         example(name, "--data", "nowhere").main()
