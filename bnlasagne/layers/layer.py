@@ -9,7 +9,7 @@ import theano.tensor as T
 
 from ..averages.marker import TakenStatistics, mark
 from ..averages.schedules import CumulativeAverage
-from ..kernels import dispatch
+from ..kernels import dispatch, expressions
 from ..kernels.batch import Batch
 from ..networks.labels import label
 from ..parallel import synchronized
@@ -337,7 +337,7 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
             # and then moves them by one batch after another, in the order in
             # which this method was called.
             output = mark(output, self, batch, taken, update)
-        return output if self._rectifies() else self.nonlinearity(output)
+        return self._with_nonlinearity(output, batch)
 
     def normalize_as_in_training(self, x, mean, std, *params, mask=None):
         """Normalize a part of a batch by given statistics of the batch.
@@ -371,6 +371,14 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
                 self, mean, std, gamma, beta)
         return self._output_by(mean, std, Batch(x, self.axes, mask), gamma,
                                beta)
+
+    def _with_nonlinearity(self, output, batch):
+        """Apply the nonlinearity, unless the fused Ops have done so."""
+        if self._rectifies() or (
+                self.nonlinearity is lasagne.nonlinearities.identity):
+            return output
+        # It may make something else of the zeros where nothing counts.
+        return expressions.only_counted(self.nonlinearity(output), batch)
 
     def _batch(self, input, mask):
         return Batch(checks.checked_input(self, input), self.axes,

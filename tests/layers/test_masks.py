@@ -29,7 +29,7 @@ from lasagne.layers import (
     get_output,
     get_output_shape,
 )
-from lasagne.nonlinearities import rectify
+from lasagne.nonlinearities import rectify, sigmoid
 from numpy.testing import assert_allclose, assert_array_equal
 
 pytestmark = quick
@@ -115,6 +115,34 @@ def test_testing(rng, float64, expressions, shape, axes, mask_shape, frozen):
                         rtol=1e-9, atol=1e-9)
     for average, value in zip(averages(layer), (0.5, 2)):
         assert_array_equal(average, np.full_like(average, value))
+
+
+def reciprocal(x):
+    """Of zero, it is not finite; nor is its derivative."""
+    return 1 / x
+
+
+@pytest.mark.parametrize("nonlinearity", [sigmoid, T.nnet.softplus, reciprocal])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_nonlinearities_of_zero(rng, float64, expressions, nonlinearity,
+                                deterministic):
+    """What they make of the zeros of padding is no output."""
+    layer = masked((5, 7, 3), (0, 1), (5, 7), nonlinearity=nonlinearity)
+    mask = draw_mask(rng, (5, 7))
+    x, dy = rng.normal(size=(2, 5, 7, 3))
+    x[mask == 0] = dy[mask == 0] = np.nan
+    y, dx, dgamma, dbeta = compiled(
+        layer, [layer.gamma, layer.beta], deterministic=deterministic)(
+            x, mask, dy)
+    assert_array_equal(y[mask == 0], 0)
+    assert_array_equal(dx[mask == 0], 0)
+    for each in (y, dx, dgamma, dbeta):
+        assert np.isfinite(each).all()
+    z = T.matrix()
+    values = x[mask > 0]
+    expected = values / 1.01 if deterministic else reference.normalize_batch(
+        values, (0,))
+    assert_allclose(y[mask > 0], nonlinearity(z).eval({z: expected}))
 
 
 @pytest.mark.parametrize("use", [False, True])
