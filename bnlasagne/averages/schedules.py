@@ -44,7 +44,9 @@ class CumulativeAverage:
     A batch that leaves the averages as they are, because its statistics are
     not finite, counts as well; and so does, once, a call of a function that
     applies a layer several times. A function that updates no average counts
-    nothing.
+    nothing. All virtual batches of a call have the weight of that call, so
+    that later ones count more; for equal weights, see
+    :func:`update_population_statistics`.
 
     The count goes wherever the layers go: it is pickled with them, and
     :func:`save_network` and :func:`load_network` keep it in the file.

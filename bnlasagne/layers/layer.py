@@ -381,8 +381,9 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
         return expressions.only_counted(self.nonlinearity(output), batch)
 
     def _batch(self, input, mask):
-        return Batch(checks.checked_input(self, input), self.axes,
-                     masks.aligned_mask(self, mask), self.virtual_batch_size)
+        x = checks.checked_input(self, input)
+        return Batch(x, self.axes, masks.aligned_mask(self, x, mask),
+                     self.virtual_batch_size)
 
     def _output_by(self, mean, std, batch, gamma, beta):
         """Return the output by the given statistics."""

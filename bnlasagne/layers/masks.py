@@ -4,7 +4,9 @@ import copyreg
 import functools
 
 import lasagne
+import theano
 import theano.tensor as T
+from theano.gradient import DisconnectedType
 
 from ..networks.labels import label
 
@@ -105,15 +107,16 @@ def split_inputs(layer, input):
     """Return the input of a layer, and its mask if it has one."""
     if not isinstance(layer, Masked):
         return input, None
-    if not isinstance(input, (list, tuple)) or len(input) != 2:
+    if not isinstance(input, (list, tuple)) or len(input) != 2 or (
+            input[1] is None):
         raise ValueError(
             f"{label(layer)} has a mask: its input must be a list of two "
             f"variables, the batch and the mask, got {input!r}.")
     return input
 
 
-def aligned_mask(layer, mask):
-    """Give a mask the axes of the layer's input; None stays None."""
+def aligned_mask(layer, x, mask):
+    """Give a mask the axes of the layer's input, `x`; None stays None."""
     if mask is None:
         return None
     mask, shape = T.as_tensor_variable(mask), layer.input_shapes[1]
@@ -122,9 +125,54 @@ def aligned_mask(layer, mask):
             f"{label(layer)} expects a mask with {len(shape)} dimensions, "
             f"like the shape {shape} of its mask_input, but got one with "
             f"{mask.ndim}.")
-    along = _axes_of_mask(mask.ndim, len(layer.input_shape), layer.axes)
-    pattern = [size == 1 or broadcastable for size, broadcastable
-               in zip(shape, mask.broadcastable)]
-    return T.patternbroadcast(mask, pattern).dimshuffle(
-        [along.index(axis) if axis in along else "x"
-         for axis in range(len(layer.input_shape))])
+    along = _axes_of_mask(mask.ndim, x.ndim, layer.axes)
+    sizes = [None if size == 1 or broadcastable else axis
+             for size, broadcastable, axis
+             in zip(shape, mask.broadcastable, along)]
+    mask = _CheckedMask(label(layer), sizes, layer.axes)(mask, x.shape)
+    return T.patternbroadcast(mask, [size is None for size in sizes]) \
+        .dimshuffle([along.index(axis) if axis in along else "x"
+                     for axis in range(x.ndim)])
+
+
+class _CheckedMask(theano.Op):
+    """Return a mask whose shape fits that of the batch.
+
+    `sizes` has the axis of the batch for each axis of the mask; None where the
+    mask is of size 1. Theano's own errors would not name the layer.
+    """
+
+    __props__ = ("label", "sizes", "axes")
+    # No C code, for it would be compiled for each layer.
+    view_map = {0: [0]}
+
+    def __init__(self, label, sizes, axes):
+        self.label, self.sizes, self.axes = label, tuple(sizes), tuple(axes)
+
+    def make_node(self, mask, shape):
+        return theano.Apply(self, [mask, shape], [mask.type()])
+
+    def perform(self, node, inputs, output_storage):
+        mask, shape = inputs
+        wanted = tuple(1 if axis is None else int(shape[axis])
+                       for axis in self.sizes)
+        if mask.shape != wanted:
+            raise ValueError(
+                f"{self.label}: the mask has shape {mask.shape}, which does "
+                f"not go with an input of shape {tuple(map(int, shape))}, "
+                f"normalized over axes {self.axes}. Pass a mask of shape "
+                f"{wanted}. (Where a mask does not vary, the shape of the "
+                "layer in mask_input may have 1.)")
+        output_storage[0][0] = mask
+
+    def infer_shape(self, node, shapes):
+        return shapes[:1]
+
+    def connection_pattern(self, node):
+        return [[False], [False]]
+
+    def grad(self, inputs, output_gradients):
+        return [DisconnectedType()() for _ in inputs]
+
+    def R_op(self, inputs, eval_points):
+        return [None]

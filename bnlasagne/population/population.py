@@ -241,7 +241,8 @@ def _statistics(group, total, ddof, number):
     if not moments.count:
         raise ValueError(
             f"{CALLER}: {group}: there is no data: batches are empty in pass "
-            f"{number}. A function must return a new iterator each time.")
+            f"{number}, or masks count nothing in them. A function must "
+            "return a new iterator each time.")
     if not moments.is_finite():
         raise ValueError(
             f"{CALLER}: {group}: the values differ by 1e154 or more, and their"

@@ -122,7 +122,8 @@ def reciprocal(x):
     return 1 / x
 
 
-@pytest.mark.parametrize("nonlinearity", [sigmoid, T.nnet.softplus, reciprocal])
+@pytest.mark.parametrize("nonlinearity", [
+    sigmoid, T.nnet.softplus, reciprocal])
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_nonlinearities_of_zero(rng, float64, expressions, nonlinearity,
                                 deterministic):
@@ -376,15 +377,28 @@ def test_misspelled_arguments():
 
 def test_input_must_be_two_variables():
     layer = BatchNormLayer((None, 3), mask_input=(None,), name="bn")
-    with pytest.raises(ValueError, match="'bn' has a mask: its input must be "
-                       "a list of two"):
-        layer.get_output_for(T.matrix())
+    for wrong in (T.matrix(), [T.matrix()], [T.matrix(), None]):
+        with pytest.raises(ValueError, match="'bn' has a mask: its input must "
+                           "be a list of two"):
+            layer.get_output_for(wrong)
     with pytest.raises(ValueError, match="a mask with 1 dimensions"):
         layer.get_output_for([T.matrix(), T.matrix()])
 
 
-def test_masks_of_another_size_than_the_batch(rng, float64):
-    layer = masked((5, 7, 3), (0, 1), (5, 7))
+@pytest.mark.parametrize("flags", [{}, {"deterministic": True}], ids=str)
+@pytest.mark.parametrize("mask_shape, size, text", [
+    ((5, 7), (5, 6), r"shape \(5, 6\), .* input of shape \(5, 7, 3\), "
+     r"normalized over axes \(0, 1\)\. Pass a mask of shape \(5, 7\)"),
+    ((5, 7), (5, 1), r"mask of shape \(5, 7\)\. \(Where"),
+    ((5, 7), (0, 7), r"mask of shape \(5, 7\)"),
+    ((5,), (4,), r"mask of shape \(5,\)"),
+    ((5, 1, 1), (4, 1, 1), r"mask of shape \(5, 1, 1\)"),
+])
+def test_masks_of_another_size_than_the_batch(
+        rng, float64, expressions, mask_shape, size, text, flags):
+    layer = masked((5, 7, 3), (0, 1), mask_shape, name="bn")
     x = rng.normal(size=(5, 7, 3))
-    with pytest.raises(ValueError):
-        compiled(layer)(x, np.ones((5, 6), "float64"), x)
+    with pytest.raises(ValueError, match=f"'bn': the mask has {text}" if
+                       size == (5, 6) else f"'bn': the mask has .*{text}"):
+        compiled(layer, **flags)(x, np.ones(size), x)
+    assert_array_equal(averages(layer)[0], np.zeros((1, 1, 3)))
