@@ -165,6 +165,10 @@ class _CheckedMask(theano.Op):
                 "layer in mask_input may have 1.)")
         output_storage[0][0] = mask
 
+    def do_constant_folding(self, node):
+        # Theano would log the error, and go on.
+        return False
+
     def infer_shape(self, node, shapes):
         return shapes[:1]
 
