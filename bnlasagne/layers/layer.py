@@ -83,9 +83,10 @@ class BatchNormLayer(StoredValues, lasagne.layers.Layer):
     mask_input : Layer, tuple or None
         A layer whose output tells which positions count: those where it is
         not zero. For sequences of unequal length, say, padding does not count.
-        The mask has shape (batch,) or (batch, time, ...), along the first of
-        the `axes`; or the input's number of dimensions, with size 1 along
-        axes where it does not vary. By default, all positions count.
+        The mask has shape (batch,) or (batch, time, ...): its axes are the
+        first of the `axes`, one or more. Or it has the input's number of
+        dimensions, with size 1 along axes where it does not vary. By default,
+        all positions count.
     virtual_batch_size : int or None
         Cut each batch along its first axis into virtual batches of so many
         examples, and normalize each by statistics of its own. By default, the

@@ -79,7 +79,7 @@ def check_mask(layer):
     fitting.append(tuple(size if axis in axes else 1
                          for axis, size in enumerate(shape)))
     leading, hint = tuple(range(len(mask))), ""
-    if len(mask) <= len(shape) and _fits(mask, shape, leading):
+    if len(mask) < len(shape) and _fits(mask, shape, leading):
         hint = f" To normalize over the mask's axes, pass axes={leading}."
     raise ValueError(
         f"{label(layer)}: mask_input has shape {mask}, which does not go with "
