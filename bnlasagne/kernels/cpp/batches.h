@@ -88,10 +88,43 @@ inline Index to_next_row(Index S, Index distance) {
     return S <= BLOCK ? distance : 0;
 }
 
+/* Where rows start, for work across columns: so far apart, or at listed places.
+ * A group is of n rows from number m on: at(r) is where number r of them has a
+ * column, and ahead(r) where number r of the next group has it. */
+struct Stride {
+    Index stride;
+    template <typename N> struct Group {
+        Index first, stride;
+        N n;
+        Index at(Index r) const { return first + r * stride; }
+        Index ahead(Index r) const { return at(r) + n * stride; }
+    };
+    template <typename N> Group<N> group(Index m, N n, Index column) const {
+        return Group<N>{m * stride + column, stride, n};
+    }
+};
+
+struct Starts {
+    const Index* starts;
+    struct Group {
+        Index first[MOST_ROWS], next[MOST_ROWS];
+        Index at(Index r) const { return first[r]; }
+        Index ahead(Index r) const { return next[r]; }
+    };
+    template <typename N> Group group(Index m, N n, Index column) const {
+        Group made;
+        for (Index r = 0; r < n; ++r) {
+            made.first[r] = starts[m + r] + column;
+            made.next[r] = starts[m + r + Index(n)] + column;
+        }
+        return made;
+    }
+};
+
 /* The rows of an array without a mask.
  *
  * Kernels see rows by these names: `shape` has the number of rows that there is
- * work on. A group is of `n` rows from number m on. A run is of n values of one
+ * work on. A run is of n values of one
  * channel from place s of row m on; those from `begin` to, and without, `end`
  * are to be looked at, and of these run.select(f, at) gives the ones that
  * count. */
@@ -111,15 +144,8 @@ template <typename T> struct AllRows {
         return strip;
     }
 
-    template <typename N> struct Group {
-        Index first, stride;
-        N n;
-        Index at(Index r) const { return first + r * stride; }
-        Index ahead(Index r) const { return at(r + Index(n)); }
-    };
-    template <typename N> Group<N> group(Index m, N n) const {
-        return Group<N>{at(m), shape.columns(), n};
-    }
+    typedef Stride Columns;
+    Columns columns() const { return Stride{shape.columns()}; }
 
     struct Run {
         Index at, n, ahead;
@@ -246,20 +272,8 @@ template <typename T> class CountedRows {
         return made;
     }
 
-    template <typename N> struct Group {
-        Index first[MOST_ROWS], next[MOST_ROWS];
-        Index at(Index r) const { return first[r]; }
-        Index ahead(Index r) const { return next[r]; }
-    };
-    template <typename N> Group<N> group(Index m, N n) const {
-        Group<N> made;
-        const Index* starts = starts_[0] + m;
-        for (Index r = 0; r < n; ++r) {
-            made.first[r] = starts[r];
-            made.next[r] = starts[r + Index(n)];
-        }
-        return made;
-    }
+    typedef Starts Columns;
+    Columns columns() const { return Starts{starts_[0]}; }
 
     template <typename F> struct Selected {
         typedef typename Vector<T>::Lanes Lanes;

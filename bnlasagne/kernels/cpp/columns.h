@@ -29,26 +29,24 @@ template <typename T> inline bool begins_line(Index j) {
     return REGISTER == LINE || j * sizeof(T) % LINE == 0;
 }
 
-/* Calls work.column<V>(group, at, j, n) for each vector, or single value, of a
- * group of n rows of a tile: column j of it is number `at` of a row. */
+/* Calls work.column<V>(group, j, n) for each vector, or single value, of a
+ * group of n rows of a tile. */
 template <typename T, typename Rows, typename N, typename Work>
-inline void each_column(Tile tile, const Rows& rows, Index m, N n,
+inline void each_column(Tile tile, Rows rows, Index m, N n,
                         const Work& work) {
     typedef typename Vector<T>::type V;
-    const auto group = rows.group(m, n);
-    const Index at = tile.column;
+    const auto group = rows.group(m, n, tile.column);
     Index j = 0;
     for (; j + Vector<T>::size <= tile.width; j += Vector<T>::size)
-        work.template column<V>(group, at + j, j, n);
-    for (; j < tile.width; ++j)
-        work.template column<T>(group, at + j, j, n);
+        work.template column<V>(group, j, n);
+    for (; j < tile.width; ++j) work.template column<T>(group, j, n);
 }
 
 /* The same for all groups of rows, with a constant that the compiler can unroll
  * loops by, and for the less that are left: what belongs to a column is loaded
  * once per group. */
 template <typename T, Index ROWS, typename Rows, typename Work>
-inline void each_group(Tile tile, const Rows& rows, const Work& work) {
+inline void each_group(Tile tile, Rows rows, const Work& work) {
     typedef std::integral_constant<Index, ROWS> N;
     Index m = tile.begin;
     for (; m + ROWS <= tile.end; m += ROWS)
@@ -60,11 +58,11 @@ template <typename T, typename F> struct SumColumns {
     T *first, *second;
     F terms;
     template <typename V, typename Group, typename N>
-    void column(const Group& group, Index at, Index j, N n) const {
+    void column(const Group& group, Index j, N n) const {
         V one = load<V>(first + j), two = load<V>(second + j);
         for (Index r = 0; r < n; ++r) {
-            if (begins_line<T>(j)) terms.fetch_at(group.ahead(r) + at);
-            terms(group.at(r) + at, j, one, two);
+            if (begins_line<T>(j)) terms.fetch_at(group.ahead(r) + j);
+            terms(group.at(r) + j, j, one, two);
         }
         store(first + j, one);
         store(second + j, two);
@@ -73,7 +71,7 @@ template <typename T, typename F> struct SumColumns {
 
 /* Adds two terms for each value of a tile to sums for each of its columns. */
 template <typename T, typename Rows, typename F>
-inline void sum_columns(Tile tile, const Rows& rows, T* first, T* second,
+inline void sum_columns(Tile tile, Rows rows, T* first, T* second,
                         F terms) {
     std::fill(first, first + tile.width, T(0));
     std::fill(second, second + tile.width, T(0));
@@ -163,7 +161,7 @@ template <typename F> inline void each_block_of_rows(Tile tile, F f) {
 /* Mean, and sum of squares about it, of each column, in the given unit, which
  * is 1 without UNITS. */
 template <typename T, bool UNITS, typename Rows>
-void column_moments(const T* x, const Rows& rows, Tile tile, T unit,
+void column_moments(const T* x, Rows rows, Tile tile, T unit,
                     const Workspace<T>& work, double* mean, double* m2) {
     const Index width = tile.width;
     T *first = work.sums[0], *second = work.sums[1], *near = work.sums[2];
@@ -199,7 +197,7 @@ void column_moments(const T* x, const Rows& rows, Tile tile, T unit,
 
 /* Sums of the gradient, and of its product with the deviation. */
 template <typename T, bool RECTIFY, bool UNITS, typename Rows>
-void column_gradient_sums(const T* x, const T* dy, const Rows& rows, Tile tile,
+void column_gradient_sums(const T* x, const T* dy, Rows rows, Tile tile,
                           const T* const* constants,
                           const Workspace<T>& work, double* sum,
                           double* product) {
@@ -226,21 +224,21 @@ template <typename T, typename F> struct WriteColumns {
      * multiple of a page apart, a load would wait for the store to the same
      * place in the row before. */
     template <typename V, typename Group, typename N>
-    void column(const Group& group, Index at, Index j, N n) const {
+    void column(const Group& group, Index j, N n) const {
         const auto constants = results.columns.template at<V>(j);
         V values[MOST_ROWS];
         for (Index r = 0; r < n; ++r) {
-            if (begins_line<T>(j)) results.fetch_at(group.ahead(r) + at);
-            values[r] = results.template result<V>(group.at(r) + at,
+            if (begins_line<T>(j)) results.fetch_at(group.ahead(r) + j);
+            values[r] = results.template result<V>(group.at(r) + j,
                                                    constants);
         }
-        for (Index r = 0; r < n; ++r) store(y + group.at(r) + at, values[r]);
+        for (Index r = 0; r < n; ++r) store(y + group.at(r) + j, values[r]);
     }
 };
 
 /* Writes results.result<V>(at, constants) to each place of a tile. */
 template <Index ROWS, typename T, typename Rows, typename F>
-inline void write_columns(T* y, const Rows& rows, Tile tile, F results) {
+inline void write_columns(T* y, Rows rows, Tile tile, F results) {
     const WriteColumns<T, F> work = {y, results};
     if (tile.width <= NARROW)
         each_group<T, 1>(tile, rows, work);
@@ -259,7 +257,7 @@ template <typename T, bool RECTIFY, bool UNITS> struct NormalizeColumns {
 };
 
 template <typename T, bool RECTIFY, bool UNITS, typename Rows>
-void column_normalize(const T* x, T* y, const Rows& rows, Tile tile,
+void column_normalize(const T* x, T* y, Rows rows, Tile tile,
                       const T* const* constants) {
     write_columns<NORMALIZED_ROWS>(
         y, rows, tile, NormalizeColumns<T, RECTIFY, UNITS>{
@@ -278,7 +276,7 @@ template <typename T, bool RECTIFY, bool UNITS> struct GradientOfColumns {
 };
 
 template <typename T, bool RECTIFY, bool UNITS, typename Rows>
-void column_gradient(const T* x, const T* dy, T* dx, const Rows& rows,
+void column_gradient(const T* x, const T* dy, T* dx, Rows rows,
                      Tile tile, const T* const* constants) {
     write_columns<GRADIENT_ROWS>(
         dx, rows, tile, GradientOfColumns<T, RECTIFY, UNITS>{

@@ -404,7 +404,7 @@ template <typename T, bool MASKED> struct Job {
 template <typename T, bool RECTIFY, bool MASKED>
 struct Forward : Job<T, MASKED> {
     typedef typename Job<T, MASKED>::Work Work;
-    typedef typename RowsOf<T, MASKED>::type Rows;
+    typedef typename RowsOf<T, MASKED>::type::Columns Columns;
     using Job<T, MASKED>::rows;
     using Job<T, MASKED>::shape;
     using Job<T, MASKED>::plan;
@@ -449,9 +449,9 @@ struct Forward : Job<T, MASKED> {
         const bool merge = shape.S > 1;
         double* mean = merge ? work.results[0] : means;
         double* squares = merge ? work.results[1] : m2;
-        (in == 1 ? column_moments<T, false, Rows>
-                 : column_moments<T, true, Rows>)(
-            x, rows, tile, in, work, mean, squares);
+        (in == 1 ? column_moments<T, false, Columns>
+                 : column_moments<T, true, Columns>)(
+            x, rows.columns(), tile, in, work, mean, squares);
         if (merge) merge_columns(tile, mean, squares, means, m2);
     }
 
@@ -553,16 +553,16 @@ struct Forward : Job<T, MASKED> {
         const T* constants[4];
         this->point(constants, 4, tile, work);
         (has_units(constants[0], tile.width)
-            ? column_normalize<T, RECTIFY, true, Rows>
-            : column_normalize<T, RECTIFY, false, Rows>)(
-            x, y, rows, tile, constants);
+            ? column_normalize<T, RECTIFY, true, Columns>
+            : column_normalize<T, RECTIFY, false, Columns>)(
+            x, y, rows.columns(), tile, constants);
     }
 };
 
 template <typename T, bool RECTIFY, bool MASKED>
 struct Backward : Job<T, MASKED> {
     typedef typename Job<T, MASKED>::Work Work;
-    typedef typename RowsOf<T, MASKED>::type Rows;
+    typedef typename RowsOf<T, MASKED>::type::Columns Columns;
     using Job<T, MASKED>::rows;
     using Job<T, MASKED>::shape;
     using Job<T, MASKED>::plan;
@@ -598,9 +598,9 @@ struct Backward : Job<T, MASKED> {
         double* to = merge ? work.results[0] : sum;
         double* to_product = merge ? work.results[1] : product;
         (has_units(constants[0], tile.width)
-            ? column_gradient_sums<T, RECTIFY, true, Rows>
-            : column_gradient_sums<T, RECTIFY, false, Rows>)(
-            x, dy, rows, tile, constants, work, to, to_product);
+            ? column_gradient_sums<T, RECTIFY, true, Columns>
+            : column_gradient_sums<T, RECTIFY, false, Columns>)(
+            x, dy, rows.columns(), tile, constants, work, to, to_product);
         if (merge) {
             add_columns(tile, to, sum);
             add_columns(tile, to_product, product);
@@ -704,9 +704,9 @@ struct Backward : Job<T, MASKED> {
         this->point(constants, 9, tile, work);
         (has_units(constants[0], tile.width)
             || has_units(constants[4], tile.width)
-            ? column_gradient<T, RECTIFY, true, Rows>
-            : column_gradient<T, RECTIFY, false, Rows>)(
-            x, dy, dx, rows, tile, constants);
+            ? column_gradient<T, RECTIFY, true, Columns>
+            : column_gradient<T, RECTIFY, false, Columns>)(
+            x, dy, dx, rows.columns(), tile, constants);
     }
 };
 
@@ -847,6 +847,7 @@ template <typename T, bool RECTIFY, bool MASKED>
 void apply(const Batch& batch, const T* x, const T* mean, const T* std,
            const T* gamma, const T* beta, double epsilon, T* y) {
     typedef typename RowsOf<T, MASKED>::type Rows;
+    typedef typename Rows::Columns Columns;
     const Rows rows(walkable(batch));
     const Shape shape = rows.shape;
     const Index C = shape.C, S = shape.S, width = shape.columns();
@@ -888,14 +889,14 @@ void apply(const Batch& batch, const T* x, const T* mean, const T* std,
         all[k] = S > 1 ? columns[k] : constants[k];
     }
     const auto normalize = has_units(units, C)
-        ? column_normalize<T, RECTIFY, true, Rows>
-        : column_normalize<T, RECTIFY, false, Rows>;
+        ? column_normalize<T, RECTIFY, true, Columns>
+        : column_normalize<T, RECTIFY, false, Columns>;
     const Index groups = (shape.M + APPLY_ROWS - 1) / APPLY_ROWS;
     BNLASAGNE_PRAGMA(omp parallel for schedule(static) if (parallel))
     for (Index i = 0; i < groups; ++i) {
         const Tile tile = {0, width, i * APPLY_ROWS,
                            std::min((i + 1) * APPLY_ROWS, shape.M)};
-        normalize(x, y, rows, tile, all);
+        normalize(x, y, rows.columns(), tile, all);
     }
 }
 
