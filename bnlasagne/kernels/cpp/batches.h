@@ -11,11 +11,18 @@ namespace bnlasagne {
 
 /* Values per block whose sums are taken in the array's own type. */
 const Index BLOCK = 4096;
-/* Values whose mean the first block is compared with: an outlier among them
- * must not matter. However they differ from the block's others, this makes its
- * sum of squares no more than BLOCK / SAMPLE + 1 times what it is about the
- * block's mean. */
-const Index SAMPLE = 256;
+/* One of so many values is in the sample whose mean the first block is compared
+ * with: an outlier in it must not matter. However it differs from the block's
+ * other values, this makes the block's sum of squares no more than SAMPLED + 1
+ * times what it is about the block's mean. */
+const Index SAMPLED = 16;
+const Index SAMPLE = BLOCK / SAMPLED;
+
+/* The size of a sample of so many values or rows. */
+inline Index sample_of(Index count, Index most, Index least) {
+    return std::min(count, std::max(
+        std::min((count + SAMPLED - 1) / SAMPLED, most), least));
+}
 
 /* For each row of an array, or for each value of a row, whether it counts; or
  * for each of both. What it does not vary along, it has once. */
@@ -124,10 +131,9 @@ struct Starts {
 /* The rows of an array without a mask.
  *
  * Kernels see rows by these names: `shape` has the number of rows that there is
- * work on. A run is of n values of one
- * channel from place s of row m on; those from `begin` to, and without, `end`
- * are to be looked at, and of these run.select(f, at) gives the ones that
- * count. */
+ * work on. A run is of n values of one channel, from place s of row m on. Those
+ * from `begin` to, and without, `end` are to be looked at. Unless the run is
+ * dense, run.select(f, at) has those of f's values that count. */
 template <typename T> struct AllRows {
     static const bool MASKED = false;
     Shape shape;
@@ -140,7 +146,8 @@ template <typename T> struct AllRows {
         return static_cast<double>(strip.end - strip.begin);
     }
     Strip sample(Strip strip) const {
-        strip.end = std::min(strip.end, strip.begin + SAMPLE);
+        strip.end = strip.begin + sample_of(strip.end - strip.begin, SAMPLE,
+                                            Vector<T>::size);
         return strip;
     }
 
@@ -151,6 +158,7 @@ template <typename T> struct AllRows {
         Index at, n, ahead;
         Index begin() const { return 0; }
         Index end() const { return n; }
+        bool dense() const { return true; }
         template <typename F> const F& select(const F& f, Index) const {
             return f;
         }
@@ -185,21 +193,14 @@ template <typename T> class CountedRows {
     const bool lanes_of_each_;
     double count_;
     Table<Index> starts_;
-    // Along rows: where the first and the last value that counts are, and how
-    // many count in the rows before; and lanes of ones where a value counts.
+    // If the mask varies along rows: where the first and the last value that
+    // counts are, and how many count in the rows before; and lanes of ones
+    // where a value counts.
     Table<Index> begins_, ends_, before_;
     Table<Lane> lanes_;
 
     /* Rows that are fetched ahead are some behind the last. */
     static const Index MORE = 8;
-
-    static Index rows_of(const Batch& batch, bool lanes) {
-        return lanes ? batch.shape.M : 0;
-    }
-    static bool has_lanes(const Batch& batch) {
-        return batch.mask.along_s
-               || batch.shape.S >= Vector<T>::size;
-    }
 
   public:
     static const bool MASKED = true;
@@ -209,39 +210,25 @@ template <typename T> class CountedRows {
         : mask_(batch.mask), all_(batch.shape.M),
           lanes_of_each_(mask_.along_s && mask_.along_m),
           count_(0), starts_(1, all_ + MORE),
-          begins_(1, rows_of(batch, has_lanes(batch))),
-          ends_(1, rows_of(batch, has_lanes(batch))),
-          before_(1, rows_of(batch, has_lanes(batch)) + 1),
+          begins_(1, mask_.along_s ? all_ : 0),
+          ends_(1, mask_.along_s ? all_ : 0),
+          before_(1, mask_.along_s ? all_ + 1 : 0),
           lanes_(lanes_of_each_ ? all_ : 1,
-                 has_lanes(batch) ? batch.shape.S + Vector<T>::size : 0),
+                 mask_.along_s ? batch.shape.S + Vector<T>::size : 0),
           shape(batch.shape) {
-        shape.M = 0;
-        const bool lanes = has_lanes(batch);
+        const Index S = shape.S, row = mask_.along_s ? S : 1;
         Index count = 0;
+        shape.M = 0;
         for (Index m = 0; m < all_; ++m) {
-            const unsigned char* counts = mask_.counts
-                + (mask_.along_m ? m * (mask_.along_s ? shape.S : 1) : 0);
-            Index begin = 0, end = shape.S;
-            if (mask_.along_s) {
-                while (begin < end && !counts[begin]) ++begin;
-                while (begin < end && !counts[end - 1]) --end;
-            } else if (!*counts) {
-                continue;
-            }
-            if (begin == end) continue;
-            const Index row = shape.M++;
-            starts_[0][row] = m * shape.columns();
-            if (!lanes) {
-                count += shape.S;
-                continue;
-            }
-            begins_[0][row] = begin;
-            ends_[0][row] = end;
-            before_[0][row] = count;
-            if (lanes_of_each_ || !row) set_lanes(row, counts);
-            count += mask_.along_s ? counted(row, begin, end) : shape.S;
+            const unsigned char* counts =
+                mask_.counts + (mask_.along_m ? m * row : 0);
+            const Index own = mask_.along_s ? set_row(counts, count)
+                : *counts ? S : 0;
+            if (!own) continue;
+            starts_[0][shape.M++] = m * shape.columns();
+            count += own;
         }
-        if (lanes) before_[0][shape.M] = count;
+        if (mask_.along_s) before_[0][shape.M] = count;
         for (Index i = 0; i < MORE; ++i)
             starts_[0][shape.M + i] = shape.M ? starts_[0][shape.M - 1] : 0;
         count_ = static_cast<double>(count);
@@ -263,12 +250,14 @@ template <typename T> class CountedRows {
     }
     /* It goes on until enough values are in it. */
     Strip sample(const Strip& strip) const {
+        const Index enough = sample_of(static_cast<Index>(count(strip)),
+                                       SAMPLE, Vector<T>::size);
         Strip made = strip;
-        Index length = SAMPLE;
+        Index length = enough;
         do {
             made.end = std::min(strip.end, strip.begin + length);
             length *= 2;
-        } while (made.end < strip.end && count(made) < SAMPLE);
+        } while (made.end < strip.end && count(made) < enough);
         return made;
     }
 
@@ -288,19 +277,24 @@ template <typename T> class CountedRows {
     };
     struct Run {
         Index at, n, ahead, from, to;
-        const Lane* lanes;
+        const Lane* lanes;  // NULL if all from begin to end count
         Index begin() const { return from; }
         Index end() const { return to; }
+        bool dense() const { return !lanes; }
         template <typename F>
         Selected<F> select(const F& f, Index at) const {
             return Selected<F>{f, lanes, at};
         }
     };
     Run run(Index m, Index s, Index n) const {
-        const Index from = std::min(std::max(begins_[0][m] - s, Index(0)), n);
-        const Index to = std::max(std::min(ends_[0][m] - s, n), from);
-        return Run{at(m) + s, n, to_next_row(shape.S, at(m + 1) - at(m)),
-                   from, to, lanes_[lanes_of_each_ ? m : 0] + s};
+        const Index ahead = to_next_row(shape.S, at(m + 1) - at(m));
+        if (!mask_.along_s) return Run{at(m) + s, n, ahead, 0, n, NULL};
+        const Index begin = begins_[0][m], end = ends_[0][m];
+        const Index from = std::min(std::max(begin - s, Index(0)), n);
+        const Index to = std::max(std::min(end - s, n), from);
+        const bool dense = before_[0][m + 1] - before_[0][m] == end - begin;
+        return Run{at(m) + s, n, ahead, from, to,
+                   dense ? NULL : lanes_[lanes_of_each_ ? m : 0] + s};
     }
 
     /* Writes zeros to the other rows. */
@@ -316,11 +310,23 @@ template <typename T> class CountedRows {
     }
 
   private:
-    void set_lanes(Index row, const unsigned char* counts) {
-        Lane* to = lanes_[lanes_of_each_ ? row : 0];
-        for (Index s = 0; s < shape.S; ++s)
-            to[s] = counts[mask_.along_s ? s : 0] ? Lane(-1) : Lane(0);
-        std::fill(to + shape.S, to + shape.S + Vector<T>::size, Lane(0));
+    /* Makes what belongs to the next row, and returns how many values of it
+     * count. */
+    Index set_row(const unsigned char* counts, Index before) {
+        const Index m = shape.M, S = shape.S;
+        Lane* lanes = lanes_[lanes_of_each_ ? m : 0];
+        if (lanes_of_each_ || !m) {
+            for (Index s = 0; s < S; ++s)
+                lanes[s] = counts[s] ? Lane(-1) : Lane(0);
+            std::fill(lanes + S, lanes + S + Vector<T>::size, Lane(0));
+        }
+        Index begin = 0, end = S;
+        while (begin < end && !counts[begin]) ++begin;
+        while (begin < end && !counts[end - 1]) --end;
+        begins_[0][m] = begin;
+        ends_[0][m] = end;
+        before_[0][m] = before;
+        return counted(m, begin, end);
     }
     /* Values that count from place `begin` to, and without, place `end`. */
     Index counted(Index m, Index begin, Index end) const {

@@ -14,7 +14,7 @@ namespace bnlasagne {
 /* Rows per block whose sums are taken in the array's own type. */
 const Index BLOCK_ROWS = 256;
 /* Rows whose mean the first block is compared with; see SAMPLE. */
-const Index SAMPLE_ROWS = 16;
+const Index SAMPLE_ROWS = BLOCK_ROWS / SAMPLED;
 /* Columns, up to which rows are written one by one, straight on. */
 const Index NARROW = 256;
 
@@ -166,7 +166,7 @@ void column_moments(const T* x, Rows rows, Tile tile, T unit,
     const Index width = tile.width;
     T *first = work.sums[0], *second = work.sums[1], *near = work.sums[2];
     Tile sample = tile;
-    sample.end = std::min(tile.end, tile.begin + SAMPLE_ROWS);
+    sample.end = tile.begin + sample_of(tile.end - tile.begin, SAMPLE_ROWS, 1);
     const T size = static_cast<T>(sample.end - sample.begin);
     sum_columns(sample, rows, first, second, AddColumnValue<T, UNITS>{x, unit});
     BNLASAGNE_INDEPENDENT

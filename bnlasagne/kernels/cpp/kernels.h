@@ -373,7 +373,8 @@ template <typename T, bool MASKED> struct Job {
         BNLASAGNE_INDEPENDENT
         for (Index c = begin; c < end; ++c) {
             const double unit = units[c];
-            const double factor = gamma[c] * (inverse[c] / unit);
+            const double factor = gamma[c] * (inverse[c]
+                                              * inverse_of_power(unit));
             const T near = static_cast<T>(mean[c] * unit);
             // An infinite mean leaves no number as the rest.
             const double rest = mean[c] * unit - static_cast<double>(near);
@@ -643,7 +644,7 @@ struct Backward : Job<T, MASKED> {
         const T* units = this->constants[0];
         const auto by_gamma = [=](Index c) {
             return empty ? 0 : products[c]
-                               * (inverse[c] / static_cast<double>(units[c]));
+                               * (inverse[c] * inverse_of_power(units[c]));
         };
         if (gamma_sums) {
             BNLASAGNE_INDEPENDENT
@@ -663,7 +664,7 @@ struct Backward : Job<T, MASKED> {
     /* Sets constants 4 to 8. */
     void settle(Index begin, Index end) {
         const double *sums = found[0], *products = found[1];
-        const double count = this->count;
+        const double share = 1 / this->count;
         T *units = this->constants[4], *mean = this->constants[5];
         T *a = this->constants[6], *b = this->constants[7];
         T* c_ = this->constants[8];
@@ -678,18 +679,21 @@ struct Backward : Job<T, MASKED> {
             const double inverse = inverses[c];
             const double std = statistics.std[c] * unit;
             const double factor = gamma[c] * inverse;
-            const double own = 1. / units[c];
+            const double gradient_unit = units[c];
+            const double own = inverse_of_power(gradient_unit);
             // The standard deviation has no gradient where it is zero.
             const double slope = std == 0 ? 0
-                : -factor * (products[c] / count * (inverse / unit / std));
-            const double average = sums[c] / count * own;
+                : -factor * (products[c] * share
+                             * (inverse * inverse_of_power(unit) / std));
+            const double average = sums[c] * share * own;
             const T near = static_cast<T>(average);
             units[c] = static_cast<T>(own);
             mean[c] = near;
-            a[c] = static_cast<T>(factor / own);
+            a[c] = static_cast<T>(factor * gradient_unit);
             b[c] = static_cast<T>(slope);
             c_[c] = static_cast<T>(
-                -factor / own * (average - static_cast<double>(near))
+                -factor * gradient_unit
+                    * (average - static_cast<double>(near))
                 - slope * this->rest(c));
         }
     }
@@ -876,9 +880,7 @@ void apply(const Batch& batch, const T* x, const T* mean, const T* std,
             const Index at = run.at + c * S;
             const Affine<T> affine = {units[c], centre[c], scale[c],
                                       constants[3][c]};
-            const auto results = run.select(
-                Normalized<T, RECTIFY>{x + at, affine}, 0);
-            write_run<1>(y + at, run, 1, 0, results);
+            write_run<1>(y, at, run, 1, 0, Normalized<T, RECTIFY>{x, affine});
         }
         return;
     }

@@ -85,9 +85,11 @@ inline void sum_rows(const Rows& rows, Strip strip, const Workspace<T>& work,
     std::fill(first, first + strip.channels * size, T(0));
     std::fill(second, second + strip.channels * size, T(0));
     each_run<1>(rows, strip, [=](Index c, Index at, const Run& run, Index) {
-        const Two<V> sums = sum_run<T>(
-            at + run.begin(), run.end() - run.begin(), run.ahead,
-            run.select(terms_of(c), at));
+        const Index from = at + run.begin(), n = run.end() - run.begin();
+        const auto terms = terms_of(c);
+        const Two<V> sums = run.dense()
+            ? sum_run<T>(from, n, run.ahead, terms)
+            : sum_run<T>(from, n, run.ahead, run.select(terms, at));
         T *one = first + c * size, *two = second + c * size;
         store(one, load<V>(one) + sums.first);
         store(two, load<V>(two) + sums.second);
@@ -197,18 +199,18 @@ inline void write_rows(T* y, Index n, Index stride, F results) {
 /* The same for a run, or for runs at the same place in several rows; and zeros
  * in front of it and behind it, where nothing counts. */
 template <Index ROWS, typename T, typename Run, typename F>
-inline void write_run(T* y, const Run& run, Index several, Index stride,
-                      F results) {
-    const Index begin = run.begin(), n = run.end() - begin;
-    std::fill(y, y + begin, T(0));
-    std::fill(y + run.end(), y + run.n, T(0));
-    const auto here = [=](Index i, Index some) {
-        return results(begin + i, some);
-    };
-    if (several == 1)
-        write_rows<1>(y + begin, n, 0, here);
-    else
-        write_rows<ROWS>(y + begin, n, stride, here);
+inline void write_run(T* y, Index at, const Run& run, Index several,
+                      Index stride, F results) {
+    const Index from = at + run.begin(), to = at + run.end();
+    std::fill(y + at, y + from, T(0));
+    std::fill(y + to, y + at + run.n, T(0));
+    const auto here = [=](Index i, Index n) { return results(from + i, n); };
+    if (several > 1) return write_rows<ROWS>(y + from, to - from, stride, here);
+    if (run.dense()) return write_rows<1>(y + from, to - from, 0, here);
+    const auto selected = run.select(results, at);
+    write_rows<1>(y + from, to - from, 0, [=](Index i, Index n) {
+        return selected(from + i, n);
+    });
 }
 
 /* The same for all values of a strip: of_channel(c) has the results of channel
@@ -220,11 +222,7 @@ inline void write_strip(T* y, const Rows& rows, Strip strip, F of_channel) {
     const Index stride = rows.shape.columns();
     each_run<SEVERAL>(rows, strip, [=](Index c, Index at, const Run& run,
                                        Index several) {
-        const auto results = run.select(of_channel(c), at);
-        write_run<SEVERAL>(y + at, run, several, stride,
-                           [=](Index i, Index some) {
-            return results(at + i, some);
-        });
+        write_run<SEVERAL>(y, at, run, several, stride, of_channel(c));
     });
 }
 

@@ -126,6 +126,15 @@ template <typename T> inline double power_of_two(std::int64_t power) {
     return value;
 }
 
+/* The inverse of a power of two, without a division. */
+inline double inverse_of_power(double power) {
+    std::int64_t bits;
+    std::memcpy(&bits, &power, sizeof(bits));
+    bits = (std::int64_t(2 * EXPONENT_OF_ONE) << EXPONENT_AT) - bits;
+    std::memcpy(&power, &bits, sizeof(bits));
+    return power;
+}
+
 inline std::int64_t biased_exponent(double value) {
     std::int64_t bits;
     std::memcpy(&bits, &value, sizeof(bits));
