@@ -57,6 +57,9 @@ coverage: lint
 	@$(flags) $(pytest) --cov=bnlasagne --cov-branch \
 		--cov-report=term-missing:skip-covered
 
+# The tests of the fused Ops.
+kernels = $(foreach one,ops masks virtual_batches,tests/kernels/test_$(one).py)
+
 # What users may have in their .theanorc. Theano's own modules then switch off
 # denormal numbers, of which NumPy warns.
 unsafe = base_compiledir=$(CURDIR)/$(venv)/fast-math,gcc.cxxflags=-O3 -ffast-math
@@ -66,7 +69,7 @@ flags-test:
 	@if [ -e $(venv)/no-header ]; then echo "No C++ compiler: no flags."; else \
 		THEANO_FLAGS="$(unsafe)" $(python) -m pytest -q \
 		-W "ignore:The value of the smallest subnormal" \
-		tests/kernels/test_ops.py tests/layers/test_layer.py; fi
+		$(kernels) tests/layers/test_layer.py; fi
 
 # The kernels as processors with shorter registers get them, from each compiler
 # that there is. With -march, Theano adds no flags of its own after these. A
@@ -81,7 +84,7 @@ widths-test:
 		if ! echo | $$cxx $$flags -E - >/dev/null 2>&1; then continue; fi; \
 		echo "$$cxx $$flags:"; \
 		THEANO_FLAGS="base_compiledir=$(CURDIR)/$(venv)/widths,cxx=$$cxx,gcc.cxxflags=$$flags" \
-		$(pytest) -q -W ignore::RuntimeWarning tests/kernels/test_ops.py \
+		$(pytest) -q -W ignore::RuntimeWarning $(kernels) \
 		-k "not -py- \
 		and (training or inference or mean or drift or outlier or extreme \
 		or bits)" || exit 1; \
