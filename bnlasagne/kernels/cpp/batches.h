@@ -96,33 +96,38 @@ inline Index to_next_row(Index S, Index distance) {
 }
 
 /* Where rows start, for work across columns: so far apart, or at listed places.
- * A group is of n rows from number m on: at(r) is where number r of them has a
- * column, and ahead(r) where number r of the next group has it. */
+ * A group is of n rows from number m on. From `first` on, a place `at` is told
+ * without the row: row(at, r) is there in number r of them, and ahead(at, r) in
+ * number r of the next group. */
 struct Stride {
     Index stride;
     template <typename N> struct Group {
-        Index first, stride;
+        Index start, stride;
         N n;
-        Index at(Index r) const { return first + r * stride; }
-        Index ahead(Index r) const { return at(r) + n * stride; }
+        Index first() const { return start; }
+        Index row(Index at, Index r) const { return at + r * stride; }
+        Index ahead(Index at, Index r) const {
+            return row(at, r) + n * stride;
+        }
     };
-    template <typename N> Group<N> group(Index m, N n, Index column) const {
-        return Group<N>{m * stride + column, stride, n};
+    template <typename N> Group<N> group(Index m, N n) const {
+        return Group<N>{m * stride, stride, n};
     }
 };
 
 struct Starts {
     const Index* starts;
     struct Group {
-        Index first[MOST_ROWS], next[MOST_ROWS];
-        Index at(Index r) const { return first[r]; }
-        Index ahead(Index r) const { return next[r]; }
+        Index rows[MOST_ROWS], next[MOST_ROWS];
+        Index first() const { return 0; }
+        Index row(Index at, Index r) const { return rows[r] + at; }
+        Index ahead(Index at, Index r) const { return next[r] + at; }
     };
-    template <typename N> Group group(Index m, N n, Index column) const {
+    template <typename N> Group group(Index m, N n) const {
         Group made;
         for (Index r = 0; r < n; ++r) {
-            made.first[r] = starts[m + r] + column;
-            made.next[r] = starts[m + r + Index(n)] + column;
+            made.rows[r] = starts[m + r];
+            made.next[r] = starts[m + r + Index(n)];
         }
         return made;
     }

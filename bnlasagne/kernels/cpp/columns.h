@@ -29,17 +29,19 @@ template <typename T> inline bool begins_line(Index j) {
     return REGISTER == LINE || j * sizeof(T) % LINE == 0;
 }
 
-/* Calls work.column<V>(group, j, n) for each vector, or single value, of a
- * group of n rows of a tile. */
+/* Calls work.column<V>(group, at, j, n) for each vector, or single value, of a
+ * group of n rows of a tile: `at` is where the group has column j. */
 template <typename T, typename Rows, typename N, typename Work>
 inline void each_column(Tile tile, Rows rows, Index m, N n,
                         const Work& work) {
     typedef typename Vector<T>::type V;
-    const auto group = rows.group(m, n, tile.column);
+    const auto group = rows.group(m, n);
+    const Index at = group.first() + tile.column;
     Index j = 0;
     for (; j + Vector<T>::size <= tile.width; j += Vector<T>::size)
-        work.template column<V>(group, j, n);
-    for (; j < tile.width; ++j) work.template column<T>(group, j, n);
+        work.template column<V>(group, at + j, j, n);
+    for (; j < tile.width; ++j)
+        work.template column<T>(group, at + j, j, n);
 }
 
 /* The same for all groups of rows, with a constant that the compiler can unroll
@@ -58,11 +60,11 @@ template <typename T, typename F> struct SumColumns {
     T *first, *second;
     F terms;
     template <typename V, typename Group, typename N>
-    void column(const Group& group, Index j, N n) const {
+    void column(const Group& group, Index at, Index j, N n) const {
         V one = load<V>(first + j), two = load<V>(second + j);
         for (Index r = 0; r < n; ++r) {
-            if (begins_line<T>(j)) terms.fetch_at(group.ahead(r) + j);
-            terms(group.at(r) + j, j, one, two);
+            if (begins_line<T>(j)) terms.fetch_at(group.ahead(at, r));
+            terms(group.row(at, r), j, one, two);
         }
         store(first + j, one);
         store(second + j, two);
@@ -224,15 +226,15 @@ template <typename T, typename F> struct WriteColumns {
      * multiple of a page apart, a load would wait for the store to the same
      * place in the row before. */
     template <typename V, typename Group, typename N>
-    void column(const Group& group, Index j, N n) const {
+    void column(const Group& group, Index at, Index j, N n) const {
         const auto constants = results.columns.template at<V>(j);
         V values[MOST_ROWS];
         for (Index r = 0; r < n; ++r) {
-            if (begins_line<T>(j)) results.fetch_at(group.ahead(r) + j);
-            values[r] = results.template result<V>(group.at(r) + j,
+            if (begins_line<T>(j)) results.fetch_at(group.ahead(at, r));
+            values[r] = results.template result<V>(group.row(at, r),
                                                    constants);
         }
-        for (Index r = 0; r < n; ++r) store(y + group.at(r) + j, values[r]);
+        for (Index r = 0; r < n; ++r) store(y + group.row(at, r), values[r]);
     }
 };
 
