@@ -160,9 +160,11 @@ template <typename T> struct AllRows {
     Columns columns() const { return Stride{shape.columns()}; }
 
     struct Run {
+        static const bool MASKED = false;
         Index at, n, ahead;
         Index begin() const { return 0; }
         Index end() const { return n; }
+        Index to_row(Index r) const { return r * ahead; }
         bool dense() const { return true; }
         template <typename F> const F& select(const F& f, Index) const {
             return f;
@@ -281,8 +283,11 @@ template <typename T> class CountedRows {
         }
     };
     struct Run {
+        static const bool MASKED = true;
         Index at, n, ahead, from, to;
+        const Index* starts;
         const Lane* lanes;  // NULL if all from begin to end count
+        Index to_row(Index r) const { return starts[r] - starts[0]; }
         Index begin() const { return from; }
         Index end() const { return to; }
         bool dense() const { return !lanes; }
@@ -293,12 +298,13 @@ template <typename T> class CountedRows {
     };
     Run run(Index m, Index s, Index n) const {
         const Index ahead = to_next_row(shape.S, at(m + 1) - at(m));
-        if (!mask_.along_s) return Run{at(m) + s, n, ahead, 0, n, NULL};
+        const Index* starts = starts_[0] + m;
+        if (!mask_.along_s) return Run{at(m) + s, n, ahead, 0, n, starts, NULL};
         const Index begin = begins_[0][m], end = ends_[0][m];
         const Index from = std::min(std::max(begin - s, Index(0)), n);
         const Index to = std::max(std::min(end - s, n), from);
         const bool dense = before_[0][m + 1] - before_[0][m] == end - begin;
-        return Run{at(m) + s, n, ahead, from, to,
+        return Run{at(m) + s, n, ahead, from, to, starts,
                    dense ? NULL : lanes_[lanes_of_each_ ? m : 0] + s};
     }
 

@@ -187,7 +187,8 @@ void column_moments(const T* x, Rows rows, Tile tile, T unit,
         BNLASAGNE_INDEPENDENT
         for (Index j = 0; j < width; ++j) {
             double sum = first[j];
-            double own = second[j] - sum * sum * inverse;
+            // In this order, no more than the sum of squares: it is finite.
+            double own = second[j] - sum * (sum * inverse);
             double delta = near[j] + sum * inverse - mean[j];
             m2[j] += (own < 0 ? 0 : own) + delta * delta * both;
             mean[j] += delta * part;

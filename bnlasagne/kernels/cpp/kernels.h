@@ -880,7 +880,7 @@ void apply(const Batch& batch, const T* x, const T* mean, const T* std,
             const Index at = run.at + c * S;
             const Affine<T> affine = {units[c], centre[c], scale[c],
                                       constants[3][c]};
-            write_run<1>(y, at, run, 1, 0, Normalized<T, RECTIFY>{x, affine});
+            write_run<1>(y, at, run, 1, Normalized<T, RECTIFY>{x, affine});
         }
         return;
     }

@@ -12,15 +12,15 @@ namespace bnlasagne {
 
 /* Calls f(c, at, run, several) for runs of at most BLOCK values of the strip's
  * channel number c, in the order of the memory; `at` is where the run is for
- * this channel. Without a mask, runs at the same place in several rows are
- * given at once: in ROWS of them, or else in one. */
+ * this channel. Unless a mask varies along rows, runs at the same place in
+ * several rows are given at once: in ROWS of them, or else in one. */
 template <Index ROWS, typename Rows, typename F>
 inline void each_run(const Rows& rows, Strip strip, F f) {
     const Index S = rows.shape.S;
     Index m = strip.begin / S, s = strip.begin % S;
     for (Index done = strip.begin; done < strip.end;) {
         const Index n = std::min(std::min(BLOCK, S - s), strip.end - done);
-        const Index several = !Rows::MASKED && n == S
+        const Index several = !rows.along_rows() && n == S
             && strip.end - done >= ROWS * n ? ROWS : 1;
         const auto run = rows.run(m, s, n);
         const Index at = run.at + strip.channel * S;
@@ -173,26 +173,28 @@ void row_moments(const T* x, const Rows& rows, Strip strip, T unit,
 }
 
 /* Writes results(i, n) to y + i, for the n values from there on in a row, where
- * n is a whole vector but for fewer than that in all. Vectors between a row's
- * first and last one start where no store straddles two cache lines. They
- * overlap these two, which are read first: y may be what is read. */
-template <Index ROWS, typename T, typename F>
-inline void write_rows(T* y, Index n, Index stride, F results) {
+ * n is a whole vector but for fewer than that in all; and in other rows, each
+ * to_row(r) values on. Vectors between a row's first and last one start where
+ * no store straddles two cache lines. They overlap these two, which are read
+ * first: y may be what is read. */
+template <Index ROWS, typename T, typename R, typename F>
+inline void write_rows(T* y, Index n, R to_row, F results) {
     const Index size = Vector<T>::size, some = std::min(n, size);
     typename Vector<T>::type first[ROWS], last[ROWS], values[ROWS];
+    Index rows[ROWS];
     for (Index r = 0; r < ROWS; ++r) {
-        first[r] = results(r * stride, some);
-        last[r] = results(r * stride + n - some, some);
+        rows[r] = to_row(r);
+        first[r] = results(rows[r], some);
+        last[r] = results(rows[r] + n - some, some);
     }
     for (Index i = to_aligned(y); i + size <= n; i += size) {
         for (Index r = 0; r < ROWS; ++r)
-            values[r] = results(r * stride + i, size);
-        for (Index r = 0; r < ROWS; ++r)
-            store(y + r * stride + i, values[r]);
+            values[r] = results(rows[r] + i, size);
+        for (Index r = 0; r < ROWS; ++r) store(y + rows[r] + i, values[r]);
     }
     for (Index r = 0; r < ROWS; ++r) {
-        store_some(y + r * stride, some, first[r]);
-        store_some(y + r * stride + n - some, some, last[r]);
+        store_some(y + rows[r], some, first[r]);
+        store_some(y + rows[r] + n - some, some, last[r]);
     }
 }
 
@@ -200,16 +202,25 @@ inline void write_rows(T* y, Index n, Index stride, F results) {
  * in front of it and behind it, where nothing counts. */
 template <Index ROWS, typename T, typename Run, typename F>
 inline void write_run(T* y, Index at, const Run& run, Index several,
-                      Index stride, F results) {
-    const Index from = at + run.begin(), to = at + run.end();
+                      F results) {
+    const Index from = at + run.begin(), n = run.end() - run.begin();
+    const auto to_row = [=](Index r) { return run.to_row(r); };
+    const auto here = [=](Index i, Index some) {
+        return results(from + i, some);
+    };
+    if (several > 1) return write_rows<ROWS>(y + from, n, to_row, here);
     std::fill(y + at, y + from, T(0));
-    std::fill(y + to, y + at + run.n, T(0));
-    const auto here = [=](Index i, Index n) { return results(from + i, n); };
-    if (several > 1) return write_rows<ROWS>(y + from, to - from, stride, here);
-    if (run.dense()) return write_rows<1>(y + from, to - from, 0, here);
+    std::fill(y + from + n, y + at + run.n, T(0));
+    if (Run::MASKED && run.ahead)
+        // One row at a time waits for memory, which several wait for together.
+        for (Index i = from; i < from + n; i += LINE / Index(sizeof(T))) {
+            results.fetch_at(i + run.ahead);
+            __builtin_prefetch(y + i + run.ahead, 1, 2);
+        }
+    if (run.dense()) return write_rows<1>(y + from, n, to_row, here);
     const auto selected = run.select(results, at);
-    write_rows<1>(y + from, to - from, 0, [=](Index i, Index n) {
-        return selected(from + i, n);
+    write_rows<1>(y + from, n, to_row, [=](Index i, Index some) {
+        return selected(from + i, some);
     });
 }
 
@@ -218,11 +229,9 @@ inline void write_run(T* y, Index at, const Run& run, Index several,
 template <Index ROWS, typename T, typename Rows, typename F>
 inline void write_strip(T* y, const Rows& rows, Strip strip, F of_channel) {
     typedef typename Rows::Run Run;
-    const Index SEVERAL = Rows::MASKED ? 1 : ROWS;
-    const Index stride = rows.shape.columns();
-    each_run<SEVERAL>(rows, strip, [=](Index c, Index at, const Run& run,
-                                       Index several) {
-        write_run<SEVERAL>(y, at, run, several, stride, of_channel(c));
+    each_run<ROWS>(rows, strip, [=](Index c, Index at, const Run& run,
+                                    Index several) {
+        write_run<ROWS>(y, at, run, several, of_channel(c));
     });
 }
 
@@ -230,6 +239,7 @@ template <typename T, bool RECTIFY> struct Normalized {
     typedef typename Vector<T>::type V;
     const T* x;
     Affine<T> affine;
+    void fetch_at(Index at) const { fetch(x + at); }
     V operator()(Index at, Index n) const {
         return rectified<RECTIFY>(affine(load_some<V>(x + at, n)));
     }
@@ -266,6 +276,7 @@ template <typename T, bool RECTIFY> struct Gradients {
     typedef typename Vector<T>::type V;
     const T *x, *dy;
     Gradient<T> gradient;
+    void fetch_at(Index at) const { fetch(x + at), fetch(dy + at); }
     V operator()(Index at, Index n) const {
         return gradient.template operator()<RECTIFY>(
             load_some<V>(x + at, n), load_some<V>(dy + at, n));
