@@ -140,14 +140,13 @@ def compare(ways, data, args):
 
 
 def measure(step, ways, data):
-    """Test all ways, print a row of the table and return a row to plot."""
+    """Test all ways; return a row to plot and a row of the table."""
     accuracies = [float(way.test(data.x_test, data.y_test)) for way in ways]
-    options.say(f"{step:7d}" + "".join(
-        f"   {accuracy:.4f}" for accuracy in accuracies))
     # Mean and standard deviation alternate, layer by layer.
     stds = [np.array([way.averages[index].get_value().mean()
                       for index in (1, -1)]) for way in ways]
-    return step, accuracies, stds
+    line = "".join(f"   {accuracy:.4f}" for accuracy in accuracies)
+    return (step, accuracies, stds), f"{step:7d}{line}"
 
 
 def plot(rows, ways, path):

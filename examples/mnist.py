@@ -88,8 +88,7 @@ def compare(data, args):
 
     def measure(step):
         row = (step, *(network.accuracy(data) for network in networks))
-        options.say("{:7d}   {:18.4f}   {:15.4f}".format(*row))
-        return row
+        return row, "{:7d}   {:18.4f}   {:15.4f}".format(*row)
 
     print("  steps   without batch norm   with batch norm")
     return train_side_by_side([network.train for network in networks], stream,

@@ -131,8 +131,7 @@ def compare(networks, data, args):
     def measure(step):
         row = (step, *(np.mean(answers(network, test_lines) == test_labels)
                        for network in networks))
-        options.say("{:7d}   {:.4f}   {:.4f}   {:.4f}".format(*row))
-        return row
+        return row, "{:7d}   {:.4f}   {:.4f}   {:.4f}".format(*row)
 
     print(f"{share_of_padding(test_lines):.0%} of the test batches is padding")
     for number, way in enumerate(WAYS, 1):

@@ -10,7 +10,8 @@ def train_side_by_side(trains, stream, measure, args):
 
     `trains` are functions, one for each network, that make a step of a batch
     of the `stream`. ``measure(step)``, called after some of the steps, returns
-    a row of the result. There are fewer rows if the user interrupted it.
+    a row of the result, and a line to print. There are fewer rows if the user
+    interrupted it.
     """
     stops = set(steps_to_test(args.steps))
     rows = []
@@ -20,7 +21,11 @@ def train_side_by_side(trains, stream, measure, args):
             for train in trains:
                 train(*batch)
             if step in stops:
-                rows.append(measure(step))
+                row, line = measure(step)
+                # First: what is printed is in the result, whenever Ctrl-C
+                # comes.
+                rows.append(row)
+                options.say(line)
     return rows
 
 

@@ -345,12 +345,12 @@ class FusedOp(CompiledOp):
 
     def virtual_batches(self, x, mask, *others):
         """List the values of each virtual batch, its mask, and others."""
-        parts = fallback.virtual_batches(
+        slices = fallback.virtual_batches(
             x, self.axes(x.ndim), self.virtual_size)
         if mask is not None and self.virtual_size:
             mask = np.broadcast_to(mask, (len(x), *mask.shape[1:]))
-        return [[None if each is None else each[part]
-                 for each in (x, mask, *others)] for part in parts]
+        return [[None if each is None else each[own]
+                 for each in (x, mask, *others)] for own in slices]
 
     def _check_shapes(self, inputs):
         """Compare the inputs' sizes with the batch's, as C++ does."""
@@ -492,10 +492,10 @@ class BatchNormalize(_OfStatistics):
 
     def compute(self, x, gamma, beta, epsilon, mask=None):
         found = []
-        for part, counted in self.virtual_batches(x, mask):
+        for values, counted in self.virtual_batches(x, mask):
             mean, std, count = fallback.statistics(
-                part, self.axes(x.ndim), counted)
-            y = fallback.Standardized(part, mean, std, epsilon, counted)
+                values, self.axes(x.ndim), counted)
+            y = fallback.Standardized(values, mean, std, epsilon, counted)
             found.append((y.normalized(gamma, beta, self.rectify), mean, std,
                           _joined(mean, std), [count]))
         return map(np.concatenate, zip(*found))
@@ -526,9 +526,9 @@ class BatchStatistics(_OfStatistics):
 
     def compute(self, x, mask=None):
         found = []
-        for part, counted in self.virtual_batches(x, mask):
+        for values, counted in self.virtual_batches(x, mask):
             mean, std, count = fallback.statistics(
-                part, self.axes(x.ndim), counted)
+                values, self.axes(x.ndim), counted)
             found.append((mean, std, _joined(mean, std), _joined(
                 count, mean, count * np.square(std)), [count]))
         return map(np.concatenate, zip(*found))
@@ -614,13 +614,13 @@ class BatchNormalizeGrad(FusedOp):
 
     def compute(self, x, gamma, beta, epsilon, dy, statistics, mask=None):
         axes, found = self.axes(x.ndim), []
-        parts = self.virtual_batches(x, mask, dy)
-        vectors = statistics.reshape(len(parts), 2 * gamma.size)
-        for (part, counted, reaching), vector in zip(parts, vectors):
+        batches = self.virtual_batches(x, mask, dy)
+        vectors = statistics.reshape(len(batches), 2 * gamma.size)
+        for (values, counted, reaching), vector in zip(batches, vectors):
             batch, reaching = self.standardized(
-                part, gamma, beta, epsilon, reaching, vector, counted)
+                values, gamma, beta, epsilon, reaching, vector, counted)
             sums, products = batch.gradient_sums(reaching, axes)
-            count = fallback.count(part, axes, counted)
+            count = fallback.count(values, axes, counted)
             found.append((
                 batch.gradient(gamma, reaching, count, sums, products),
                 batch.by_gamma(products), sums))

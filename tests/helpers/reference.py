@@ -68,7 +68,7 @@ def gradient_of_normalize_masked(x, dy, axes, mask, gamma=1, epsilon=0.01):
         channel = tuple(slice(None) if axis in axes else slice(i, i + 1)
                         for axis, i in enumerate(index))
         own = counts[channel]
-        dx[channel][own], dgamma[index], dbeta[index] = (
+        dx[channel][own], (dgamma[index],), (dbeta[index],) = (
             gradient_of_normalize_batch(x[channel][own], dy[channel][own],
                                         (0,), gamma[index], epsilon))
     return dx, dgamma, dbeta

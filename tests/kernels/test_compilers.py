@@ -9,6 +9,7 @@ import warnings
 from bnlasagne.compat import kept
 from bnlasagne.kernels import compiled, compilers, ops
 from bnlasagne.kernels.batch import Batch
+from bnlasagne.kernels.blocks import Layout
 
 import numpy as np
 import pytest
@@ -139,7 +140,7 @@ def test_a_compiler_that_fails(rng, compiler, check, capsys):
     x = T.matrix()
     data = rng.normal(size=(5, 3)).astype(theano.config.floatX)
     mode = theano.Mode("cvm", "fast_compile")
-    op = ops.BatchNormalize(1, 2)
+    op = ops.BatchNormalize(Layout(1, 2))
     params = [T.constant(np.full((1, 3), value, data.dtype))
               for value in (1, 0)]
     with compiler(check), warnings.catch_warnings(record=True) as found:

@@ -54,7 +54,7 @@ struct Batch {
     }
 
     /* A virtual batch. Its examples follow each other in memory. */
-    Batch part(Index i) const {
+    Batch virtual_batch(Index i) const {
         if (number == 1) return *this;
         Batch made = *this;
         made.number = 1;

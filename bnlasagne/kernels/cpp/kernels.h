@@ -184,19 +184,19 @@ inline Index groups_of(const Batch& batch) {
     return std::min(batch.number, GROUPS);
 }
 
-/* Calls f(part, i, at, group, shared) for virtual batch number i, which starts
+/* Calls f(own, i, at, group, shared) for virtual batch number i, which starts
  * at a place of the array. If each is too small for several threads, they may
  * share the groups. */
 template <typename T, typename F>
 void each_virtual_batch(const Batch& batch, F f) {
     const Index groups = groups_of(batch), bytes = sizeof(T);
     const bool shared = groups > 1 && batch.shape.size() * bytes > SMALL
-                        && batch.part(0).shape.size() * bytes <= SMALL
+                        && batch.virtual_batch(0).shape.size() * bytes <= SMALL
                         && has_threads();
     const auto do_group = [&](Index group) {
         for (Index i = batch.number * group / groups;
              i < batch.number * (group + 1) / groups; ++i)
-            f(batch.part(i), i, batch.offset(i), group, shared);
+            f(batch.virtual_batch(i), i, batch.offset(i), group, shared);
     };
     if (!shared) {
         for (Index group = 0; group < groups; ++group) do_group(group);
@@ -418,8 +418,8 @@ struct Forward : Job<T, MASKED> {
     Forward(const Batch& batch, const T* x, const T* gamma, const T* beta,
             double epsilon, T* y, T* mean, T* std, double* memory,
             Passes passes = BOTH)
-        : Job<T, MASKED>(batch, memory, 4, passes), x(x), gamma(gamma), beta(beta),
-          epsilon(epsilon), y(y), mean(mean), std(std) {}
+        : Job<T, MASKED>(batch, memory, 4, passes), x(x), gamma(gamma),
+          beta(beta), epsilon(epsilon), y(y), mean(mean), std(std) {}
 
     /* Finds means, and norms: roots of the sums of squared deviations. */
     void first(Index unit, Index piece, const Work& work) {
@@ -726,11 +726,11 @@ void forward(const Batch& batch, const T* x, const T* gamma, const T* beta,
              double epsilon, T* y, T* mean, T* std, double* statistics,
              std::int64_t* counts) {
     const Index C = batch.shape.C;
-    each_virtual_batch<T>(batch, [=](const Batch& part, Index i, Index at,
+    each_virtual_batch<T>(batch, [=](const Batch& own, Index i, Index at,
                                      Index, bool shared) {
-        if (counts) counts[i] = part.count();
+        if (counts) counts[i] = own.count();
         Forward<T, RECTIFY, MASKED> job(
-            part, x + at, gamma, beta, epsilon, y + at, mean + i * C,
+            own, x + at, gamma, beta, epsilon, y + at, mean + i * C,
             std + i * C, statistics + 2 * i * C);
         run(job, shared);
         job.rows.clear(y + at, job.plan.parallel && has_threads());
@@ -744,11 +744,11 @@ void backward(const Batch& batch, const T* x, const T* gamma, const T* beta,
     const Index C = batch.shape.C, groups = groups_of(batch);
     const bool several = groups > 1;
     const Table<double> sums(2 * groups, several ? C : 0);
-    each_virtual_batch<T>(batch, [=, &sums](const Batch& part, Index i,
+    each_virtual_batch<T>(batch, [=, &sums](const Batch& own, Index i,
                                             Index at, Index group,
                                             bool shared) {
         Backward<T, RECTIFY, MASKED> job(
-            part, x + at, gamma, beta, epsilon, dy + at,
+            own, x + at, gamma, beta, epsilon, dy + at,
             statistics + 2 * i * C, dx + at, dgamma, dbeta);
         if (several) {
             job.gamma_sums = sums[2 * group];
@@ -784,11 +784,11 @@ void find_statistics(const Batch& batch, const T* x, T* mean, T* std,
                      double* statistics, double* moments,
                      std::int64_t* counts) {
     const Index C = batch.shape.C;
-    each_virtual_batch<T>(batch, [=](const Batch& part, Index i, Index at,
+    each_virtual_batch<T>(batch, [=](const Batch& own, Index i, Index at,
                                      Index, bool shared) {
-        if (counts) counts[i] = part.count();
+        if (counts) counts[i] = own.count();
         Forward<T, false, MASKED> job(
-            part, x + at, NULL, NULL, 0, NULL, mean + i * C, std + i * C,
+            own, x + at, NULL, NULL, 0, NULL, mean + i * C, std + i * C,
             statistics + 2 * i * C, FIRST);
         run(job, shared);
         job.set_statistics(0, C);
