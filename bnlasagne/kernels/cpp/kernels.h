@@ -511,11 +511,11 @@ struct Forward : Job<T, MASKED> {
             std::fill(means + begin, means + end, none);
             std::fill(norms + begin, norms + end, 0.);
         }
-        const double root = std::sqrt(
+        const double share = 1 / std::sqrt(
             MASKED ? std::max(this->count, 1.) : this->count);
         BNLASAGNE_INDEPENDENT
         for (Index c = begin; c < end; ++c) {
-            const double deviation = norms[c] / root;
+            const double deviation = norms[c] * share;
             statistics.mean[c] = means[c];
             statistics.std[c] = deviation;
             mean[c] = static_cast<T>(means[c]);

@@ -148,11 +148,6 @@ inline std::int64_t exponent(double value) {
         ? 0 : biased - EXPONENT_OF_ONE;
 }
 
-/* By its bits, so that no flag of the compiler's can deny it. */
-inline bool is_finite(double value) {
-    return biased_exponent(value) != EXPONENT_OF_NAN;
-}
-
 /* ---- Sums and memory ---------------------------------------------------- */
 
 /* The sum of a vector's lanes. */
