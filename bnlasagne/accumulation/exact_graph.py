@@ -45,7 +45,8 @@ class ExactApplication:
 
     def __init__(self, marked, of, depth):
         self.x, = of([marked.input])
-        self.mask = marked.mask and of([marked.mask])[0]
+        # Some variables have no truth value.
+        self.mask = None if marked.mask is None else of([marked.mask])[0]
         self.moments = of([marked.count, *marked.statistics])
         self.key = tuple(marked.statistics)
         self.normalizes = _by_full_batch(marked)

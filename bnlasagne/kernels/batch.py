@@ -64,6 +64,8 @@ def n_virtual_batches(examples, size, values, maximum=max):
     by itself belongs to the virtual batch before it.
     """
     values = maximum(values, 1)
+    # No more than the examples, or the product below may be too large.
+    size = -maximum(-size, -maximum(examples, 1))
     return maximum((examples * values + size * values - LEAST_VALUES)
                    // (size * values), 1)
 
@@ -74,8 +76,10 @@ def split(batch):
     All virtual batches but the last are one batch, in which they have the
     first axis for themselves, as a channel has. The last one is the other.
     """
-    sizes = batch.n_virtual_batches() - 1, batch.virtual_size
     x, mask = batch.x, batch.mask
+    # No array is larger than the batch, not even an empty one.
+    sizes = batch.n_virtual_batches() - 1, T.minimum(
+        batch.virtual_size, T.maximum(x.shape[0], 1))
     head, tail = _split(x, *sizes)
     masks = None, None
     if mask is not None and mask.broadcastable[0]:

@@ -1,6 +1,7 @@
 """Layers with virtual batches: as if small batches came one by one."""
 
 import pickle
+import sys
 
 from bnlasagne import (
     BatchNormLayer,
@@ -32,6 +33,7 @@ CUTS = [
     (4, (3,), None, 4, [4]),
     (3, (3,), None, 4, [3]),
     (2, (3,), None, 1000, [2]),
+    (5, (3, 2, 2), None, sys.maxsize, [5]),
     (6, (3,), None, 2, [2, 2, 2]),
     (0, (3,), None, 4, [0]),
     (12, (3, 2, 2), None, 4, [4, 4, 4]),
