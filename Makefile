@@ -10,7 +10,7 @@ flags = if [ -e $(venv)/no-header ]; then \
 	export THEANO_FLAGS="cxx=,$${THEANO_FLAGS-}"; fi;
 
 .PHONY: help demo mpi-demo bench test coverage flags-test widths-test \
-	mpi-test pythons-test core-test frameworks-test docs lint clean
+	mpi-test pythons-test core-test frameworks-test fuzz docs lint clean
 
 help:
 	@echo "make demo   train on digits, with and without batch normalization"
@@ -23,6 +23,7 @@ help:
 	@echo "make mpi-test  the tests of distributed training, on 1 to 4 processes"
 	@echo "make frameworks-test  compare with PyTorch, Keras and ONNX"
 	@echo "make pythons-test  a choice of the tests, on other Pythons"
+	@echo "make fuzz   random cases for ten minutes (FUZZ=… are options)"
 	@echo "make docs   build the pages and the API reference in build/docs"
 	@echo "make lint   ruff only"
 	@echo "make clean  remove what the other targets made"
@@ -125,6 +126,10 @@ core-test:
 frameworks-test:
 	@.ci/venv frameworks
 	@$(flags) $(python) -m pytest tests/weights/test_frameworks.py
+
+fuzz:
+	@.ci/venv test
+	@$(flags) $(python) tests/fuzz $(FUZZ)
 
 docs:
 	@.ci/venv docs

@@ -18,13 +18,12 @@ import hypothesis
 import numpy as np
 import pytest
 import theano
+from helpers.fuzzing import register_profiles
 from helpers.jobs import why_not
 from helpers.modes import quick  # noqa: F401
 
 # The same examples in each run, on a busy machine, too.
-hypothesis.settings.register_profile(
-    "bnlasagne", derandomize=True, deadline=None, database=None,
-    max_examples=30)
+register_profiles()
 hypothesis.settings.load_profile("bnlasagne")
 
 
