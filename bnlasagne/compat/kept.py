@@ -29,15 +29,20 @@ def answers(name):
 
 
 def keep(name, key, answer):
-    """Add an answer to a file."""
+    """Add an answer to a file, which another file replaces in one step."""
     path = _path(name)
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     # A compile directory that cannot be written to costs a question, no more.
+    # So does a file that a power cut has damaged.
     with contextlib.suppress(OSError):
         table = {**answers(name), key: answer}
         newest = dict(list(table.items())[-_MOST:])
-        temporary.write_text(json.dumps(newest), "utf-8")
-        temporary.replace(path)
+        try:
+            temporary.write_text(json.dumps(newest), "utf-8")
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def _path(name):

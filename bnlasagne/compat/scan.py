@@ -58,7 +58,7 @@ def _loop(cmodule, numpy):
         return None
     folder = Path(cmodule.config.compiledir, "scan_perform", f"for_{key[:16]}")
     try:
-        return _loaded(cmodule, folder) or _compiled(
+        return _found(cmodule, folder) or _compiled(
             cmodule, source, flags, folder)
     except Exception as error:
         keep(_FILE, key, str(error)[:300])
@@ -74,8 +74,18 @@ def _source():
             f"{code.read_text('utf-8')}")
 
 
+def _found(cmodule, folder):
+    """Load what another process has compiled, unless it is damaged."""
+    try:
+        return _loaded(cmodule, folder)
+    except ImportError:
+        # Such as by a power cut. It is compiled again.
+        (folder / "__init__.py").unlink()
+        return None
+
+
 def _loaded(cmodule, folder):
-    """Load what another process has compiled."""
+    """Load what was compiled, or return None."""
     # The file that is written last.
     if not (folder / "__init__.py").exists():
         return None

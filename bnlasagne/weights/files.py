@@ -2,14 +2,11 @@
 
 import collections
 import contextlib
-import errno
 import io
 import math
 import os
 import re
 import reprlib
-import shutil
-import tempfile
 import warnings
 import zipfile
 
@@ -24,6 +21,7 @@ from ..networks.setting import Setting
 from ..networks.values import converted
 from ..networks.walk import all_layers, checked_layers, shared_in
 from .matching import compare
+from .replacing import replacing
 
 __all__ = ["load_network", "save_network"]
 
@@ -37,8 +35,9 @@ def save_network(network, file):
         The output layer or layers.
     file : str, path or file object
         Where to write. By convention, the name ends in ``.npz``. An older file
-        is replaced once the new one is complete. A file object must be open
-        for writing in binary mode.
+        is replaced once the new one is complete and on the disk; so it is
+        never a piece, even after a power cut. A file object must be open for
+        writing in binary mode.
 
     Raises
     ------
@@ -90,11 +89,12 @@ def save_network(network, file):
     arrays.update((name, np.array(schedule.count, "int64"))
                   for name, schedule in schedules.items() if schedule)
     if not hasattr(file, "write"):
-        _replace(os.path.realpath(file), file, arrays)
+        with replacing(file, "save_network") as stream:
+            _write(stream, arrays)
         return
     # At once: some file objects cannot go back, as NumPy would have them.
     content = io.BytesIO()
-    np.savez(content, **arrays)
+    _write(content, arrays)
     file.write(content.getvalue())
 
 
@@ -129,27 +129,14 @@ def _values(params, caller):
 _NUMBERS = "biufc"
 
 
-def _replace(path, given, arrays):
-    """Write a file completely, and then put it in the place of another."""
-    if os.path.isdir(given):
-        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-    # A link that is left in a real path is a loop.
-    exists = os.path.exists(given) or os.path.lexists(path)
-    if exists and not os.path.isfile(given):
-        raise OSError(errno.EINVAL, "save_network(): this is no regular file, "
-                      "and is not replaced. Open it in mode 'wb' and pass the "
-                      "file object", path)
-    try:
-        # On the same disk, so that it can take the place in one step.
-        with tempfile.TemporaryDirectory(dir=os.path.dirname(path)) as folder:
-            complete = os.path.join(folder, "parameters.npz")
-            np.savez(complete, **arrays)
-            if os.path.exists(path):
-                shutil.copymode(path, complete)
-            os.replace(complete, path)
-    except OSError as error:
-        # It names the temporary file.
-        raise type(error)(error.errno, error.strerror, path) from error
+def _write(stream, arrays):
+    """Write arrays as numpy.savez() does."""
+    # That would leave its archive open if the disk is full.
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array),
+                                          allow_pickle=False)
 
 
 def load_network(network, file):

@@ -1,6 +1,7 @@
 """Whether C or Python runs the loops of theano.scan, and what they return."""
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 from bnlasagne.compat import kept, scan
@@ -164,6 +165,31 @@ def refusing(tmp_path, monkeypatch):
         GCC_compiler=SimpleNamespace(
             compile_args=list, version_str=str,
             try_compile_tmp=try_compile_tmp))
+
+
+def test_damaged_library_is_compiled_again(refusing):
+    """As a power cut may leave it."""
+    module, made = refusing, []
+
+    def compile_str(name, source, location, **kwargs):
+        made.append(location)
+        (Path(location) / f"{name}.so").write_bytes(b"whole")
+
+    def dlimport(path):
+        if Path(path).read_bytes() != b"whole":
+            raise ImportError("file too short")
+        return "loop"
+
+    module.get_lib_extension, module.dlimport = lambda: "so", dlimport
+    module.GCC_compiler.try_compile_tmp = lambda *_, **__: (True, b"", b"")
+    module.GCC_compiler.compile_str = compile_str
+    for _ in range(2):  # in two processes
+        assert scan._loop.__wrapped__(module, "2.0") == "loop"
+        assert len(made) == 1
+    Path(made[0], "scan_perform.so").write_bytes(b"")
+    assert scan._loop.__wrapped__(module, "2.0") == "loop"
+    assert len(made) == 2
+    assert not kept.answers(scan._FILE)
 
 
 def test_compiler_that_refuses_the_loop_is_asked_once(refusing):
