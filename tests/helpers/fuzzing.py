@@ -6,7 +6,7 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-__all__ = ["counter", "many", "register_profiles"]
+__all__ = ["counter", "is_quick", "many", "register_profiles"]
 
 counter = collections.Counter()
 
@@ -23,6 +23,11 @@ def register_profiles():
                                HealthCheck.data_too_large])
 
 
+def is_quick():
+    """Tell whether few cases run, the same ones each time."""
+    return settings().derandomize
+
+
 def many(times=1, quick=None):
     """Set the number of a random test's cases, and count those that pass.
 
@@ -30,14 +35,18 @@ def many(times=1, quick=None):
     test runs one. `quick` is the number in a quick run, by default some.
     """
     def decorated(test):
-        @functools.wraps(test)
+        # What hypothesis calls for each case, and has for others to wrap.
+        one = test.hypothesis.inner_test
+
+        @functools.wraps(one)
         def counted(*args, **kwargs):
-            result = test(*args, **kwargs)
+            result = one(*args, **kwargs)
             counter["cases"] += 1
             return result
+        test.hypothesis.inner_test = counted
         profile = settings()
         n = profile.max_examples * times
         if profile.derandomize:
             n = quick or 10
-        return settings(max_examples=n)(counted)
+        return settings(max_examples=n)(test)
     return decorated
