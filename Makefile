@@ -10,7 +10,7 @@ flags = if [ -e $(venv)/no-header ]; then \
 	export THEANO_FLAGS="cxx=,$${THEANO_FLAGS-}"; fi;
 
 .PHONY: help demo mpi-demo bench test coverage flags-test widths-test \
-	mpi-test pythons-test core-test frameworks-test fuzz docs lint clean
+	mpi-test pythons-test core-test frameworks-test fuzz kills docs lint clean
 
 help:
 	@echo "make demo   train on digits, with and without batch normalization"
@@ -23,6 +23,7 @@ help:
 	@echo "make mpi-test  the tests of distributed training, on 1 to 4 processes"
 	@echo "make frameworks-test  compare with PyTorch, Keras and ONNX"
 	@echo "make pythons-test  a choice of the tests, on other Pythons"
+	@echo "make kills  end ranks of jobs at random moments (KILLS=… are options)"
 	@echo "make fuzz   random cases for ten minutes (FUZZ=… are options)"
 	@echo "make docs   build the pages and the API reference in build/docs"
 	@echo "make lint   ruff only"
@@ -130,6 +131,10 @@ frameworks-test:
 fuzz:
 	@.ci/venv test
 	@$(flags) $(python) tests/fuzz $(FUZZ)
+
+kills:
+	@.ci/venv test
+	@$(flags) $(python) tests/parallel/kills $(KILLS)
 
 docs:
 	@.ci/venv docs

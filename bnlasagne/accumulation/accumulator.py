@@ -256,7 +256,9 @@ class GradientAccumulator:
         updates.update(self._moments.updates(self._combine))
         for variable in self._state():
             updates[variable] = emptied(variable, variable)
-        step = theano.function(list(inputs), [], updates=updates, mode=mode)
+        step = theano.function(
+            list(inputs), [], updates=updates, mode=mode,
+            name="GradientAccumulator.step_function()")
         self._has_step = True
 
         def checked(*args, **kwargs):

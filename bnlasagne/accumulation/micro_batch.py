@@ -75,6 +75,7 @@ class MicroBatch:
         held = kwargs.pop("no_default_updates", False)
         if held is not True:
             held = list(held or []) + self.held_back()
+        kwargs.setdefault("name", self.caller)
         return theano.function(self.inputs, outputs, updates=updates,
                                no_default_updates=held, **kwargs)
 

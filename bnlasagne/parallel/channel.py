@@ -13,6 +13,7 @@ import atexit
 import contextlib
 import functools
 import hashlib
+import math
 import pickle
 import sys
 import traceback
@@ -21,7 +22,7 @@ import warnings
 import numpy as np
 
 from ..compat import launched_rank
-from . import ends, waiting
+from . import ends, notes, waiting
 
 __all__ = [
     "Channel",
@@ -132,9 +133,7 @@ class Channel:
     """Compare, add up and broadcast over the ranks of a communicator.
 
     Use :func:`channel_of` to have one. `owner` is who asked for it first, for
-    messages. `pending` is the number of messages that the current function of
-    this rank has still to send; it stays above 0 if an error ends that
-    function.
+    messages.
     """
 
     def __init__(self, comm, owner):
@@ -143,10 +142,17 @@ class Channel:
         self._own = None
         # Why nothing can be sent any more.
         self._broken = None
-        self.pending = 0
+        # Descriptions of the messages that the current function of this rank
+        # has still to send. If an error ends the function, some stay.
+        self._pending = ()
+        self._after = b""
         self.rank = comm.rank
         self.size = comm.size
         self._name = f"Rank {self.rank} of {self.size}"
+        MPI = sys.modules["mpi4py.MPI"]
+        # Of all ranks, each knows what the others do.
+        self._has_all = MPI.Comm.Compare(comm, MPI.COMM_WORLD) in (
+            MPI.IDENT, MPI.CONGRUENT)
 
     def __repr__(self):
         return f"<Channel, {self._name}>"
@@ -182,17 +188,31 @@ class Channel:
         """
         if self._broken:
             raise RanksDisagree(self._broken)
+        mine, note, self._after = _prepared(lines)
+        self._begin(note)
         if self._own is None:
-            # Apart from what the user sends over the same communicator.
-            own, request = self._comm.Idup()
-            self._wait(request, lines)
-            self._own = own
-        mine = _digest(lines)
+            self._open(lines)
         all_ = np.empty((self.size, len(mine)), mine.dtype)
         self._wait(self._own.Iallgather(mine, all_), lines)
-        self.pending = 0
+        notes.done()
+        self._pending = ()
         if (all_ != all_[0]).any():
             raise RanksDisagree(_difference(self._own.allgather(lines)))
+
+    def _open(self, lines):
+        """Have a communicator apart from what the user sends over it."""
+        own, request = self._comm.Idup()
+        self._wait(request, lines)
+        self._own = own
+        if self._has_all:
+            notes.set_addresses(own.allgather(notes.address()))
+
+    def _begin(self, note, patience=math.inf):
+        """Note a call in which all ranks of this channel take part."""
+        if self._has_all:
+            notes.begin_call(note, patience)
+        else:
+            notes.begin(note)
 
     @contextlib.contextmanager
     def together(self, *lines):
@@ -204,7 +224,8 @@ class Channel:
         """
         error = None
         try:
-            yield
+            with notes.doing(lines[0]):
+                yield
         except RanksDisagree:
             # All ranks have it.
             raise
@@ -227,10 +248,14 @@ class Channel:
     def end(self):
         """Tell the other ranks that the program of this rank ends."""
         MPI = sys.modules["mpi4py.MPI"]
-        if MPI.Is_finalized() or ends.is_ending():
+        if MPI.Is_finalized():
+            notes.end()
+            return
+        if ends.is_ending():
             return
         try:
             self.agree((_THE_END,))
+            notes.end()
         except RanksDisagree as error:
             ends.say(str(error))
             # The other ranks have a moment to print the same error.
@@ -253,7 +278,7 @@ class Channel:
     def _stages(self, lines):
         """Return what to do if the other ranks do not come."""
         stages = [(waiting.PATIENCE, functools.partial(self._warn, lines))]
-        if self.pending:
+        if self._pending:
             stages.append((waiting.SHORT_PATIENCE, self._end_job))
         # At the end, the other ranks may still have a lot to do.
         if lines != (_THE_END,):
@@ -262,8 +287,9 @@ class Channel:
         return stages
 
     def _warn(self, lines, waited):
-        ends.say(f"{self._name} has waited {waited:.0f} seconds for the other "
-                 f"ranks, before: {_short(lines)}. Do all ranks come to this?")
+        ranks = notes.missing() if self._has_all else "the other ranks"
+        ends.say(f"{self._name} has waited {waited:.0f} seconds for {ranks}, "
+                 f"before: {_short(lines)}. Do all ranks come to this?")
 
     def _give_up(self, lines, waited):
         raise RanksDisagree(
@@ -281,10 +307,22 @@ class Channel:
 
     # Send; all ranks call these in the same order, after they agreed
 
+    def expect(self, messages):
+        """Describe the messages that the ranks have agreed to send now."""
+        self._pending = messages
+
+    def _send(self, call, *arguments):
+        """Send the next message, by a call that waits for the other ranks."""
+        note, *self._pending = self._pending or [self._after]
+        self._begin(note, waiting.PATIENCE)
+        result = call(*arguments)
+        notes.done()
+        return result
+
     def sum(self, array):
         """Add up the arrays of all ranks, of one shape and type."""
         total = np.empty_like(array)
-        self._own.Allreduce(array, total)
+        self._send(self._own.Allreduce, array, total)
         return total
 
     def merge(self, vector, function):
@@ -299,23 +337,23 @@ class Channel:
         whole.Commit()
         try:
             merged = np.empty_like(vector)
-            self._own.Allreduce([vector, 1, whole], [merged, 1, whole],
-                                _operation(function))
+            self._send(self._own.Allreduce, [vector, 1, whole],
+                       [merged, 1, whole], _operation(function))
             return merged
         finally:
             whole.Free()
 
     def sum_objects(self, value):
         """Add up the Python objects of all ranks."""
-        return self._own.allreduce(value)
+        return self._send(self._own.allreduce, value)
 
     def gather(self, value):
         """List the Python objects of all ranks, in the order of the ranks."""
-        return self._own.allgather(value)
+        return self._send(self._own.allgather, value)
 
     def broadcast(self, value, root):
         """Return the Python object of one rank."""
-        return self._own.bcast(value, root)
+        return self._send(self._own.bcast, value, root)
 
 
 _THE_END = "the end of the program"
@@ -331,10 +369,16 @@ def _operation(function):
 
 
 @functools.lru_cache(maxsize=256)
-def _digest(lines):
-    """Return sixteen bytes that stand for some lines."""
+def _prepared(lines):
+    """Return sixteen bytes that stand for some lines, and two notes.
+
+    The notes are of the comparison of the lines, and of messages after it.
+    """
     text = "\n".join(lines).encode()
-    return np.frombuffer(hashlib.sha256(text).digest()[:16], np.uint8)
+    digest = np.frombuffer(hashlib.sha256(text).digest()[:16], np.uint8)
+    what = _short(lines)
+    return (digest, f"comparison of the ranks before: {what}".encode(),
+            f"message of: {what}".encode())
 
 
 def _short(lines):

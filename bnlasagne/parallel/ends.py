@@ -7,6 +7,8 @@ these cases; here the same is done for programs that are started without it.
 import sys
 import time
 
+from . import notes
+
 __all__ = ["abort", "is_ending", "say", "watch"]
 
 # Whether ``python -m mpi4py`` ends the job as soon as this program ends.
@@ -14,7 +16,9 @@ _statuses = []
 
 
 def watch():
-    """Notice errors and exit statuses that end this program."""
+    """Notice errors, exit statuses and signals that end this program."""
+    world = sys.modules["mpi4py.MPI"].COMM_WORLD
+    notes.start(f"Rank {world.rank} of {world.size}")
     _watch_exit_status()
     hook = sys.excepthook
     is_interactive = hasattr(sys, "ps1") or sys.flags.interactive
@@ -28,7 +32,8 @@ def is_ending():
 
 
 def abort():
-    """End the job with all of its ranks."""
+    """End the job with all of its ranks, after the reason was said."""
+    notes.said()
     # mpiexec loses the output that has not reached it by then.
     time.sleep(1)
     sys.modules["mpi4py.MPI"].COMM_WORLD.Abort(1)
@@ -36,7 +41,9 @@ def abort():
 
 def say(text):
     """Print a line to the standard error stream."""
-    print(f"bnlasagne: {text}", file=sys.stderr, flush=True)
+    # In one piece, or lines of several ranks would mix.
+    sys.stderr.write(f"bnlasagne: {text}\n")
+    sys.stderr.flush()
 
 
 def _watch_exit_status():
@@ -61,7 +68,7 @@ def _aborting(hook):
         world = sys.modules["mpi4py.MPI"].COMM_WORLD
         try:
             say(f"Rank {world.rank} of {world.size} raised an error, which "
-                "ends the job:")
+                f"ends the job. It last did: {notes.last()}.")
             hook(kind, error, trace)
             sys.stdout.flush()
             sys.stderr.flush()

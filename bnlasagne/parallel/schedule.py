@@ -14,6 +14,7 @@ from theano.gof import toolbox
 from theano.gof.graph import ancestors
 
 from .collectives import Collective
+from .compiling import function_name
 
 __all__ = ["RecordUpdates", "Schedule", "schedule_of", "sources_of"]
 
@@ -26,7 +27,7 @@ class Schedule(theano.Op):
 
     `plans` has, for each channel that the function uses: the channel; lines on
     the messages in their order, then on what the function updates and returns;
-    and the number of messages.
+    and notes on the messages.
     """
 
     __props__ = ("plans",)
@@ -35,7 +36,7 @@ class Schedule(theano.Op):
         self.plans = plans
 
     def __str__(self):
-        n_messages = sum(number for *_, number in self.plans)
+        n_messages = sum(len(notes) for *_, notes in self.plans)
         return f"Schedule{{{n_messages} messages}}"
 
     def make_node(self):
@@ -44,8 +45,8 @@ class Schedule(theano.Op):
     def perform(self, node, inputs, output_storage):
         for channel, lines, _ in self.plans:
             channel.agree(lines)
-        for channel, _, n_messages in self.plans:
-            channel.pending = n_messages
+        for channel, _, notes in self.plans:
+            channel.expect(notes)
         output_storage[0][0] = True
 
     def do_constant_folding(self, node):
@@ -62,8 +63,16 @@ def schedule_of(fgraph, nodes):
         first, *others = [node.op.describe(node) for node in mine]
         plans.append((channel, (
             f"a function that exchanges, first, {first}", *others,
-            "nothing more to exchange", *_results(fgraph, mine)), len(mine)))
+            "nothing more to exchange", *_results(fgraph, mine)),
+            _notes(mine)))
     return Schedule(tuple(plans))
+
+
+def _notes(nodes):
+    """Describe messages by their number, for a rank that ends in one."""
+    return tuple(
+        f"message {number} of {len(nodes)} of {function_name()}: "
+        f"{node.op.what}".encode() for number, node in enumerate(nodes, 1))
 
 
 def sources_of(fgraph, skipped=()):

@@ -5,6 +5,7 @@ that knows the reason. The worst failure is a process that waits forever.
 """
 
 import os
+import re
 import sys
 import textwrap
 from collections import namedtuple
@@ -26,7 +27,9 @@ import bnlasagne
 import os
 import signal
 import sys
+import time
 
+import lasagne
 import numpy as np
 import theano
 import theano.tensor as T
@@ -40,7 +43,8 @@ BATCH = np.ones((4, 3), theano.config.floatX)
 def build(comm=comm):
     x = T.matrix()
     layer = bnlasagne.BatchNormLayer((None, 3), name="bn", comm=comm)
-    return theano.function([x], layer.get_output_for(T.dot(x, T.eye(3))))
+    return theano.function([x], layer.get_output_for(T.dot(x, T.eye(3))),
+                           name="train")
 
 
 def note(text):
@@ -180,15 +184,64 @@ def test_interrupt(run, flags):
 
 # The end of one rank
 
-def test_killed(run):
-    job = run("""
-        function = build()
-        for iteration in range(1000000):
-            function(BATCH)
-            if rank == 0 and iteration == 2:
+@pytest.mark.parametrize("code, last", [
+    ("end_self()", "the start of the program"),
+    ("""
+        send = Channel._send
+        Channel._send = lambda self, call, *arguments: send(
+            self, lambda *_: end_self() or call(*arguments))
+        build()(BATCH)
+        """, "message 1 of 1 of function 'train': the moments of "
+     "BatchNormLayer 'bn' of 3 channels (not finished)"),
+    ("""
+        build()(BATCH)
+        end_self()
+        """, "message 1 of 1 of function 'train': the moments of "
+     "BatchNormLayer 'bn' of 3 channels"),
+    ("""
+        class Fatal(theano.Op):
+            def make_node(self, x):
+                return theano.Apply(self, [x], [x.type()])
+
+            def infer_shape(self, node, shapes):
+                return end_self() or shapes
+
+        theano.function([], Fatal()(T.eye(3)).shape, name="fatal")
+        """, "compiling function 'fatal' (not finished)"),
+    ("""
+        def batches():
+            passes.append(1)
+            return [BATCH] if len(passes) < 2 else end_self()
+
+        passes = []
+        network = lasagne.layers.InputLayer((None, 3))
+        network = bnlasagne.BatchNormLayer(bnlasagne.BatchNormLayer(network))
+        bnlasagne.update_population_statistics(network, batches, comm=comm)
+        """, "update_population_statistics(), pass number 2 (not finished)"),
+    ("""
+        end = notes.end
+        notes.end = lambda: end() or end_self()
+        """, "comparison of the ranks before: the end of the program"),
+], ids=["start", "in a message", "after a message", "compiling", "population",
+        "end"])
+def test_killed(run, code, last):
+    """A line says which rank it was, and what it last did."""
+    job = run(f"""
+        from bnlasagne.parallel import notes
+        from bnlasagne.parallel.channel import Channel
+
+        def end_self():
+            if rank == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(600)
+
+        {textwrap.indent(textwrap.dedent(code), " " * 8).strip()}
         """, flags=PLAIN)
     assert job.code != 0, job.errors
+    line, = [line for line in job.errors.splitlines() if "bnlasagne: " in line]
+    assert re.fullmatch(
+        r"bnlasagne: Rank 1 of 2 \(process \d+ on .+\) was ended by signal 9 "
+        rf"\(SIGKILL\)\. It last did: {re.escape(last)}\.", line)
 
 
 def test_runner_returns_the_exit_status(run):

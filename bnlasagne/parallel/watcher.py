@@ -1,0 +1,240 @@
+"""Watch a rank from another process, and say how it ended.
+
+A rank that is killed can say nothing itself, and ``mpiexec`` ends the other
+ranks before they find out. So each rank starts this file as a program, which
+outlives it by a moment. It imports nothing but Python's own modules, and stays
+in the process group of the rank: ``mpiexec`` ends the other ranks as groups,
+and their watchers with them. So one rank is named, the first that ended.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+
+try:
+    import fcntl
+except ImportError:
+    # On Windows, there are no watchers.
+    fcntl = None
+
+__all__ = ["DOING", "DONE", "ENDED", "NAME", "RECORD", "SAID", "SIZE",
+           "describe", "find_missing", "main", "text_of"]
+
+# What a rank does, in memory that it shares with its watcher: a status, the
+# number of its calls in which all ranks take part, the seconds after which the
+# watcher says that it waits, and a text. After it, lines on the other ranks.
+RECORD = struct.Struct("<Bqd495s")
+DOING, DONE, ENDED, SAID = range(4)
+SIZE, NAME = 1 << 16, "bnlasagne-notes"
+# Seconds between two looks at a rank.
+_TICK = 1
+# How many of the ranks that are waited for are described.
+_MOST = 4
+# Places in /proc/PID/stat, counted from after the name of the program.
+_STATE, _EXIT_CODE = 0, 49
+# States of a process that has ended; the first if its parent knows.
+_DEAD, _STOPPED = ("", "Z", "X"), ("T", "t")
+# Of Linux's pidfd.h.
+_PIDFD_GET_INFO, _PIDFD_INFO_EXIT = 0xC040FF0B, 8
+
+
+def text_of(record):
+    """Return what a rank does or has done."""
+    text = RECORD.unpack(record[:RECORD.size])[3]
+    return text.rstrip(b"\0").decode("utf-8", "replace")
+
+
+def describe(record):
+    """Describe what a rank last did, and whether it has finished that."""
+    return text_of(record) + " (not finished)" * (record[0] == DOING)
+
+
+def find_missing(memory):
+    """Describe the ranks of this machine that a rank waits for.
+
+    They have not come to its call, or were stopped in it. `memory` is that of
+    the rank that waits.
+    """
+    number = RECORD.unpack(memory[:RECORD.size])[1]
+    lines = memory[RECORD.size:].rstrip(b"\0").decode().splitlines()
+    found = []
+    for rank, pid, descriptor in (map(int, line.split()) for line in lines):
+        record = _record_of(pid, descriptor)
+        if not record:
+            continue
+        behind = number - RECORD.unpack(record)[1]
+        is_stopped = _is_stopped(pid)
+        if behind > 0 or behind == 0 and is_stopped:
+            found.append(f"rank {rank} (process {pid}, "
+                         f"{'stopped, ' * is_stopped}last did: "
+                         f"{describe(record)})")
+    if len(found) > _MOST:
+        found[_MOST:] = [f"{len(found) - _MOST} more ranks"]
+    return ", ".join(found) or "the other ranks"
+
+
+def _record_of(pid, descriptor):
+    """Read what another rank does; None if that is out of reach."""
+    path = f"/proc/{pid}/fd/{descriptor}"
+    with contextlib.suppress(OSError):
+        # In another container, the process may be any other.
+        if NAME in os.readlink(path):
+            with open(path, "rb") as file:
+                return file.read(RECORD.size)
+    return None
+
+
+def _is_stopped(pid):
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
+        return _state_in(file.read())[0] in _STOPPED
+    return False
+
+
+def _state_in(stat):
+    """Find the state of a process, a letter, and its exit code."""
+    fields = stat.rpartition(b")")[2].split()
+    return fields[_STATE].decode(), int(fields[_EXIT_CODE])
+
+
+class _Process:
+    """Look at a process that need not be a child of this one."""
+
+    def __init__(self, pid):
+        self._pid = pid
+        self._stat = self._descriptor = None
+        # They are missing on other systems, the second on Linux before 5.3 and
+        # on Python 3.8.
+        with contextlib.suppress(OSError, AttributeError):
+            self._stat = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
+            self._descriptor = os.pidfd_open(pid)
+
+    def look(self):
+        """Return its state, a letter, and its exit code; None if unknown.
+
+        The state is empty if the process is gone.
+        """
+        try:
+            if self._stat is None:
+                os.kill(self._pid, 0)
+                return "R", None
+            stat = os.pread(self._stat, 4096, 0)
+        except OSError:
+            return "", None
+        return _state_in(stat)
+
+    def exit_code(self):
+        """Wait for its end; return the exit code, None if unknown."""
+        pause = 0.0005
+        while True:
+            # It is there some time before the process is gone.
+            state, code = self.look()
+            if not state:
+                return self._code_of_gone()
+            if state in _DEAD or code and state not in _STOPPED:
+                return code
+            time.sleep(pause)
+            pause = min(2 * pause, _TICK)
+
+    def _code_of_gone(self):
+        """Return the exit code that Linux 6.15 and later keep."""
+        info = bytearray(64)
+        struct.pack_into("<Q", info, 0, _PIDFD_INFO_EXIT)
+        try:
+            fcntl.ioctl(self._descriptor, _PIDFD_GET_INFO, info)
+        except (OSError, TypeError):
+            # On other systems, there is nothing to ask.
+            return None
+        found, = struct.unpack_from("<Q", info)
+        if not found & _PIDFD_INFO_EXIT:
+            return None
+        return struct.unpack_from("<i", info, 60)[0]
+
+
+class _Watcher:
+    """Watch the process `pid`, by the name of its rank, for messages."""
+
+    def __init__(self, name, pid, memory):
+        self._name = f"{name} (process {pid} on {socket.gethostname()})"
+        self._pid, self._memory = pid, memory
+        self._process = _Process(pid)
+        self._seen, self._since = None, 0
+
+    def watch(self, pipe):
+        """Return when the process has closed its end of a pipe.
+
+        A child that the rank has left behind may hold that end open.
+        """
+        while not select.select([pipe], [], [], _TICK)[0]:
+            if self._process.look()[0] in _DEAD:
+                return
+            self._say_if_it_waits(self._record())
+
+    def _record(self):
+        return os.pread(self._memory, RECORD.size, 0)
+
+    def _say_if_it_waits(self, record):
+        status, _, patience, _ = RECORD.unpack(record)
+        if record != self._seen:
+            self._seen, self._since = record, time.monotonic()
+            return
+        waited = time.monotonic() - self._since
+        if status == DOING and waited > patience:
+            ranks = find_missing(os.pread(self._memory, SIZE, 0))
+            say(f"{self._name} has waited {waited:.0f} seconds for {ranks}, "
+                f"in: {text_of(record)}.")
+            self._since = float("inf")
+
+    def end(self):
+        """Say how the process has ended, and end what it has left behind."""
+        code = self._process.exit_code()
+        record = self._record()
+        status = RECORD.unpack(record)[0]
+        if status == ENDED and not code:
+            return
+        if status != SAID:
+            say(f"{self._name} {_way(code)}. It last did: {describe(record)}.")
+        # Such as a compiler. mpiexec does so with the other ranks.
+        if os.getpgid(0) == self._pid:
+            os.killpg(self._pid, signal.SIGKILL)
+
+
+def _way(code):
+    """Describe how a process has ended, by the status for its parent."""
+    if code is None:
+        return "was ended, or ended itself"
+    number, status = code & 127, code >> 8
+    if not number:
+        return (f"ended with exit status {status}, before the end of its "
+                "program")
+    try:
+        name = f" ({signal.Signals(number).name})"
+    except ValueError:
+        name = ""
+    return f"was ended by signal {number}{name}"
+
+
+def say(text):
+    """Write a line to the standard error stream, unless that is closed."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"bnlasagne: {text}\n".encode())
+
+
+def main(name, *numbers):
+    """Watch a rank in a process that nobody waits for."""
+    pid, pipe, memory = map(int, numbers)
+    if os.fork():
+        return
+    # An interrupt of the whole group ends it without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    watcher = _Watcher(name, pid, memory)
+    watcher.watch(pipe)
+    watcher.end()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
