@@ -5,24 +5,32 @@
 export venv ?= .venv
 python = $(venv)/bin/python
 
+# A checkout of Lasagne instead of its release, in an environment of its own.
+ifdef lasagne
+venv := .venv-lasagne
+also = --editable $(abspath $(lasagne))
+endif
+
 # Without Python.h, no compiler: see .ci/venv. THEANO_FLAGS comes last, wins.
 flags = if [ -e $(venv)/no-header ]; then \
 	export THEANO_FLAGS="cxx=,$${THEANO_FLAGS-}"; fi;
 
 .PHONY: help demo mpi-demo bench test coverage flags-test widths-test \
-	mpi-test pythons-test core-test frameworks-test fuzz kills docs lint clean
+	mpi-test pythons-test python-test frameworks-test fuzz kills docs lint \
+	clean
 
 help:
 	@echo "make demo   train on digits, with and without batch normalization"
 	@echo "make mpi-demo  train on digits, on 2 processes (or RANKS=…)"
 	@echo "make bench  measure the speed, against others (BENCH=… are options)"
 	@echo "make test   ruff, then all tests but those of many processes"
+	@echo "make test lasagne=…  the same, with a checkout of Lasagne"
 	@echo "make coverage  the same, and which branches the tests do not reach"
 	@echo "make flags-test  the tests of the kernels, with -ffast-math"
 	@echo "make widths-test  the tests of the kernels, for each vector width"
 	@echo "make mpi-test  the tests of distributed training, on 1 to 4 processes"
 	@echo "make frameworks-test  compare with PyTorch, Keras and ONNX"
-	@echo "make pythons-test  a choice of the tests, on other Pythons"
+	@echo "make pythons-test  the tests, on the oldest and the newest versions"
 	@echo "make kills  end ranks of jobs at random moments (KILLS=… are options)"
 	@echo "make fuzz   random cases for ten minutes (FUZZ=… are options)"
 	@echo "make docs   build the pages and the API reference in build/docs"
@@ -45,7 +53,7 @@ bench:
 	@$(flags) $(python) -m benchmarks $(BENCH)
 
 lint:
-	@.ci/venv test
+	@.ci/venv test "" "$(also)"
 	$(python) -m ruff check .
 
 # Files of tests go to one process for each core, of which four are enough.
@@ -104,23 +112,24 @@ mpi-test:
 	done; \
 	$(python) -m pytest -q -m jobs tests/parallel tests/examples
 
-# On other Pythons, those that this machine has of the versions below, with the
-# NumPy that is named there or else the newest, each in an environment of its
-# own.
-pythons ?= 3.8:numpy==1.17.3 3.12:numpy<2 3.13
+# On other Pythons, those that this machine has of the versions below, each in
+# an environment of its own, with what is named there, or else the newest. The
+# oldest and the newest run all tests, others a choice.
+pythons ?= 3.8:oldest 3.12:numpy<2:core 3.13
 core ?= tests/compat tests/test_house.py tests/kernels/test_ops.py \
 	tests/networks tests/averages tests/layers README.md
 
 pythons-test:
 	@for one in $(foreach one,$(pythons),"$(one)"); do \
-		PYTHON= $(MAKE) --no-print-directory core-test \
-			venv=".venv-$${one%%:*}" version="$${one%%:*}" \
-			also="$$(echo "$$one" | cut -s -d: -f2)" || exit 1; \
+		echo "$$one" | { IFS=: read -r version also choice; \
+			PYTHON= $(MAKE) --no-print-directory python-test \
+				venv=".venv-$$version" version="$$version" \
+				also="$$also" choice="$$choice"; } || exit 1; \
 	done
 
-core-test:
+python-test:
 	@.ci/venv test "$(version)" "$(also)"; case $$? in \
-	0) $(flags) $(pytest) -q $(core) ;; \
+	0) $(flags) $(pytest) -q $($(choice)) ;; \
 	3) ;; \
 	*) exit 1 ;; esac
 

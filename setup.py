@@ -67,13 +67,14 @@ requirements = [
     "Theano==1.0.5",
     # Its development version, 0.2.dev1, works as well. PyPI has 0.1 only.
     "Lasagne>=0.1",
-    # The first with wheels for Python 3.8.
+    # The first with wheels for Python 3.8. SciPy is what Theano needs.
     "numpy>=1.17.3,<3",
+    "scipy>=1.3.2",
     "packaging",
 ]
 plot = [
-    # The first with Axes.axline().
-    "matplotlib>=3.3",
+    # The first in which tight_layout() causes no warning.
+    "matplotlib>=3.4",
 ]
 mpi = [
     # The first that lets communicators keep what belongs to them, on all the

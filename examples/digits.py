@@ -263,13 +263,15 @@ def read_npz(path):
     """Read the arrays of an ``mnist.npz`` as Keras has it."""
     expected = f"{path}: expected the arrays {', '.join(NPZ_ARRAYS)}"
     try:
-        # Opened here, for np.load leaves a damaged file open.
-        with path.open("rb") as file, np.load(file) as arrays:
-            return tuple(arrays[name] for name in NPZ_ARRAYS)
+        # Opened here, for np.load leaves a damaged file open, and old releases
+        # of NumPy complain when they close it.
+        with path.open("rb") as file:
+            zipfile.ZipFile(file).close()
+            file.seek(0)
+            with np.load(file) as arrays:
+                return tuple(arrays[name] for name in NPZ_ARRAYS)
     except KeyError as error:
         raise DataError(f"{expected}; {error.args[0]}") from error
-    # What a damaged file raises depends on where the damage is. A sound .npy
-    # file gives an array, which is no context manager.
-    except (AttributeError, EOFError, TypeError, ValueError, zlib.error,
-            zipfile.BadZipFile) as error:
+    # What a damaged file raises depends on where the damage is.
+    except (EOFError, ValueError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"{expected} in a sound .npz file") from error

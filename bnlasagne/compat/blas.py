@@ -93,11 +93,13 @@ def link_blas_of_scipy(configdefaults):
 def _libraries():
     """List the libraries that SciPy's wheel brings, if it is one."""
     spec = importlib.util.find_spec("scipy")
-    folders = spec and spec.submodule_search_locations or []
-    return sorted(
-        path for folder in folders for path in glob.glob(os.path.join(
-            glob.escape(os.path.dirname(folder)), "scipy.libs",
-            "lib*openblas*.so")))
+    packages = spec and spec.submodule_search_locations or []
+    # Beside the package, or in it, as in older wheels.
+    folders = [folder for package in packages for folder in (
+        os.path.join(os.path.dirname(package), "scipy.libs"),
+        os.path.join(package, ".libs"))]
+    return sorted(path for folder in folders for path in glob.glob(
+        os.path.join(glob.escape(folder), "lib*openblas*.so")))
 
 
 def _flags(library):

@@ -13,6 +13,7 @@ REQUIREMENTS = (
     "Theano==1.0.5",
     "Lasagne>=0.1",
     "numpy>=1.17.3,<3",
+    "scipy>=1.3.2",
     "packaging",
 )
 _MODULE = "bnlasagne.compat"

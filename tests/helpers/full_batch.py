@@ -116,7 +116,8 @@ class Pass:
         axes = tuple(range(2, x.ndim))
         size = np.prod([x.shape[axis] for axis in axes])
         return x.mean(axes), lambda dy: (
-            [np.expand_dims(dy, axes) / size * np.ones_like(x)], {})
+            [dy.reshape(dy.shape + (1,) * len(axes)) / size
+             * np.ones_like(x)], {})
 
     def _BatchNormLayer(self, layer, x):
         gamma, beta = value_of(layer.gamma, 1), value_of(layer.beta, 0)
