@@ -362,6 +362,7 @@ _THE_END = "the end of the program"
 @functools.lru_cache(maxsize=None)
 def _operation(function):
     """Make an operation of MPI from a function that merges two vectors."""
+    @ends.uninterrupted
     def operate(lower, upper, kind):
         merged = np.frombuffer(upper, np.float64)
         merged[:] = function(np.frombuffer(lower, np.float64), merged)

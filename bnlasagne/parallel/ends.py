@@ -4,15 +4,20 @@ The other ranks would wait for it forever. ``python -m mpi4py`` ends the job in
 these cases; here the same is done for programs that are started without it.
 """
 
+import os
+import signal
 import sys
+import threading
 import time
 
 from . import notes
 
-__all__ = ["abort", "is_ending", "say", "watch"]
+__all__ = ["abort", "is_ending", "say", "uninterrupted", "watch"]
 
 # Whether ``python -m mpi4py`` ends the job as soon as this program ends.
 _statuses = []
+# Code of functions within which no interrupt is raised.
+_uninterrupted = set()
 
 
 def watch():
@@ -20,6 +25,7 @@ def watch():
     world = sys.modules["mpi4py.MPI"].COMM_WORLD
     notes.start(f"Rank {world.rank} of {world.size}")
     _watch_exit_status()
+    _watch_interrupts()
     hook = sys.excepthook
     is_interactive = hasattr(sys, "ps1") or sys.flags.interactive
     if not is_interactive and not hasattr(hook, "aborts"):
@@ -60,6 +66,35 @@ def _watch_exit_status():
         watched(status)
     set_abort_status.watched = watched
     run.set_abort_status = set_abort_status
+
+
+def uninterrupted(function):
+    """Have Ctrl-C raise its error after a function that MPI calls.
+
+    Within, mpi4py would end the job before anyone could say why.
+    """
+    _uninterrupted.add(function.__code__)
+    return function
+
+
+def _watch_interrupts():
+    """Take the place of Python's own handler of interrupts."""
+    if threading.current_thread() is threading.main_thread() and (
+            signal.getsignal(signal.SIGINT) is signal.default_int_handler):
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def _interrupt(number, frame):
+    above = frame
+    while above is not None:
+        if above.f_code in _uninterrupted:
+            # Again, a moment later, and not to the thread of the timer.
+            again = threading.Timer(0.01, os.kill, [os.getpid(), number])
+            again.daemon = True
+            again.start()
+            return
+        above = above.f_back
+    signal.default_int_handler(number, frame)
 
 
 def _aborting(hook):

@@ -34,6 +34,7 @@ import numpy as np
 import theano
 import theano.tensor as T
 from bnlasagne.parallel import waiting
+from bnlasagne.parallel.channel import channel_of
 
 comm = bnlasagne.world()
 rank = comm.rank
@@ -180,6 +181,25 @@ def test_interrupt(run, flags):
     # Not always in the script: within an operation of MPI, that ends the job.
     assert job.code != 0, job.errors
     assert "KeyboardInterrupt" in job.errors
+
+
+def test_interrupt_in_an_operation_of_mpi(run):
+    """There, mpi4py would end the job without a word on the rank."""
+    job = run("""
+        def merge(lower, upper):
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(0.1)
+            return lower + upper
+
+        channel = channel_of(comm, "test")
+        channel.agree(("a test",))
+        channel.merge(np.zeros(3), merge)
+        time.sleep(600)
+        """)
+    assert_failed(job, "KeyboardInterrupt")
+    assert "raised an error, which ends the job. It last did: message of: a " \
+        "test" in job.errors
+    assert "Fatal Python error" not in job.errors
 
 
 # The end of one rank
