@@ -4,6 +4,7 @@
 """
 
 import random
+import sys
 
 import pytest
 from helpers.kills import (
@@ -16,7 +17,10 @@ from helpers.kills import (
     undisturbed,
 )
 
-pytestmark = [pytest.mark.jobs, pytest.mark.usefixtures("needs_mpi")]
+pytestmark = [
+    pytest.mark.jobs, pytest.mark.usefixtures("needs_mpi"),
+    pytest.mark.skipif(sys.platform != "linux",
+                       reason="finds processes in /proc")]
 
 
 @pytest.fixture(scope="module")
