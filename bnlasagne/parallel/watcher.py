@@ -11,7 +11,6 @@ import contextlib
 import os
 import select
 import signal
-import socket
 import struct
 import sys
 import time
@@ -159,7 +158,8 @@ class _Watcher:
     """Watch the process `pid`, by the name of its rank, for messages."""
 
     def __init__(self, name, pid, memory):
-        self._name = f"{name} (process {pid} on {socket.gethostname()})"
+        # The module socket would take as long as all the others.
+        self._name = f"{name} (process {pid} on {os.uname().nodename})"
         self._pid, self._memory = pid, memory
         self._process = _Process(pid)
         self._seen, self._since = None, 0
