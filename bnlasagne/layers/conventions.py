@@ -90,12 +90,12 @@ def statistics_of(mean, std, own_epsilon, epsilon):
 
 
 @contextlib.contextmanager
-def errors_of(layer):
-    """Have errors about values name the layer."""
+def errors_of(layer, text=None):
+    """Have errors about values start with a text, by default the label."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{label(layer)}: {error}.") from None
+        raise ValueError(f"{text or label(layer)}: {error}.") from None
 
 
 def _check_epsilon(epsilon):

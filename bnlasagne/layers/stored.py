@@ -131,10 +131,10 @@ class StoredValues:
         setting.carry_out()
 
     def converted_statistics(self, mean, std=None, var=None, inv_std=None,
-                             epsilon=None):
+                             epsilon=None, text=None):
         """List the averages with the values that they would be set to.
 
-        See :meth:`set_statistics`.
+        See :meth:`set_statistics`. Errors start with `text`.
         """
         for name in ("mean", "std"):
             settable(getattr(self, name), f"{label(self)}: {name}")
@@ -142,7 +142,7 @@ class StoredValues:
                  (("mean", mean), ("std", std), ("var", var),
                   ("inv_std", inv_std)) if value is not None}
         own_epsilon = float(value_in(self, "epsilon"))
-        with errors_of(self):
+        with errors_of(self, text):
             mean = given.pop("mean", None)
             if mean is None or not np.all(np.isfinite(mean)):
                 raise ValueError(f"mean must be finite, got {mean}")

@@ -5,6 +5,7 @@ import os
 import tempfile
 
 import numpy as np
+import theano
 
 from ..networks.labels import label
 
@@ -18,7 +19,7 @@ def repeatable(batches, caller, passes, what="batches", remedy=""):
 
     An iterator will do for a single pass.
     """
-    if isinstance(batches, np.ndarray) or not (
+    if isinstance(batches, (np.ndarray, theano.Variable)) or not (
             callable(batches) or hasattr(batches, "__iter__")):
         raise TypeError(
             f"{caller}: {what} must be an iterable, or a function that returns"
@@ -151,9 +152,9 @@ def keeping(keep):
     """Yield where to keep frontiers, or None."""
     if keep is None:
         yield None
-    elif keep == "memory":
+    elif isinstance(keep, str) and keep == "memory":
         yield Kept()
-    elif os.path.isdir(keep):
+    elif isinstance(keep, (str, os.PathLike)) and os.path.isdir(keep):
         with tempfile.TemporaryDirectory(dir=keep, prefix="frontier") as path:
             yield Kept(path)
     else:

@@ -16,6 +16,7 @@ depend on which rank had which batch.
 
 import collections
 import contextlib
+import numbers
 
 from ..kernels.moments import Moments
 from ..networks.setting import all_or_nothing
@@ -147,7 +148,7 @@ def update_population_statistics(network, batches, method="layerwise", ddof=0,
     channel = channel_of(comm, CALLER)
     with contextlib.ExitStack() as stack:
         with _together(channel, CALLER):
-            _check_arguments(method, progress)
+            _check_arguments(method, ddof, progress)
             measured = MeasuredNetwork(checked_layers(network, CALLER),
                                        method == "one_pass", kwargs)
             stages = stages_of(measured)
@@ -175,10 +176,13 @@ def _together(channel, *lines):
     return channel.together(*lines)
 
 
-def _check_arguments(method, progress):
-    if method not in ("layerwise", "one_pass"):
+def _check_arguments(method, ddof, progress):
+    if not isinstance(method, str) or method not in ("layerwise", "one_pass"):
         raise ValueError(f"{CALLER}: method must be 'layerwise' or "
                          f"'one_pass', got {method!r}.")
+    if not (isinstance(ddof, numbers.Integral) and ddof >= 0):
+        raise ValueError(f"{CALLER}: ddof must be a whole number, 0 or more, "
+                         f"got {ddof!r}.")
     if progress is not None and not callable(progress):
         raise TypeError(f"{CALLER}: progress must be None or a callable such "
                         f"as tqdm.tqdm, got {progress!r}.")

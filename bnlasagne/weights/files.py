@@ -7,6 +7,7 @@ import math
 import os
 import re
 import reprlib
+import struct
 import warnings
 import zipfile
 
@@ -266,11 +267,20 @@ def _damage_named(file):
                          f"written by save_network(): {error}") from error
 
 
+# At the end of an archive, before the number of its members.
+_END = b"PK\5\6"
+
+
 def _headers(content):
     """Find the arrays in a file, and their shapes; no array is unpacked."""
     if content.startswith(np.lib.format.MAGIC_PREFIX):
         raise ValueError("it has one array only, without a name")
     archive, members, shapes = zipfile.ZipFile(io.BytesIO(content)), {}, {}
+    # One that is damaged may hide the next one. Of very many, it does not say.
+    number, = struct.unpack_from("<H", content, content.rfind(_END) + 10)
+    if number not in (len(archive.infolist()), 0xffff):
+        raise ValueError(f"it must have {number} arrays, got "
+                         f"{len(archive.infolist())}")
     for member in archive.infolist():
         # Folders have members of their own, if another program packed it.
         if not member.is_dir():

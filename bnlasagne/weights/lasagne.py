@@ -94,7 +94,7 @@ def set_lasagne_values(network, values):
         raise TypeError(
             "set_lasagne_values(): values must be a list of arrays as "
             f"get_all_param_values() returns it, got {reprlib.repr(values)}.")
-    values = [as_numbers(f"array {number}", value)
+    values = [as_numbers(f"set_lasagne_values(): array {number}", value)
               for number, value in enumerate(values)]
     own = [variable.get_value(borrow=True).shape
            for variable in lasagne.layers.get_all_params(network)]
@@ -120,8 +120,10 @@ def set_lasagne_values(network, values):
 def _add_statistics(setting, layer, found):
     """Have running averages of a layer set: one of them, or both."""
     values = {role: value for role, (_, value) in found.items()}
-    converted = layer.converted_statistics(values.get("mean", 0),
-                                           inv_std=values.get("std", 1))
+    text = next(param.label for param, _ in found.values())
+    converted = layer.converted_statistics(
+        values.get("mean", 0), inv_std=values.get("std", 1),
+        text=f"set_lasagne_values(): {text}")
     for role, (variable, value) in zip(("mean", "std"), converted):
         # One of them may be another layer's.
         if role in found:

@@ -169,7 +169,7 @@ class Entry:
         self.layer = layer
         self.label = framework.labels[layer]
         self.names = {role: framework.names[role] for role in self.roles}
-        self._epsilon = framework.epsilon
+        self._caller, self._epsilon = framework.caller, framework.epsilon
         self._order = framework.feature_order(layer)
 
     def takes(self, role, shape):
@@ -282,7 +282,8 @@ class BatchNormEntry(Entry):
                     self.layer.param_shape()))
         # Deviations from the mean are the same without the bias as with it.
         statistics = self.layer.converted_statistics(
-            values["mean"] - bias, var=values["var"], epsilon=self._epsilon)
+            values["mean"] - bias, var=values["var"], epsilon=self._epsilon,
+            text=f"{self._caller}: {self.label}")
         for role, (param, value) in zip(("mean", "std"), statistics):
             setting.add(param, value, f"{self.label}: {role}")
 
