@@ -16,8 +16,8 @@ flags = if [ -e $(venv)/no-header ]; then \
 	export THEANO_FLAGS="cxx=,$${THEANO_FLAGS-}"; fi;
 
 .PHONY: help demo mpi-demo bench test coverage flags-test widths-test \
-	mpi-test pythons-test python-test frameworks-test fuzz kills docs lint \
-	clean
+	mpi-test pythons-test python-test frameworks-test fuzz kills sanitize \
+	docs lint clean
 
 help:
 	@echo "make demo   train on digits, with and without batch normalization"
@@ -33,6 +33,7 @@ help:
 	@echo "make pythons-test  the tests, on the oldest and the newest versions"
 	@echo "make kills  end ranks of jobs at random moments (KILLS=… are options)"
 	@echo "make fuzz   random cases for ten minutes (FUZZ=… are options)"
+	@echo "make sanitize  the kernels under sanitizers, a function in valgrind"
 	@echo "make docs   build the pages and the API reference in build/docs"
 	@echo "make lint   ruff only"
 	@echo "make clean  remove what the other targets made"
@@ -144,6 +145,10 @@ fuzz:
 kills:
 	@.ci/venv test
 	@$(flags) $(python) tests/parallel/kills $(KILLS)
+
+sanitize:
+	@.ci/venv test
+	@PYTHONPATH=tests $(python) -m sanitize $(SANITIZE)
 
 docs:
 	@.ci/venv docs

@@ -18,6 +18,9 @@ const Index SAMPLE_ROWS = BLOCK_ROWS / SAMPLED;
 /* Columns, up to which rows are written one by one, straight on. */
 const Index NARROW = 256;
 
+/* Of a sum of squares, what rounding may leave of it where values are equal. */
+const double ROUNDED = 8 * std::numeric_limits<double>::epsilon();
+
 /* A tile: columns from `column` on, of rows begin to, and without, end. */
 struct Tile {
     Index column, width, begin, end;
@@ -190,7 +193,8 @@ void column_moments(const T* x, Rows rows, Tile tile, T unit,
             // In this order, no more than the sum of squares: it is finite.
             double own = second[j] - sum * (sum * inverse);
             double delta = near[j] + sum * inverse - mean[j];
-            m2[j] += (own < 0 ? 0 : own) + delta * delta * both;
+            m2[j] += (own < ROUNDED * second[j] ? 0 : own)
+                     + delta * delta * both;
             mean[j] += delta * part;
             near[j] = static_cast<T>(mean[j]);
         }

@@ -479,17 +479,20 @@ struct Forward : Job<T, MASKED> {
         }
     }
 
-    /* Moments of channels from those of their columns, of as many values. */
+    /* Moments of channels from those of their columns, of as many values. Of
+     * equal means, the mean is the same, so that a channel of equal values has
+     * no deviations. */
     void merge_columns(const Tile& tile, const double* from,
                        const double* from_m2, double* to, double* to_m2) {
         const Index S = shape.S, n = tile.end - tile.begin;
         for (Index c = 0; c < tile.width / S; ++c) {
+            const double one = from[c * S], near = std::isfinite(one) ? one : 0;
             double sum = 0, m2 = 0, squares = 0;
             for (Index j = c * S; j < c * S + S; ++j) {
-                sum += from[j];
+                sum += from[j] - near;
                 m2 += from_m2[j];
             }
-            to[c] = sum / static_cast<double>(S);
+            to[c] = near + sum / static_cast<double>(S);
             for (Index j = c * S; j < c * S + S; ++j)
                 squares += (from[j] - to[c]) * (from[j] - to[c]);
             to_m2[c] = m2 + static_cast<double>(n) * squares;
