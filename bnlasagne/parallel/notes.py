@@ -54,18 +54,14 @@ def start(name):
     # The other end closes with this process, and with nothing else.
     end_, _ = os.pipe()
     inherited = end_, _Memory.file
-    for descriptor in inherited:
-        os.set_inheritable(descriptor, True)
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        # With all that this process has inherited, or mpiexec may note the end
-        # of this process by a connection that closes. It would end the watcher
-        # with it. By the status of the process, it does not.
+        # Without any connection to mpiexec, which waits for these to close.
         subprocess.run(
             [sys.executable, "-I", "-S", str(_WATCHER), name,
              str(os.getpid()), *map(str, inherited)],
-            stdin=subprocess.DEVNULL, close_fds=False, timeout=60)
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            pass_fds=inherited, timeout=60)
     os.close(end_)
-    os.set_inheritable(_Memory.file, False)
 
 
 def _open():

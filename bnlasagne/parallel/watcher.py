@@ -2,9 +2,13 @@
 
 A rank that is killed can say nothing itself, and ``mpiexec`` ends the other
 ranks before they find out. So each rank starts this file as a program, which
-outlives it by a moment. It imports nothing but Python's own modules, and stays
-in the process group of the rank: ``mpiexec`` ends the other ranks as groups,
-and their watchers with them. So one rank is named, the first that ended.
+outlives it by a moment. It imports nothing but Python's own modules.
+
+The watcher has a session of its own, so that ``mpiexec`` does not end it. It
+names its rank only if that ended by itself, before the other ranks of this
+machine. Those that ``mpiexec`` ends, it ends as process groups. A canary, a
+process in the group of the rank, tells the watcher of that: it does nothing
+but end with the group, which it does faster than the rank.
 """
 
 import contextlib
@@ -35,7 +39,7 @@ _TICK = 1
 # How many of the ranks that are waited for are described.
 _MOST = 4
 # Places in /proc/PID/stat, counted from after the name of the program.
-_STATE, _EXIT_CODE = 0, 49
+_STATE, _PARENT, _EXIT_CODE = 0, 1, 49
 # States of a process that has ended; the first if its parent knows.
 _DEAD, _STOPPED = ("", "Z", "X"), ("T", "t")
 # Of Linux's pidfd.h.
@@ -105,12 +109,12 @@ class _Process:
 
     def __init__(self, pid):
         self._pid = pid
-        self._stat = self._descriptor = None
+        self._stat = self.descriptor = None
         # They are missing on other systems, the second on Linux before 5.3 and
         # on Python 3.8.
         with contextlib.suppress(OSError, AttributeError):
             self._stat = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
-            self._descriptor = os.pidfd_open(pid)
+            self.descriptor = os.pidfd_open(pid)
 
     def look(self):
         """Return its state, a letter, and its exit code; None if unknown.
@@ -144,7 +148,7 @@ class _Process:
         info = bytearray(64)
         struct.pack_into("<Q", info, 0, _PIDFD_INFO_EXIT)
         try:
-            fcntl.ioctl(self._descriptor, _PIDFD_GET_INFO, info)
+            fcntl.ioctl(self.descriptor, _PIDFD_GET_INFO, info)
         except (OSError, TypeError):
             # On other systems, there is nothing to ask.
             return None
@@ -152,6 +156,48 @@ class _Process:
         if not found & _PIDFD_INFO_EXIT:
             return None
         return struct.unpack_from("<i", info, 60)[0]
+
+
+def _siblings(pid):
+    """List the other processes that have the parent of a process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            parent = int(file.read().rpartition(b")")[2].split()[_PARENT])
+        children = []
+        for thread in os.listdir(f"/proc/{parent}/task"):
+            with open(f"/proc/{parent}/task/{thread}/children") as file:
+                children += map(int, file.read().split())
+    except OSError:
+        return []
+    return [_Process(child) for child in children if child != pid]
+
+
+class _Ends:
+    """Wait for the ends of processes, in the order in which they come.
+
+    Each has a descriptor that can be read as soon as the process has ended.
+    """
+
+    def __init__(self, descriptors):
+        self._left = list(descriptors)
+        # It keeps the order. Others do not.
+        self._epoll = select.epoll() if hasattr(select, "epoll") else None
+        if self._epoll:
+            for descriptor in self._left:
+                self._epoll.register(descriptor, select.EPOLLIN)
+
+    def next(self):
+        """Return the next descriptor, None if there is none for a while."""
+        if self._epoll:
+            ready = [ended for ended, _ in self._epoll.poll(_TICK, 1)]
+        else:
+            ready, _, _ = select.select(self._left, [], [], _TICK)
+        for descriptor in ready[:1]:
+            self._left.remove(descriptor)
+            if self._epoll:
+                self._epoll.unregister(descriptor)
+            return descriptor
+        return None
 
 
 class _Watcher:
@@ -164,15 +210,26 @@ class _Watcher:
         self._process = _Process(pid)
         self._seen, self._since = None, 0
 
-    def watch(self, pipe):
-        """Return when the process has closed its end of a pipe.
+    def watch(self, pipe, canary):
+        """Wait for the end of the process; tell whether it ended by itself.
 
-        A child that the rank has left behind may hold that end open.
+        That is before its canary, and before a process with the same parent
+        failed. Both arguments are pipes of which the other end closes with a
+        process. A child that the rank leaves behind may hold its end open.
         """
-        while not select.select([pipe], [], [], _TICK)[0]:
-            if self._process.look()[0] in _DEAD:
-                return
-            self._say_if_it_waits(self._record())
+        siblings = {sibling.descriptor: sibling
+                    for sibling in _siblings(self._pid) if sibling.descriptor}
+        ends = _Ends([pipe, canary, *siblings])
+        is_first = True
+        while True:
+            ended = ends.next()
+            if ended == pipe or (ended is None
+                                 and self._process.look()[0] in _DEAD):
+                return is_first
+            if ended is None:
+                self._say_if_it_waits(self._record())
+            elif ended == canary or siblings[ended].exit_code() != 0:
+                is_first = False
 
     def _record(self):
         return os.pread(self._memory, RECORD.size, 0)
@@ -190,17 +247,15 @@ class _Watcher:
             self._since = float("inf")
 
     def end(self):
-        """Say how the process has ended, and end what it has left behind."""
+        """Say how the process has ended; tell whether it has failed."""
         code = self._process.exit_code()
         record = self._record()
         status = RECORD.unpack(record)[0]
         if status == ENDED and not code:
-            return
+            return False
         if status != SAID:
             say(f"{self._name} {_way(code)}. It last did: {describe(record)}.")
-        # Such as a compiler. mpiexec does so with the other ranks.
-        if os.getpgid(0) == self._pid:
-            os.killpg(self._pid, signal.SIGKILL)
+        return True
 
 
 def _way(code):
@@ -227,13 +282,38 @@ def say(text):
 def main(name, *numbers):
     """Watch a rank in a process that nobody waits for."""
     pid, pipe, memory = map(int, numbers)
+    # An interrupt of the whole group ends the canary without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    leads = os.getpgid(0) == pid
+    canary, *ends = _start_canary(pipe)
     if os.fork():
         return
-    # An interrupt of the whole group ends it without a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.setsid()
+    for descriptor in ends:
+        os.close(descriptor)
     watcher = _Watcher(name, pid, memory)
-    watcher.watch(pipe)
-    watcher.end()
+    # Then, others name a rank, and end the processes of this one.
+    if watcher.watch(pipe, canary) and watcher.end() and leads and (
+            not select.select([canary], [], [], 0)[0]):
+        # What the rank has left behind, such as a compiler. While the canary
+        # lives, its group is no other one.
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _start_canary(pipe):
+    """Start a process that ends with its group, or after the watcher.
+
+    Returns a pipe of which the other end closes with the canary, and two ends
+    of pipes that the watcher is to close.
+    """
+    canary, breath = os.pipe()
+    air, watcher = os.pipe()
+    if os.fork():
+        return canary, breath, air
+    for descriptor in canary, watcher, pipe:
+        os.close(descriptor)
+    os.read(air, 1)
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -264,6 +264,21 @@ def test_killed(run, code, last):
         rf"\(SIGKILL\)\. It last did: {re.escape(last)}\.", line)
 
 
+def test_exit_with_a_child(run):
+    """A process that the rank has started holds up nobody."""
+    job = run("""
+        import subprocess
+
+        if rank == 1:
+            subprocess.Popen(["sleep", "600"])
+            os._exit(7)
+        time.sleep(600)
+        """, ranks=3)
+    assert job.code != 0
+    assert "ended with exit status 7, before the end of its program" in (
+        job.errors)
+
+
 def test_runner_returns_the_exit_status(run):
     job = run("""
         function = build()

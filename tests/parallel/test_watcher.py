@@ -1,5 +1,7 @@
 """Have a watcher say how a process ends that plays a rank, without MPI."""
 
+import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -83,11 +85,39 @@ def test_nothing_to_say(code):
     assert errors_of(code) == ""
 
 
-def test_end_of_the_whole_group():
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_end_of_the_whole_group(number):
     """As mpiexec ends the other ranks, of which none is to be named."""
-    assert errors_of("os.killpg(0, signal.SIGKILL)") == ""
-    assert errors_of("os.killpg(0, signal.SIGINT); time.sleep(9)").count(
-        "bnlasagne:") == 0
+    with waiting_rank() as rank:
+        os.killpg(rank.pid, number)
+        assert "bnlasagne:" not in rank.communicate(timeout=60)[1]
+
+
+@pytest.mark.parametrize("status, named", [(0, True), (1, False)])
+def test_end_after_another_rank(status, named):
+    """Only the first rank that fails is named."""
+    with subprocess.Popen(
+            [sys.executable, "-c", f"import sys; sys.exit(input() or {status})"
+             ], stdin=subprocess.PIPE) as other, waiting_rank() as rank:
+        other.communicate(b"\n")
+        time.sleep(0.1)
+        os.kill(rank.pid, signal.SIGKILL)
+        errors = rank.communicate(timeout=60)[1]
+    assert ("was ended by signal 9" in errors) == named
+
+
+@contextlib.contextmanager
+def waiting_rank():
+    """A rank as large as Theano makes it, which ends as slowly."""
+    with subprocess.Popen(
+            [sys.executable, "-c", COMMON % "large = b'x' * 300000000"
+             + "print(flush=True); time.sleep(600)"], start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            encoding="utf-8") as rank:
+        rank.stdout.readline()
+        # The watcher looks for other ranks.
+        time.sleep(1)
+        yield rank
 
 
 def test_files_that_are_closed():
