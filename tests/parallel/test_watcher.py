@@ -93,6 +93,7 @@ def test_end_of_the_whole_group(number):
         assert "bnlasagne:" not in rank.communicate(timeout=60)[1]
 
 
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="Python 3.8")
 @pytest.mark.parametrize("status, named", [(0, True), (1, False)])
 def test_end_after_another_rank(status, named):
     """Only the first rank that fails is named."""
