@@ -179,23 +179,37 @@ def branches():
 @pytest.mark.parametrize("by_batch", [True, False])
 def test_gradients_of_a_network(rng, float64, by_batch, wrong):
     network = branches()
-    x, y = rng.normal(size=(5, 2, 2, 3)), rng.normal(size=(5, 3))
+    assert len(lasagne.layers.get_all_params(network, trainable=True)) == 12
+    assert are_gradients(network, rng.normal(size=(5, 2, 2, 3)), rng.normal(
+        size=(5, 3)), wrong, by_batch=by_batch) == {wrong == 1}
 
+
+@pytest.mark.parametrize("wrong", [1, 1.0005])
+def test_gradients_of_parts_with_masks(rng, float64, wrong):
+    x, mask = InputLayer((None, 3)), InputLayer((None,))
+    network = batch_norm(DenseLayer(x, 3, nonlinearity=tanh), mask_input=mask)
+    network = batch_norm(DenseLayer(network, 3, nonlinearity=tanh))
+    network = DenseLayer(network, 3, nonlinearity=sigmoid)
+    arrays = {x: rng.normal(size=(7, 3)), mask: np.array([1, 1, 0, 1, 1, 0,
+                                                          1])}
+    assert are_gradients(
+        network, arrays, rng.normal(size=(7, 3)), wrong,
+        parts_of=lambda layer: np.split(np.arange(7), [4])) == {wrong == 1}
+
+
+def are_gradients(network, x, y, factor, **options):
+    """The answers whether gradients, times a factor, are those of the loss."""
     def loss_with(param, value):
         before = param.get_value()
         param.set_value(value)
-        output = full_batch.Pass(network, x, by_batch).output
+        output = full_batch.Pass(network, x, **options).output
         param.set_value(before)
         return full_batch.squared_error(output, y)[0]
 
-    full = full_batch.Pass(network, x, by_batch)
+    full = full_batch.Pass(network, x, **options)
     gradients = full.gradients(full_batch.squared_error(full.output, y)[1])
-    params = lasagne.layers.get_all_params(network, trainable=True)
-    assert len(params) == 12
-    for param in params:
-        numeric = finite_differences(
-            lambda value, param=param: loss_with(param, value),
-            param.get_value())
-        # Steps of 1e-5 leave 1e-10 of the loss.
-        assert np.allclose(gradients[param] * wrong, numeric, rtol=1e-4,
-                           atol=1e-9) == (wrong == 1), param
+    # Steps of 1e-5 leave 1e-10 of the loss.
+    return {np.allclose(gradients[param] * factor, finite_differences(
+        lambda value, param=param: loss_with(param, value),
+        param.get_value()), rtol=1e-4, atol=1e-9)
+        for param in lasagne.layers.get_all_params(network, trainable=True)}

@@ -270,10 +270,13 @@ def networks(draw):
     drawing = Drawing(draw)
     linears = [Drawing.conv, Drawing.dense, Drawing.nin, Drawing.later_conv]
     others = [Drawing.total, Drawing.both, Drawing.pool, Drawing.plain]
+    norms, convs = [Drawing.norm], [Drawing.conv]
     # Mostly linear layers and norms by turns.
-    for group in draw(st.lists(st.sampled_from(
-            [linears, [Drawing.norm], linears, [Drawing.norm], others]),
-            min_size=3, max_size=10)):
+    for group in draw(st.sampled_from([
+            [norms, convs], [convs, norms], [norms, linears, norms],
+            [linears, norms, others]]) | st.lists(st.sampled_from(
+                [linears, norms, linears, norms, others]),
+                min_size=3, max_size=10)):
         layer = draw(st.sampled_from(group))(drawing)
         if layer is not None:
             drawing.layers.append(layer)
@@ -306,14 +309,15 @@ LINEAR = (DenseLayer, Conv1DLayer, Conv2DLayer, NINLayer)
 
 
 def must_fold(norm, outputs):
-    """Whether a layer is alone on a linear layer of as many channels."""
+    """Whether it is alone on a linear layer, or on a norm that is."""
     layer, = below_of(norm)
     consumers = [each for each in get_all_layers(outputs)
                  if layer in below_of(each)]
     channels = set(range(len(layer.output_shape))) - {1}
-    return isinstance(layer, LINEAR) and layer not in outputs and \
-        layer.nonlinearity is linear and consumers == [norm] and \
-        set(norm.axes) == channels
+    is_linear = isinstance(layer, LINEAR) or (
+        isinstance(layer, BatchNormLayer) and must_fold(layer, outputs))
+    return is_linear and layer not in outputs and consumers == [norm] and \
+        layer.nonlinearity is linear and set(norm.axes) == channels
 
 
 def check_report(report, outputs):
@@ -340,7 +344,7 @@ def close(actual, expected):
     assert np.abs(actual - expected).max() <= 1e-9 * scale
 
 
-@many(4, quick=60)
+@many(4, quick=80)
 @given(outputs=networks(), by_theano=st.integers(0, 9), seed=SEEDS)
 def test_networks(outputs, by_theano, seed):
     note(described(outputs))

@@ -150,6 +150,10 @@ def can_hold(dtype, value):
 @example("uint64", "int64", "<", 2 ** 64 - 1, 0)
 @example("float64", "float16", "<", 65520, 0)
 @example("complex128", "complex64", "<", 3.5e38, 0)
+@example("float32", "float64", "<", np.nan, 0)
+@example("float64", "int32", "<", 0.5, 0)
+@example("float16", "uint8", ">", -1, 0)
+@example("float64", "complex64", "<", np.nan, 0)
 def test_types(stored, used, order, number, seed):
     """A number goes from any type to any other, or is refused."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -174,7 +178,7 @@ def test_types(stored, used, order, number, seed):
         assert layer.n1.get_value().tolist() == [1, 1]
     else:
         before = bits(layer)
-        with pytest.raises(ValueError, match="load_network.*s.n0"):
+        with pytest.raises(ValueError, match="load_network.*s.n0 must be"):
             load_network(layer, file)
         assert bits(layer) == before
 
