@@ -118,7 +118,10 @@ def waiting_rank():
         rank.stdout.readline()
         # The watcher looks for other ranks.
         time.sleep(1)
-        yield rank
+        try:
+            yield rank
+        finally:
+            rank.kill()
 
 
 def test_files_that_are_closed():
