@@ -96,7 +96,9 @@ def _move_by_several(average, statistics, counts, alpha):
     zero, one = (constant_like(value, alpha) for value in (0, 1))
     usable = T.ge(counts, constant_like(LEAST_VALUES, counts))
     for each in statistics:
-        usable = T.and_(usable, T.all(_are_finite(each.flatten(2)), axis=1))
+        # Of vectors, too, which have no second axis.
+        each = T.shape_padright(each).flatten(2)
+        usable = T.and_(usable, T.all(_are_finite(each), axis=1))
     # Each virtual batch that follows takes a factor off a weight.
     steps = T.cast(usable, alpha.dtype)
     later = T.cumsum(steps[::-1])[::-1] - steps
@@ -255,9 +257,11 @@ def _joined(batch, head, tail):
     """Join what was found for the parts of :func:`split`."""
     output = None
     if head[0] is not None:
-        x = batch.x
-        shape = -1, *(x.shape[axis] for axis in range(1, x.ndim))
-        output = T.concatenate([head[0].reshape(shape, x.ndim), tail[0]])
+        x, (output, *_) = batch.x, head
+        # Not -1: it could be anything where another size is 0.
+        shape = output.shape[0] * output.shape[1], *(
+            x.shape[axis] for axis in range(1, x.ndim))
+        output = T.concatenate([output.reshape(shape, x.ndim), tail[0]])
         output = T.patternbroadcast(output, x.broadcastable)
     statistics = [
         T.concatenate([one.dimshuffle(0, *range(2, one.ndim)), other])

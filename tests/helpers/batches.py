@@ -42,14 +42,14 @@ def train(build, x, gamma, beta, axes, dy, mode=None, epsilon=0.01, **options):
 
 
 def train_parts(build, x, gamma, beta, axes, dy, mode=None, mask=None,
-                virtual_size=None, **options):
+                virtual_size=None, epsilon=0.01, **options):
     """The same of a batch with a mask or virtual batches; and their count."""
     pattern = None if mask is None else (
         mask.dtype.name, tuple(size == 1 for size in mask.shape))
     function = _trainer(build, x.dtype, x.ndim, axes, mode,
                         tuple(options.items()), pattern, virtual_size)
     masks = [] if mask is None else [mask]
-    return function(x, gamma, beta, dy, 0.01, *masks)
+    return function(x, gamma, beta, dy, epsilon, *masks)
 
 
 @functools.lru_cache(maxsize=None)
