@@ -17,7 +17,7 @@ flags = if [ -e $(venv)/no-header ]; then \
 
 .PHONY: help demo mpi-demo bench test coverage flags-test widths-test \
 	mpi-test pythons-test python-test frameworks-test fuzz kills sanitize \
-	docs lint clean
+	soak docs lint clean
 
 help:
 	@echo "make demo   train on digits, with and without batch normalization"
@@ -32,6 +32,7 @@ help:
 	@echo "make frameworks-test  compare with PyTorch, Keras and ONNX"
 	@echo "make pythons-test  the tests, on the oldest and the newest versions"
 	@echo "make kills  end ranks of jobs at random moments (KILLS=… are options)"
+	@echo "make soak   train and compile for an hour (SOAK=… are options)"
 	@echo "make fuzz   random cases for ten minutes (FUZZ=… are options)"
 	@echo "make sanitize  the kernels under sanitizers, a function in valgrind"
 	@echo "make docs   build the pages and the API reference in build/docs"
@@ -96,7 +97,7 @@ widths-test:
 		echo "$$cxx $$flags:"; \
 		THEANO_FLAGS="base_compiledir=$(CURDIR)/$(venv)/widths,cxx=$$cxx,gcc.cxxflags=$$flags" \
 		$(pytest) -q -W ignore::RuntimeWarning $(kernels) \
-		-k "not -py- \
+		tests/test_determinism.py -k "not -py- \
 		and (training or inference or mean or drift or outlier or extreme \
 		or bits)" || exit 1; \
 	done; done
@@ -149,6 +150,11 @@ kills:
 sanitize:
 	@.ci/venv test
 	@PYTHONPATH=tests $(python) -m sanitize $(SANITIZE)
+
+# With one thread, so that a BLAS computes the same bits in each process.
+soak:
+	@.ci/venv test
+	@$(flags) OMP_NUM_THREADS=1 $(python) tests/soak $(SOAK)
 
 docs:
 	@.ci/venv docs

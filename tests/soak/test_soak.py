@@ -1,0 +1,32 @@
+"""A short soak: neither steps nor compiled functions leave objects behind."""
+
+import pytest
+import theano
+from helpers.soaking import cycles, steps
+from theano.gof.vm import VM_Linker
+
+PYTHON = VM_Linker(c_thunks=False)
+
+
+@pytest.fixture(autouse=True)
+def no_compiler():
+    """Loops are in Python, too."""
+    with theano.configparser.change_flags(cxx=""):
+        yield
+
+
+def assert_flat(memory):
+    # Memory of so few steps is that of a warm-up; objects are what they are.
+    _, objects = memory.slopes()
+    assert objects < 0.2
+
+
+def test_steps(caplog):
+    caplog.set_level("ERROR", "bnlasagne.folding")  # Logs are kept.
+    memory, _ = steps(20, samples=4, linker=PYTHON, optimizer="fast_compile")
+    assert_flat(memory)
+
+
+def test_cycles():
+    memory, _ = cycles(5, samples=5, linker=PYTHON, rare="fast_compile")
+    assert_flat(memory)
