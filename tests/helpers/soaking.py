@@ -61,7 +61,9 @@ class Memory:
 
 
 def resident():
-    """Read how much memory of the process is in use."""
+    """Read how much memory of the process is in use; 0 except on Linux."""
+    if not os.path.exists("/proc/self/statm"):
+        return 0
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
 
