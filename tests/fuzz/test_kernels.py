@@ -282,12 +282,13 @@ def test_inference(implementation, case, glue, scale):
               frozenset(), False))
 @given(cases(5000))
 def test_expressions(case):
-    """Plain expressions, with their gradients, in NumPy."""
+    """Plain expressions, in NumPy; their gradients may overflow in between."""
     # One function for each kind of batch, so few kinds.
     case = dataclasses.replace(case, rectify=False, **{
         name: getattr(case, name)[:1] or (3,)
         for name in ("before", "channels", "behind")},
-        varying=case.varying[:1] * 3, virtual_size=min(case.virtual_size, 3))
+        varying=case.varying[:1] * 3, virtual_size=min(case.virtual_size, 3),
+        features=case.features - {"scaled gradient"})
     if is_quick():
         case = dataclasses.replace(case, dtype="float32", mask_kind="some",
                                    virtual_size=2, varying=(True,) * 3)
