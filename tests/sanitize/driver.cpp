@@ -233,7 +233,7 @@ std::vector<Index> places(const Case<T>& made, Index c, Index begin,
 
 /* Units of the last place that sums in a type may be wrong by: they go through
  * some hundred values in one register. */
-const Exact ULPS = 64;
+const Exact ULPS = 128;
 
 /* `spread` is what an error of the mean is measured by. The kernels know the mean
  * in double only. */
