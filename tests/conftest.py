@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 
 # Theano locks its compile directory: each worker of pytest-xdist has its own.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -21,6 +22,10 @@ import theano
 from helpers.fuzzing import register_profiles
 from helpers.jobs import why_not
 from helpers.modes import quick  # noqa: F401
+
+# Shells have what they start in the background ignore Ctrl-C, and so would all
+# processes that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples in each run, on a busy machine, too.
 register_profiles()

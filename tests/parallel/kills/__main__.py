@@ -39,6 +39,8 @@ def parsed(arguments):
 
 def main(arguments=None):
     args = parsed(arguments)
+    # As in conftest.py.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # Then this program ends its job, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     first = random.randrange(2 ** 31) if args.seed is None else args.seed
