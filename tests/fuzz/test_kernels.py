@@ -138,7 +138,7 @@ def check_bits(one, other, names=None):
 
 
 @implementations
-@many(times=20)
+@many(times=20, quick=40)
 @given(cases(), GLUE)
 def test_training(implementation, case, glue):
     run = Runner(case, implementation, glue)
@@ -175,7 +175,7 @@ def check_spoilt(case, forward):
 
 
 @needs_compiler
-@many(times=10)
+@many(times=10, quick=40)
 @given(cases(), GLUE)
 def test_memory_makes_no_difference(case, glue):
     """Whatever lies there before, and in whatever order."""
@@ -189,7 +189,7 @@ def test_memory_makes_no_difference(case, glue):
 
 
 @more_implementations
-@many(times=10, quick=5)
+@many(times=10, quick=20)
 @given(cases(), GLUE)
 def test_statistics_alone(implementation, case, glue):
     run = Runner(case, implementation, glue)
@@ -205,7 +205,7 @@ def test_statistics_alone(implementation, case, glue):
 
 
 @more_implementations
-@many(times=10, quick=5)
+@many(times=10, quick=20)
 @given(cases(), st.integers(0, 99), GLUE)
 def test_parts_of_a_batch(implementation, case, cut, glue):
     """Of which each rank has one."""
@@ -254,7 +254,7 @@ def cut_apart(run, axis, place):
 
 
 @more_implementations
-@many(times=10)
+@many(times=10, quick=20)
 @given(cases(), GLUE, st.sampled_from([1, 1e-30, 1e30]))
 def test_inference(implementation, case, glue, scale):
     case = dataclasses.replace(case, virtual_size=0)
@@ -338,7 +338,7 @@ def test_shapes_that_do_not_fit(implementation, case, which, axis, more):
 # Running averages
 
 @implementations
-@many(times=20, quick=60)
+@many(times=20, quick=150)
 @given(st.data())
 def test_move_average(implementation, data):
     """One batch after the other; each alone if it can be used."""
