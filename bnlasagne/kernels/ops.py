@@ -364,10 +364,7 @@ class FusedOp(CompiledOp):
             sizes = zip(inputs[name].shape, wanted.get(name, param))
             for axis, (found, size) in enumerate(sizes):
                 if found != size and not (name == "mask" and found == 1):
-                    raise ValueError(
-                        f"batch normalization: {_LABELS.get(name, name)} must "
-                        f"be of size {size} along axis {axis}, to go with "
-                        f"its input, but is of size {found}")
+                    raise _mismatch(_LABELS.get(name, name), axis, size, found)
 
     # Gradients
 
@@ -408,6 +405,13 @@ class FusedOp(CompiledOp):
 
     def _gradient_of_mask(self):
         return [DisconnectedType()()] * self.masked
+
+
+def _mismatch(name, axis, wanted, found):
+    """Return the error about an array that is of another size."""
+    return ValueError(
+        f"batch normalization: {name} must be of size {wanted} along axis "
+        f"{axis}, to go with its input, but is of size {found}")
 
 
 def _size(name):
@@ -696,6 +700,12 @@ class MoveAverage(CompiledOp):
         return shapes[:1]
 
     def compute(self, average, alpha, count, *statistics):
+        wanted = [size * (1 if axis else np.size(count))
+                  for axis, size in enumerate(average.shape)]
+        for statistic in statistics:
+            for axis, sizes in enumerate(zip(wanted, statistic.shape)):
+                if sizes[0] != sizes[1]:
+                    raise _mismatch("a batch's statistic", axis, *sizes)
         return fallback.move_average(average, alpha, count, statistics),
 
     @property

@@ -403,12 +403,15 @@ def test_move_average_by_all_of_the_weight(rng, dtype, mode, value):
         np.isnan(value))
 
 
-@needs_compiler
-def test_move_average_of_another_size(rng):
-    average, mean, std = rng.normal(size=(3, 1, 50))
-    message = "a batch's statistic must be of size 50 along axis 1"
+@pytest.mark.parametrize("alpha", [0.3, 1])
+@pytest.mark.parametrize("sizes", [(50, 49), (1, 3)])
+def test_move_average_of_another_size(rng, mode, sizes, alpha):
+    average, (mean, std) = (rng.normal(size=(n, 1, size)) for n, size
+                            in zip((1, 2), sizes))
+    message = ("a batch's statistic must be of size %d along axis 1, to go "
+               "with its input, but is of size %d" % sizes)
     with pytest.raises(ValueError, match=message):
-        moved(average, 0.3, 5, mean, std[:, :49])
+        moved(average[0], alpha, 5, mean, std, mode=mode)
 
 
 @pytest.mark.parametrize("inputs", [
