@@ -13,12 +13,11 @@ from bnlasagne import (
 
 import numpy as np
 import pytest
-import theano
 from helpers.fuzzing import many
-from helpers.weights import bits
+from helpers.weights import Values, bits
 from hypothesis import example, given, note
 from hypothesis import strategies as st
-from lasagne.layers import InputLayer, Layer
+from lasagne.layers import InputLayer
 
 TYPES = ["float32", "float64", "float16", "int8", "int16", "int32", "int64",
          "uint8", "uint16", "uint32", "uint64", "bool", "complex64",
@@ -32,17 +31,6 @@ NAMES = st.none() | st.sampled_from(ODD_NAMES + ["a", "b", "fc"]) | st.text(
     max_size=6)
 SHAPES = st.lists(st.integers(0, 3), max_size=3).map(tuple)
 SEEDS = st.integers(0, 2 ** 32 - 1)
-
-
-class Values(Layer):
-    """A layer with parameters of any type."""
-
-    def __init__(self, values, incoming=(None, 3), name="s"):
-        super().__init__(incoming, name=name)
-        for number, value in enumerate(values):
-            param = theano.shared(value)
-            setattr(self, f"n{number}", param)
-            self.params[param] = set()
 
 
 def numbers(dtype, shape, seed):

@@ -32,7 +32,7 @@ def many(times=1, quick=None):
     """Set the number of a random test's cases, and count those that pass.
 
     `times` is how many cases the test can run in the time in which a slow
-    test runs one. `quick` is the number in a quick run, by default some.
+    test runs one. `quick` is the number in a quick run, by default 10.
     """
     def decorated(test):
         # What hypothesis calls for each case, and has for others to wrap.

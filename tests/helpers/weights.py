@@ -19,6 +19,7 @@ import theano
 from lasagne.layers import (
     DenseLayer,
     InputLayer,
+    Layer,
     get_all_params,
     get_output,
 )
@@ -195,3 +196,14 @@ def from_keras(kernel):
 
 def channels_last(x):
     return np.moveaxis(x, 1, -1)
+
+
+class Values(Layer):
+    """A layer with parameters of any type."""
+
+    def __init__(self, values, incoming=(None, 3), name="s"):
+        super().__init__(incoming, name=name)
+        for number, value in enumerate(values):
+            param = theano.shared(value)
+            setattr(self, f"n{number}", param)
+            self.params[param] = set()

@@ -22,7 +22,7 @@ import pytest
 import theano
 from helpers.common import later
 from helpers.folded import randomize
-from helpers.weights import bits, refused
+from helpers.weights import Values, bits, refused
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_data
@@ -67,17 +67,6 @@ def small(value):
     for param in layer.get_params():
         param.set_value(np.full_like(param.get_value(), value))
     return layer
-
-
-class Values(Layer):
-    """A layer with parameters of any type."""
-
-    def __init__(self, values, incoming=(None, 3), name="s"):
-        super().__init__(incoming, name=name)
-        for number, value in enumerate(values):
-            param = theano.shared(value)
-            setattr(self, f"n{number}", param)
-            self.params[param] = set()
 
 
 def saved(network):
