@@ -1,5 +1,6 @@
 """A short soak: neither steps nor compiled functions leave objects behind."""
 
+import numpy as np
 import pytest
 import theano
 from helpers.soaking import cycles, steps
@@ -16,14 +17,15 @@ def no_compiler():
 
 
 def assert_flat(memory):
-    # Memory of so few steps is that of a warm-up; objects are what they are.
-    _, objects = memory.slopes()
-    assert objects < 0.2
+    # So few steps are a warm-up for memory, so that only objects count. The
+    # median allows for an object that another thread of the process makes.
+    objects = [objects for _, _, objects in memory.samples[1:]]
+    assert np.median(np.diff(objects)) <= 0
 
 
 def test_steps(caplog):
     caplog.set_level("ERROR", "bnlasagne.folding")  # Logs are kept.
-    memory, _ = steps(20, samples=4, linker=PYTHON, optimizer="fast_compile")
+    memory, _ = steps(20, samples=5, linker=PYTHON, optimizer="fast_compile")
     assert_flat(memory)
 
 
