@@ -104,9 +104,16 @@ class _Updates:
                         in (fgraph.update_mapping or {}).items()}
         self.placeholders = {node.inputs[0]: node.outputs[0] for node in nodes
                              if isinstance(node.op, UpdatedAverage)}
+        # Another Op may fail after an average is computed. To leave the old
+        # value then, the function must not compute in place of it.
+        self._kept = function_module.Supervisor([])
+        fgraph.attach_feature(self._kept)
 
     def __contains__(self, variable):
         return variable in self.outputs or variable in self.placeholders
+
+    def keep(self, variable):
+        self._kept.protected.append(variable)
 
     def set(self, variable, value):
         if variable in self.placeholders:
@@ -143,9 +150,8 @@ def _update_as_one(updates, group, chains, moved):
         else chain(average, moves)
     for alias in group:
         updates.set(alias, value)
-        # Now Theano can tell that what overwrites the one overwrites the
-        # others: the average is an input that the function may overwrite.
         _replace(updates.fgraph, alias, average)
+    updates.keep(average)
     return [] if given else [alias for alias in updated
                              if chains.moves.get(alias)]
 

@@ -178,6 +178,18 @@ def test_averages_in_use_while_they_are_updated(layer, batches, mode):
     assert_followed(layer, batches[0])
 
 
+def test_another_op_that_fails_leaves_all_averages(layer, batches, mode):
+    """Theano likes to compute new values in the place of the old ones."""
+    x, y, weights = T.matrices(3)
+    tested = layer.get_output_for(y, deterministic=True)
+    outputs = [layer.get_output_for(x), T.dot(tested, weights)]
+    function = theano.function([x, y, weights], outputs, mode=mode)
+    with pytest.raises(ValueError):
+        function(*batches[:2], np.zeros((2, 2)))
+    assert_array_equal(layer.mean.get_value(), np.zeros((1, 3)))
+    assert_array_equal(layer.std.get_value(), np.ones((1, 3)))
+
+
 # What else users do with graphs
 
 def test_givens(layer, batches, mode):

@@ -266,14 +266,8 @@ def test_in_a_loop(setup, flags, mode, length, seed):
                         getattr(model, name), name)
 
 
-# With all optimizations, Theano's own Ops may overwrite what a function
-# updates, when nothing else needs it, and before another Op fails.
-NOT_IN_PLACE = st.sampled_from([theano.Mode("py", "fast_compile"),
-                                theano.Mode("py", None)])
-
-
 @many(times=2, quick=4)
-@given(setups(most_axes=4), USES, NOT_IN_PLACE, st.integers(0, 9), st.data())
+@given(setups(most_axes=4), USES, modes(), st.integers(0, 9), st.data())
 def test_a_call_that_fails_changes_nothing(setup, uses, mode, which, data):
     with setup.context():
         layer = setup.layer()
