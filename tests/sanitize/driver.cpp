@@ -7,6 +7,7 @@
  * other bits on several threads than on one. The sources of the kernels stand
  * in front of this file.
  */
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -56,15 +57,51 @@ struct Random {
     }
 };
 
-/* An array with no value to spare at its end, which may start between two
- * vectors. It is filled with NaN: each value of an output has to be written. */
+#ifdef __SANITIZE_ADDRESS__
+
+/* The sanitizer guards both ends. */
+struct Memory {
+    std::unique_ptr<char[]> bytes;
+    Memory(std::size_t size, std::size_t spare)
+        : bytes(new char[spare + size]), begin(bytes.get() + spare) {}
+    char* begin;
+};
+
+#else
+
+/* Pages with one behind them that ends the program if it is touched. */
+struct Memory {
+    struct Unmap {
+        std::size_t size;
+        void operator()(char* pages) const { munmap(pages, size); }
+    };
+    std::unique_ptr<char, Unmap> pages;
+    char* begin;
+    Memory(std::size_t size, std::size_t spare) {
+        const std::size_t page = sysconf(_SC_PAGESIZE);
+        const std::size_t own = (size + spare + page - 1) / page * page;
+        void* const made = mmap(NULL, own + page, PROT_READ | PROT_WRITE,
+                                MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (made == MAP_FAILED) std::abort();
+        pages = std::unique_ptr<char, Unmap>(static_cast<char*>(made),
+                                             Unmap{own + page});
+        mprotect(pages.get() + own, page, PROT_NONE);
+        begin = pages.get() + own - spare - size;
+    }
+};
+
+#endif
+
+/* An array that may start between two vectors. Without an offset, it has no
+ * value to spare at its end. It is filled with NaN: each value of an output has
+ * to be written. */
 template <typename V> struct Array {
-    std::unique_ptr<V[]> memory;
+    Memory memory;
     V* data;
     Index n;
-    Array(Index n, Index offset = 0) : n(n) {
-        memory.reset(new V[n + offset]);
-        data = memory.get() + offset;
+    Array(Index n, Index offset = 0)
+        : memory(n * sizeof(V), offset * sizeof(V)),
+          data(reinterpret_cast<V*>(memory.begin)), n(n) {
         std::memset(static_cast<void*>(data), 255, n * sizeof(V));
     }
     V& operator[](Index i) const { return data[i]; }
@@ -80,7 +117,7 @@ template <typename T> struct Case {
     Index size, example_values;  // of virtual batches; 0 without
     double epsilon, offset;
     Array<T> x, dy, gamma, beta;
-    std::vector<unsigned char> counts;
+    Array<unsigned char> counts;
     Index nan_channel;  // or -1
 
     static Shape draw_shape(Random& random) {
@@ -121,7 +158,8 @@ template <typename T> struct Case {
     Case(Random& random, bool masked)
         : batch(draw_batch(random, size, example_values)),
           x(batch.shape.size(), random.below(5)), dy(x.n, random.below(5)),
-          gamma(batch.shape.C), beta(batch.shape.C), nan_channel(-1) {
+          gamma(batch.shape.C), beta(batch.shape.C), counts(0),
+          nan_channel(-1) {
         if (masked) draw_mask(random);
         draw_values(random);
     }
@@ -135,14 +173,14 @@ template <typename T> struct Case {
         const Index S = batch.mask.along_s ? shape.S : 1;
         const double share = random.of({0., 0.05, 0.5, 0.95, 1.});
         const bool lengths = random.one_in(2);
-        counts.resize(M * S + 1);
+        counts = Array<unsigned char>(M * S);
         for (Index m = 0; m < M; ++m) {
             const Index length = random.below(S + 1);
             for (Index s = 0; s < S; ++s)
                 counts[m * S + s] = lengths && S > 1 ? s < length
                                                      : random.unit() < share;
         }
-        batch.mask.counts = counts.data();
+        batch.mask.counts = counts.data;
     }
 
     bool is_counted(Index m, Index s) const {

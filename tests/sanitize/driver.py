@@ -61,9 +61,13 @@ def _compile(*arguments):
 
 
 def run(program, seed, cases, threads=4, first=0):
-    """Run cases; return what the driver has printed, and whether it failed."""
+    """Run cases; return what the driver has printed, and whether it failed.
+
+    It is ended by a signal, such as 11, if it reads beyond an array's end.
+    """
     done = subprocess.run(
         [str(program), *map(str, (seed, first, cases, threads))],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         universal_newlines=True)
-    return done.stdout, done.returncode != 0
+    text = f"{done.stdout}Exit status: {done.returncode}"
+    return text, done.returncode != 0
