@@ -535,10 +535,21 @@ template <typename T, bool RECTIFY, bool MASKED> struct Runner {
         }
     }
 
-    void check_average(const Outputs<T>& trained, double alpha) {
+    /* Statistics that are not finite move no average. */
+    void check_average(const Outputs<T>& trained, Random& random) {
+        const double alpha = random.of({0., 0.1, 0.5, 1.});
+        const Index all = trained.V * trained.C;
+        std::vector<T> found[2] = {
+            std::vector<T>(trained.mean.data, trained.mean.data + all),
+            std::vector<T>(trained.std.data, trained.std.data + all)};
+        typedef std::numeric_limits<T> Limits;
+        if (all && random.one_in(4))
+            found[random.below(2)][random.below(all)] = random.of(
+                {Limits::infinity(), -Limits::infinity(),
+                 Limits::quiet_NaN(), Limits::max()});
         Array<T> average(trained.C), moved(trained.C);
         for (Index c = 0; c < trained.C; ++c) average[c] = T(1 + c);
-        const T* both[] = {trained.mean.data, trained.std.data};
+        const T* both[] = {found[0].data(), found[1].data()};
         move_average<T>(average.data, trained.counts.data, trained.V, both, 2,
                         alpha, trained.C, moved.data);
         std::vector<Exact> expected(average.data, average.data + trained.C);
@@ -546,10 +557,10 @@ template <typename T, bool RECTIFY, bool MASKED> struct Runner {
         for (Index v = 0; v < trained.V; ++v) {
             bool usable = trained.counts[v] >= LEAST_VALUES;
             for (Index c = v * trained.C; c < (v + 1) * trained.C; ++c)
-                usable &= std::isfinite(trained.mean[c])
-                          && std::isfinite(trained.std[c]);
+                usable &= std::isfinite(found[0][c])
+                          && std::isfinite(found[1][c]);
             for (Index c = 0; usable && c < trained.C; ++c) {
-                const Exact next = trained.mean[v * trained.C + c];
+                const Exact next = found[0][v * trained.C + c];
                 expected[c] = (1 - Exact(alpha)) * expected[c] + alpha * next;
                 sizes[c] = std::max(sizes[c], fabsl(next));
             }
@@ -558,7 +569,7 @@ template <typename T, bool RECTIFY, bool MASKED> struct Runner {
             judge.close("average", c, moved[c], expected[c], sizes[c]);
     }
 
-    void run(int threads, double alpha) {
+    void run(int threads, Random& random) {
         omp_set_num_threads(1);
         const Outputs<T> trained = train();
         omp_set_num_threads(threads);
@@ -566,7 +577,7 @@ template <typename T, bool RECTIFY, bool MASKED> struct Runner {
                       train().same_bits(trained));
         judge.where = "in one pass";
         Expected<T, RECTIFY>{made, trained, judge}.check();
-        check_average(trained, alpha);
+        check_average(trained, random);
         if (trained.V != 1) return;
         judge.where = "in passes";
         const Outputs<T> other = train_in_passes();
@@ -579,10 +590,9 @@ template <typename T, bool RECTIFY, bool MASKED> struct Runner {
 template <typename T, bool RECTIFY, bool MASKED>
 void run_case(Random& random, int threads, Judge& judge) {
     const Case<T> made(random, MASKED);
-    const double alpha = random.of({0., 0.1, 0.5, 1.});
     const Batch& batch = made.batch;
     Runner<T, RECTIFY, MASKED>{made, judge, random.below(5)}.run(threads,
-                                                                 alpha);
+                                                                 random);
     if (judge.wrong.empty()) return;
     char text[300];
     std::snprintf(
