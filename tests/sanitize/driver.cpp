@@ -172,13 +172,14 @@ template <typename T> struct Case {
         const Index M = batch.mask.along_m ? shape.M : 1;
         const Index S = batch.mask.along_s ? shape.S : 1;
         const double share = random.of({0., 0.05, 0.5, 0.95, 1.});
-        const bool lengths = random.one_in(2);
+        // Padding at the end, or at the start, or anywhere.
+        const bool lengths = random.one_in(2), at_start = random.one_in(2);
         counts = Array<unsigned char>(M * S);
         for (Index m = 0; m < M; ++m) {
             const Index length = random.below(S + 1);
             for (Index s = 0; s < S; ++s)
-                counts[m * S + s] = lengths && S > 1 ? s < length
-                                                     : random.unit() < share;
+                counts[m * S + s] = lengths && S > 1
+                    ? (s < length) != at_start : random.unit() < share;
         }
         batch.mask.counts = counts.data;
     }
