@@ -1,6 +1,5 @@
 """A short soak: neither steps nor compiled functions leave objects behind."""
 
-import numpy as np
 import pytest
 import theano
 from helpers.soaking import cycles, steps
@@ -17,15 +16,16 @@ def no_compiler():
 
 
 def assert_flat(memory):
-    # So few steps are a warm-up for memory, so that only objects count. The
-    # median allows for an object that another thread of the process makes.
-    objects = [objects for _, _, objects in memory.samples[1:]]
-    assert np.median(np.diff(objects)) <= 0
+    # So few steps are a warm-up for memory, so that only objects count. Other
+    # threads of the process make a few; a graph has thousands, and an object
+    # for each step would be 16.
+    first, last = memory.samples[1], memory.samples[-1]
+    assert last[-1] - first[-1] < 8
 
 
 def test_steps(caplog):
     caplog.set_level("ERROR", "bnlasagne.folding")  # Logs are kept.
-    memory, _ = steps(20, samples=5, linker=PYTHON, optimizer="fast_compile")
+    memory, _ = steps(20, samples=10, linker=PYTHON, optimizer="fast_compile")
     assert_flat(memory)
 
 
