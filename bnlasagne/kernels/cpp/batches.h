@@ -249,7 +249,6 @@ template <typename T> class CountedRows {
             return static_cast<double>(strip.end - strip.begin);
         const Index S = shape.S, m = strip.begin / S, last = strip.end / S;
         const Index s = strip.begin % S, rest = strip.end % S;
-        if (m == last) return static_cast<double>(counted(m, s, rest));
         const Index *before = before_[0], next = s ? m + 1 : m;
         return static_cast<double>(
             (s ? counted(m, s, S) : 0) + before[last] - before[next]

@@ -271,13 +271,6 @@ inline void set_units(Index begin, Index end, T* units, int most, int rest,
     }
 }
 
-/* What the unit of a batch's deviations depends on. It keeps the mean in range.
- * A channel of a single value has no deviations. */
-inline double size_of(double mean, double std) {
-    const double least = std::fabs(mean) * 1e-30;
-    return std > 0 && std < least ? least : std;
-}
-
 template <typename T> inline bool has_units(const T* units, Index n) {
     return std::count(units, units + n, T(1)) != n;
 }
@@ -368,7 +361,7 @@ template <typename T, bool MASKED> struct Job {
         const double *mean = statistics.mean, *std = statistics.std;
         const double *inverse = statistics.inverse[0];
         set_units(begin, end, units, 16, 0, [=](Index c) {
-            return size_of(mean[c], std[c]);
+            return std[c];
         });
         BNLASAGNE_INDEPENDENT
         for (Index c = begin; c < end; ++c) {
