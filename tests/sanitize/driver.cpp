@@ -214,8 +214,11 @@ template <typename T> struct Case {
                 }
         }
         if (outlier && x.n) x[random.below(x.n)] *= T(1e4);
+        if (constant && x.n && random.one_in(2)) nudge(x[random.below(x.n)]);
         if (random.one_in(20) && x.n) spoil_channel(random);
     }
+
+    static void nudge(T& value) { value = std::nextafter(value, T(0)); }
 
     /* What does not count may be anything. */
     void spoil(Random& random, Index i) {
