@@ -480,6 +480,20 @@ def test_folder_is_empty_after_an_error(data, tmp_path):
     assert os.listdir(str(tmp_path)) == []
 
 
+def test_folder_holds_one_array_for_each_batch(data, tmp_path):
+    """What a pass has read is removed while that pass goes on."""
+    batches, counts = split(data, 4), []
+
+    def progress(items):
+        for item in items:
+            counts.append(len(list(tmp_path.rglob("*.npy"))))
+            yield item
+
+    update_population_statistics(chain(3), batches, progress=progress,
+                                 keep=str(tmp_path))
+    assert len(batches) <= max(counts) <= len(batches) + 1
+
+
 class Counting(lasagne.layers.Layer):
     """The identity, which counts how often it is computed."""
 
