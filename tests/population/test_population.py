@@ -556,8 +556,8 @@ def test_layer_in_a_loop(data, whole):
 # Nothing changes on failure
 
 @pytest.mark.parametrize("kind", [OSError, KeyboardInterrupt])
-@pytest.mark.parametrize("failing", [1, 2])
-def test_failing_batches(data, kind, failing):
+@pytest.mark.parametrize("failing, at", [(1, 2), (2, 2), (1, 0)])
+def test_failing_batches(data, kind, failing, at):
     network, error = chain(2), kind("disk")
     before = values(network)
     passes = []
@@ -565,7 +565,7 @@ def test_failing_batches(data, kind, failing):
     def batches():
         passes.append(None)
         for number, batch in enumerate(split(data, 4)):
-            if len(passes) == failing and number == 2:
+            if len(passes) == failing and number == at:
                 raise error
             yield batch
 
@@ -576,7 +576,7 @@ def test_failing_batches(data, kind, failing):
     assert_same(values(network), before)
     if sys.version_info >= (3, 11) and kind is OSError:
         note, = error.__notes__
-        assert "2 batches" in note
+        assert f"{at} batches" in note
         assert "'bn%d'" % failing in note
 
 
