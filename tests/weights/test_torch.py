@@ -1,6 +1,8 @@
 """What PyTorch has of its own: tensors, counts, checkpoints."""
 
 import pickle
+import sys
+import types
 
 from bnlasagne import (
     BatchNormLayer,
@@ -104,6 +106,26 @@ def test_files_need_only_numpy():
         assert b"bnlasagne" not in stored
         assert np.array_equal(pickle.loads(stored)["fc.weight"],
                               found["fc.weight"])
+
+
+def test_functions_of_torch_get_tensors(monkeypatch):
+    array = get_torch_state_dict(
+        DenseLayer((None, 4), 3, name="fc"))["fc.bias"]
+
+    def tensor(value):
+        assert type(value) is np.ndarray
+        return "tensor", value.tolist()
+
+    def function(*args, **kwargs):
+        return args, kwargs
+
+    monkeypatch.setitem(sys.modules, "torch",
+                        types.SimpleNamespace(from_numpy=tensor))
+    found = ("tensor", [0, 0, 0])
+    assert array.__torch_function__(
+        function, (), (array, 3), {"out": array, "dim": 1}) == (
+        (found, 3), {"out": found, "dim": 1})
+    assert array.__torch_function__(function, ()) == ((), {})
 
 
 # --- checkpoints ------------------------------------------------------------
