@@ -237,6 +237,15 @@ def test_what_one_side_lacks(rng, matrix, framework, options, left_out, hint):
     assert "'q'" not in str(caught.value)
 
 
+@pytest.mark.parametrize("missing", ["running_mean", "running_var"])
+def test_half_of_the_statistics_is_no_other_kind_of_norm(
+        rng, matrix, missing):
+    layer = BatchNormLayer(matrix, name="n")
+    with refused(layer) as caught:
+        TORCH.set(layer, named_norm("n", TORCH, rng, 4, without=(missing,)))
+    assert "track_running_stats" not in str(caught.value)
+
+
 @both
 @pytest.mark.parametrize("here, there, hint", [
     (False, True, r"\n'a' has a bias. Build DenseLayer 'a' without b=None."),
