@@ -19,6 +19,7 @@ import theano.tensor as T
 from helpers import batches, reference
 from helpers.batches import LINKERS, MODES, draw, expected_train
 from helpers.common import TOLERANCE, needs_compiler, param, tensor
+from helpers.thunks import call, laid_out
 from numpy.testing import assert_allclose, assert_array_equal
 
 # Along rows and across columns; in few and in many units of work; with and
@@ -458,6 +459,38 @@ def test_in_place_where_nothing_else_needs_the_input(rng, linker):
     dx = reference.gradient_of_normalize_batch(2 * data, y, (0,))[0]
     assert_allclose(train(data), 2 * dx, rtol=1e-4, atol=1e-5)
     assert_array_equal(data, before)
+
+
+@needs_compiler
+@pytest.mark.parametrize("layout", ["in order", "every other"])
+@pytest.mark.parametrize("name", [
+    "BatchNormalize", "BatchNormalizeGrad", "in place", "MoveAverage"])
+def test_no_reference_is_left(rng, name, layout):
+    """Neither to inputs nor to what lay in the place of an output."""
+    x, dy = rng.normal(size=(2, 5, 3))
+    one, epsilon, statistics = np.ones((1, 3)), np.array(0.01), np.ones(6)
+    op, inputs = {
+        "BatchNormalize": (ops.BatchNormalize(Layout(1, 2)),
+                           [x, one, one, epsilon]),
+        "BatchNormalizeGrad": (ops.BatchNormalizeGrad(Layout(1, 2)),
+                               [x, one, one, epsilon, dy, statistics]),
+        "in place": (ops.Normalize(Layout(1, 2), inplace=True),
+                     [x, one, one, one, one, epsilon]),
+        "MoveAverage": (ops.MoveAverage(2), [
+            one, np.array(0.5), np.array(5), one, one]),
+    }[name]
+    arrays = [laid_out(array.copy(), layout) for array in inputs]
+    inputs = list(arrays)
+
+    def leftover(array):
+        arrays.append(np.zeros(np.add(array.shape, 1)))
+        return arrays[-1]
+
+    call(op, inputs, "c", leftover)
+    assert len(arrays) > len(inputs)
+    del inputs
+    # In the list, in the loop and as an argument.
+    assert {sys.getrefcount(array) for array in arrays} == {3}
 
 
 def test_never_over_what_the_user_passed(rng):
