@@ -349,6 +349,18 @@ def test_shapes_that_do_not_fit(rng, mode, wrong, message):
             "gamma", "beta", "dy")))
 
 
+@needs_compiler
+@pytest.mark.parametrize("size", [5, 7, 0])
+def test_vector_that_does_not_fit(rng, size):
+    """In C++, where nothing else would notice."""
+    x, one = rng.normal(size=(6, 3)), np.ones((1, 3))
+    with pytest.raises(ValueError, match=(
+            "the statistics must be of size 6 along axis 0, .* size "
+            f"{size}")):
+        call(ops.BatchNormalizeGrad(Layout(1, 2)),
+             [x, one, one, 0.01, x, np.ones(size)], "c")
+
+
 @pytest.mark.parametrize("inputs, message", [
     ([T.lmatrix()], "must be float32 or float64, got int64"),
     ([T.fmatrix(), T.drow(), T.frow(), 0.01],
