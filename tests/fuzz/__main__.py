@@ -48,9 +48,9 @@ def counts_in(report):
     """Read from a report how many cases each file's tests have run."""
     counts = collections.Counter()
     for test in xml.etree.ElementTree.parse(report).iter("testcase"):
-        subject = test.get("classname").split(".")[-1]
         for value in test.iter("property"):
             if value.get("name") == "cases":
+                subject = test.get("classname").split(".")[-1]
                 counts[subject] += int(value.get("value"))
     return counts
 
