@@ -16,7 +16,7 @@ from helpers.common import tensor
 from helpers.fuzzing import many
 from helpers.model import LayerModel, number
 from helpers.setups import FLAGS, Setup, modes, setups, uses_and_updates
-from hypothesis import event, example, given
+from hypothesis import assume, event, example, given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
@@ -204,6 +204,8 @@ def test_copies(setup, uses, mode, way):
         batches = draw_batches(setup, uses, 5)
         before = [param.get_value() for param in layer.get_params()]
         if way == "copy of the function":
+            # Theano copies no functions of some linkers, such as "c|py".
+            assume(hasattr(function.fn, "storage_map"))
             other, other_layer = function.copy(), layer
         else:
             other_layer = copied_by_pickle(layer, way)
