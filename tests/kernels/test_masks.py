@@ -94,6 +94,18 @@ def mode(request):
     return MODES[request.param]
 
 
+@pytest.mark.parametrize("counted", [0, 1])
+def test_mask_of_one_value_for_all(rng, counted):
+    """Of its type, it varies along no axis."""
+    x, mask = rng.normal(size=(4, 3)), np.full((1, 1), counted, "int8")
+    variable = T.TensorType("int8", (True, True))()
+    y = ops.normalize_batch(
+        Batch(T.constant(x), (0, 1), variable), None, None, 0.01)[0]
+    found = theano.function([variable], y, mode=MODES["py"])(mask)
+    assert_allclose(found, reference.normalize_masked(
+        x, (0, 1), mask, np.ones((1, 1)), np.zeros((1, 1))))
+
+
 @pytest.mark.parametrize("dtype, rectify", [
     ("float32", True), ("float64", False)])
 @pytest.mark.parametrize("shape, axes, varying", CASES)
